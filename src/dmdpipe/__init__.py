@@ -1,0 +1,1 @@
+"""Distribution matching distillation, and how much a student copies its teacher's map."""

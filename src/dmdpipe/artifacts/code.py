@@ -1,0 +1,149 @@
+"""The code that a step can reach, and its digest.
+
+Reach is the static import closure, within the package, of the step's entry module and of the modules that its
+spec selects. Imports inside functions count, imports for type checkers don't, and the ``__init__`` of every package
+on the way does. The specs are left out, because what they decide stands in the spec's JSON, and the errors, because
+they only talk.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.util import find_spec
+from pathlib import Path
+
+import grimp
+from grimp.exceptions import SourceSyntaxError
+
+from dmdpipe.errors import UserError
+from dmdpipe.specs.base import digest
+
+LEFT_OUT = (["specs"], ["errors"])  # subpackages and modules at the top of the package
+
+
+@dataclass(frozen=True)
+class Code:
+    """What a step can reach.
+
+    Attributes:
+        modules: digest of each module's normalised source, by dotted name.
+        libraries: top-level names of the packages outside the standard library that these modules import.
+        digest: one digest for all modules.
+    """
+
+    modules: dict[str, str]
+    libraries: tuple[str, ...]
+    digest: str
+
+
+class SourceTree:
+    """The sources of one importable package, as they were when first looked at; nothing is executed.
+
+    Raises:
+        ModuleNotFoundError: if there is no such package.
+    """
+
+    def __init__(self, package: str):
+        spec = find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise ModuleNotFoundError(f"no package {package!r}")
+        self.package = package
+        self.root = Path(next(iter(spec.submodule_search_locations)))
+        self._codes: dict[tuple[str, ...], Code] = {}
+        self._digests: dict[str, str] = {}
+
+    def reach(self, *modules: str) -> Code:
+        """Return the code that these modules (dotted names) can reach, themselves included.
+
+        Raises:
+            ModuleNotFoundError: if one of them is not in the package.
+            UserError: if some file of the package is not valid Python.
+        """
+        start = tuple(sorted(set(modules)))
+        if start not in self._codes:
+            self._codes[start] = self._reach(start)
+        return self._codes[start]
+
+    def _reach(self, start: tuple[str, ...]) -> Code:
+        missing = [module for module in start if module not in self._imports.modules]
+        if missing:
+            raise ModuleNotFoundError(f"package {self.package!r} has no module {', '.join(missing)}")
+        reached: set[str] = set()
+        libraries: set[str] = set()
+        waiting = list(start)
+        while waiting:
+            module = waiting.pop()
+            if not self._is_ours(module):
+                libraries.add(module.partition(".")[0])
+            elif module not in reached and module.split(".")[1:2] not in LEFT_OUT:
+                reached.add(module)
+                waiting += self._imports.find_modules_directly_imported_by(module)
+                waiting += filter(None, [module.rpartition(".")[0]])  # importing a.b.c runs a and a.b first
+        digests = {module: self._module_digest(module) for module in sorted(reached)}
+        return Code(digests, tuple(sorted(libraries - sys.stdlib_module_names)), digest(digests))
+
+    @cached_property
+    def _imports(self) -> grimp.ImportGraph:
+        try:
+            return grimp.build_graph(
+                self.package,
+                include_external_packages=True,
+                exclude_type_checking_imports=True,
+                cache_dir=None,
+            )
+        except SourceSyntaxError as error:
+            raise UserError(
+                f"the code cannot be read: {' '.join(str(error).split())}; mend that file"
+            ) from None
+
+    def _is_ours(self, module: str) -> bool:
+        return module == self.package or module.startswith(f"{self.package}.")
+
+    def _module_digest(self, module: str) -> str:
+        if module not in self._digests:
+            path = self.root.joinpath(*module.split(".")[1:])
+            file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+            self._digests[module] = digest(normalised(file.read_text(encoding="utf-8")))
+        return self._digests[module]
+
+
+def normalised(source: str) -> str:
+    """Return a text that is equal for sources that differ only in comments, docstrings and formatting.
+
+    It is the syntax tree without its empty fields. ``ast.dump`` and ``ast.unparse`` won't do: between versions of
+    Python they change (new optional fields, other quotes in f-strings), and the digest must not.
+    """
+    return repr(_skeleton(ast.parse(source)))
+
+
+def _skeleton(node: object) -> object:
+    if isinstance(node, ast.AST):
+        fields = [(name, _skeleton(value)) for name, value in ast.iter_fields(node)]
+        return (type(node).__name__, *((name, value) for name, value in fields if value not in (None, [])))
+    if isinstance(node, list):
+        return [_skeleton(item) for item in node if not _is_docstring(item)]
+    return node
+
+
+def _is_docstring(node: object) -> bool:
+    """Any text that stands alone as a statement: it does nothing, wherever it stands."""
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+@cache
+def own_sources() -> SourceTree:
+    """Return the sources of dmdpipe, read once per process."""
+    return SourceTree("dmdpipe")
+
+
+def reach(modules: Iterable[str]) -> Code:
+    """Return the code of dmdpipe that these modules can reach."""
+    return own_sources().reach(*modules)

@@ -1,0 +1,115 @@
+"""What a step ran in: the environment class, which bounds what can be equal, and facts, which bound nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dmdpipe.artifacts.checked import Record
+
+# The libraries whose arithmetic ends up in results. The environment's lock names all others.
+NUMERICAL_LIBRARIES = ("numpy", "scipy", "torch")
+UNLOCKED = "unlocked"
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+class Environment(Record):
+    """An environment class: two runs in equal ones are expected to write the same bytes.
+
+    Attributes:
+        python: ``3.11``.
+        platform: ``linux-x86_64``.
+        libraries: versions of the numerical libraries that the step's code imports.
+        device: ``cpu``, or the GPU's name if the step used CUDA.
+        instruction_set: the widest that torch uses on this CPU or, for a step without torch, NumPy.
+        threads: the same for the number of threads.
+    """
+
+    python: str
+    platform: str
+    libraries: dict[str, str]
+    device: str
+    instruction_set: str
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """One line for people."""
+        libraries = ", ".join(f"{name} {number}" for name, number in sorted(self.libraries.items()))
+        return (
+            f"Python {self.python} on {self.platform}, {libraries}; "
+            f"{self.device}, {self.instruction_set}, {self.threads} thread(s)"
+        )
+
+
+def current_environment(libraries: Iterable[str]) -> Environment:
+    """Return the environment class of this process for code that imports ``libraries``.
+
+    Torch is asked only if that code imports it and has done so: what else this process did doesn't count.
+    """
+    versions = {name: version(name) for name in NUMERICAL_LIBRARIES if name in set(libraries)}
+    torch = sys.modules.get("torch") if "torch" in versions else None
+    on_gpu = torch is not None and torch.cuda.is_initialized()
+    return Environment(
+        python=f"{sys.version_info.major}.{sys.version_info.minor}",
+        platform=f"{sys.platform}-{platform.machine()}",
+        libraries=versions,
+        device=torch.cuda.get_device_name() if torch and on_gpu else "cpu",
+        instruction_set=torch.backends.cpu.get_cpu_capability() if torch else _instruction_set_of_numpy(),
+        threads=torch.get_num_threads() if torch else _default_threads(),
+    )
+
+
+def _instruction_set_of_numpy() -> str:
+    import numpy as np
+
+    extensions: Any = np.show_config(mode="dicts")
+    found = extensions["SIMD Extensions"]
+    return ([*found.get("baseline", []), *found.get("found", [])] or ["none"])[-1]
+
+
+def _default_threads() -> int:
+    declared = os.environ.get("OMP_NUM_THREADS", "")
+    return int(declared) if declared.isdecimal() else os.cpu_count() or 1
+
+
+def lock_digest() -> str:
+    """Return the SHA-256 of the environment's locks, or ``unlocked`` if there are none.
+
+    They are the ``*.txt`` in ``$DMDPIPE_LOCKS`` or, if dmdpipe runs from a checkout, in its ``envs``.
+    """
+    folder = Path(os.environ.get("DMDPIPE_LOCKS") or PACKAGE.parents[1] / "envs")
+    locks = sorted(folder.glob("*.txt"))
+    if not locks:
+        return UNLOCKED
+    listing = [f"{lock.name} {hashlib.sha256(lock.read_bytes()).hexdigest()}\n" for lock in locks]
+    return hashlib.sha256("".join(listing).encode()).hexdigest()
+
+
+def peak_memory_mib() -> float:
+    """Return the most memory that this process has held, in MiB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+
+
+def git_state() -> dict[str, Any]:
+    """Return the checkout's ``commit`` and whether tracked files are ``dirty``; None outside of git."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(PACKAGE), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}

@@ -1,0 +1,151 @@
+"""Manifests: what came out of which spec (``result``), made by which code and where (``provenance``).
+
+Each part carries the SHA-256 of everything else in it, its parents' included, so one digest stands for all that
+a result was made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from dmdpipe.artifacts.checked import (
+    Digest,
+    FileName,
+    Record,
+    RelativePath,
+    Sha256,
+    inside,
+    parse_json,
+    read_bytes,
+)
+from dmdpipe.artifacts.environment import Environment
+from dmdpipe.errors import UserError
+from dmdpipe.specs.base import canonical_json, digest
+
+FILE_NAME = "manifest.json"
+RUN_FILE_NAME = "run.json"
+
+
+class PayloadFile(Record):
+    """A payload file's fingerprint."""
+
+    sha256: Sha256
+    size: int = Field(ge=0, description="bytes")
+
+
+class ParentResult(Record):
+    """Where a parent lies below the root of the results, and what came out of it."""
+
+    folder: RelativePath
+    result_digest: Sha256
+
+
+class Result(Record):
+    """What came out of which spec: comparable across versions of the code and machines."""
+
+    stage: str
+    spec: dict[str, Any]
+    digest: Digest
+    seeds: dict[str, int]
+    payload: dict[FileName, PayloadFile]
+    parents: dict[str, ParentResult]
+    result_digest: Sha256
+
+
+class Equality(Record):
+    """What a run in another environment class can be held to; in the same class it is the same bytes.
+
+    bitwise: the same bytes there too. tolerance: the same numbers up to rounding, given the same parents.
+    statistical: the same distribution over seeds, because training amplifies rounding.
+    """
+
+    kind: Literal["bitwise", "tolerance", "statistical"]
+    reason: str
+
+
+class Provenance(Record):
+    """Made by which code in which environment."""
+
+    code: Digest
+    modules: dict[str, Digest]
+    environment_lock: str
+    environment: Environment
+    equality: Equality
+    parents: dict[str, Sha256]
+    provenance_digest: Sha256
+
+
+class Manifest(Record):
+    """A step's manifest.json; deterministic in one environment class."""
+
+    schema_version: Literal[1] = 1
+    result: Result
+    provenance: Provenance
+
+
+_MANIFEST = TypeAdapter(Manifest)
+
+
+def sealed(part: Mapping[str, Any], seal: str) -> dict[str, Any]:
+    """Return ``part`` (plain JSON types) with the SHA-256 of its canonical JSON under the key ``seal``."""
+    content = {key: value for key, value in part.items() if key != seal}
+    return {**content, seal: hashlib.sha256(canonical_json(content).encode()).hexdigest()}
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Return the manifest at ``path``, its own digests checked.
+
+    Raises:
+        UserError: if it is unreadable, no manifest of this schema, or was changed after it was written.
+    """
+    manifest = parse_json(_MANIFEST, read_bytes(path), str(path))
+    written = manifest.model_dump(mode="json")
+    try:
+        expected = {
+            "result": sealed({**written["result"], "digest": _spec_digest(manifest)}, "result_digest"),
+            "provenance": sealed(written["provenance"], "provenance_digest"),
+        }
+    except ValueError:  # a NaN, which JSON proper lacks
+        expected = {}
+    changed = [part for part in ("result", "provenance") if written[part] != expected.get(part)]
+    if changed:
+        raise UserError(f"{path}: {changed[0]} does not match its own digest; run this step again")
+    return manifest
+
+
+def _spec_digest(manifest: Manifest) -> str:
+    return digest({"stage": manifest.result.stage, "spec": manifest.result.spec})
+
+
+def payload_problem(folder: Path, name: str, file: PayloadFile, data: bytes | None = None) -> str | None:
+    """Return what is wrong with one payload file, or None; ``data`` is its content if already read."""
+    try:
+        content = read_bytes(inside(folder, name)) if data is None else data
+    except UserError as error:
+        return str(error)
+    if len(content) != file.size:
+        return f"{folder / name}: has {len(content)} bytes, its manifest says {file.size}"
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        return f"{folder / name}: was changed after it was made (its SHA-256 is not the manifest's)"
+    return None
+
+
+def verify_payload(folder: Path, manifest: Manifest) -> list[str]:
+    """Return one line for each payload file that is missing or not what the manifest says."""
+    problems = [payload_problem(folder, name, file) for name, file in sorted(manifest.result.payload.items())]
+    return [problem for problem in problems if problem]
+
+
+def seeds_in(spec: Any, path: str = "") -> dict[str, int]:
+    """Return every ``seed`` in a spec's JSON by its dotted path, e.g. ``{"teacher.score.seed": 0}``."""
+    found: dict[str, int] = {}
+    items = spec.items() if isinstance(spec, dict) else enumerate(spec) if isinstance(spec, list) else ()
+    for key, value in items:
+        here = f"{path}.{key}" if path else str(key)
+        found |= {here: value} if key == "seed" and isinstance(value, int) else seeds_in(value, here)
+    return found

@@ -1,0 +1,238 @@
+"""The stages: folder, files, function, spec, parents, modules and label of each. To add a stage, add a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from dmdpipe.artifacts.checked import parse_json
+from dmdpipe.artifacts.manifest import Equality
+from dmdpipe.errors import UserError, did_you_mean
+from dmdpipe.specs.base import canonical_json, digest
+from dmdpipe.specs.data import DataSpec, data_name
+from dmdpipe.specs.diffusion import NoiseBankSpec, TeacherSamplesSpec, TeacherSpec
+from dmdpipe.specs.pairs import MetricsSpec, PairsSpec
+from dmdpipe.specs.student import StudentSpec
+
+Parents = dict[str, tuple[str, Any]]
+
+ROUNDING = Equality(kind="tolerance", reason="other instruction sets and devices round otherwise")
+TRAINING = Equality(
+    kind="statistical", reason="training amplifies the rounding of other instruction sets and devices"
+)
+
+
+def _nothing(spec: Any) -> Any:
+    return {}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of step.
+
+    Attributes:
+        name: what the step is called in manifests, rules and specs.
+        spec: the pydantic model of its spec, or a union of models.
+        folder: where its folders lie below the root of the results.
+        payload: the names of exactly the files that it writes.
+        entry: ``module:function``; the function takes the open step.
+        label: spec → readable name, unique enough for people.
+        parents: spec → the steps that it reads: (stage, spec) by role.
+        modules: spec → the modules that the spec selects by name, which no import statement shows.
+        equality: what a run elsewhere can be held to.
+        keyed: whether the folder's name ends in the spec's digest; not so for what people open.
+    """
+
+    name: str
+    spec: Any
+    folder: str
+    payload: tuple[str, ...]
+    entry: str
+    label: Callable[[Any], str]
+    parents: Callable[[Any], Parents] = _nothing
+    modules: Callable[[Any], set[str]] = _nothing
+    equality: Equality = ROUNDING
+    keyed: bool = True
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[Any]:
+        return TypeAdapter(self.spec)
+
+    def parse(self, spec: Any) -> Any:
+        """Return the typed spec from plain JSON types.
+
+        Raises:
+            UserError: naming the first key at fault.
+        """
+        return parse_json(self._adapter, canonical_json(spec), f"the spec of this {self.name} step")
+
+    def digest(self, spec: Any) -> str:
+        """Return the digest of a step of this stage; the spec nests its parents' specs."""
+        return digest({"stage": self.name, "spec": spec.model_dump(mode="json")})
+
+    def path(self, spec: Any) -> str:
+        """Return the step's folder below the root of the results."""
+        ending = f"-{self.digest(spec)}" if self.keyed else ""
+        return f"{self.folder}/{self.label(spec)}{ending}"
+
+    def entry_modules(self, spec: Any) -> set[str]:
+        """Return the modules from which the step reaches all of its code."""
+        return {self.entry.partition(":")[0], *self.modules(spec)}
+
+
+def find_stage(name: str) -> Stage:
+    """Return the stage of that name.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if name not in STAGES:
+        raise UserError(f"there is no stage '{name}'{did_you_mean(name, STAGES)}")
+    return STAGES[name]
+
+
+# Labels
+
+
+def _noise_label(spec: NoiseBankSpec) -> str:
+    return f"d{spec.dim}_seed{spec.seed}"
+
+
+def _teacher_label(spec: TeacherSpec) -> str:
+    if spec.score.kind == "exact":
+        return f"{data_name(spec.data)}_exact"
+    network = spec.score.network
+    return f"{data_name(spec.data)}_{network.kind}-{network.width}x{network.depth}_seed{spec.score.seed}"
+
+
+def _teacher_samples_label(spec: TeacherSamplesSpec) -> str:
+    return f"{_teacher_label(spec.teacher)}_heun{spec.sampler.steps}"
+
+
+def _student_label(spec: StudentSpec) -> str:
+    start = f"{spec.init.kind}_{spec.recipe.name}_sigma{spec.noise_range.sigma_max:g}"
+    return f"{data_name(spec.teacher.data)}_{start}_seed{spec.seed}"
+
+
+# Parents
+
+
+def _teacher_samples_parents(spec: TeacherSamplesSpec) -> Parents:
+    return {
+        "teacher": ("teacher", spec.teacher),
+        "data": ("data", spec.teacher.data),
+        "noise": ("noise", spec.bank),
+    }
+
+
+def _student_parents(spec: StudentSpec) -> Parents:
+    return {"teacher": ("teacher", spec.teacher), "data": ("data", spec.teacher.data)}
+
+
+def _pairs_parents(spec: PairsSpec) -> Parents:
+    return {
+        "student": ("student", spec.student),
+        "teacher_samples": ("teacher_samples", spec.teacher_samples),
+        "noise": ("noise", spec.teacher_samples.bank),
+    }
+
+
+def _metrics_parents(spec: MetricsSpec) -> Parents:
+    samples = spec.pairs.teacher_samples
+    return {
+        "pairs": ("pairs", spec.pairs),
+        "teacher_samples": ("teacher_samples", samples),
+        "noise": ("noise", samples.bank),
+        "data": ("data", samples.teacher.data),
+    }
+
+
+# Modules
+
+
+def _teacher_modules(spec: TeacherSpec) -> set[str]:
+    if spec.score.kind == "exact":
+        return {"dmdpipe.diffusion.exact"}
+    return {f"dmdpipe.networks.{spec.score.network.kind}"}
+
+
+def _student_modules(spec: StudentSpec) -> set[str]:
+    return {f"dmdpipe.networks.{spec.network.kind}", *_teacher_modules(spec.teacher)}
+
+
+_ROWS = (
+    Stage(
+        name="data",
+        spec=DataSpec,
+        folder="data",
+        payload=("data.safetensors", "facts.json"),
+        entry="dmdpipe.data.prepare:prepare_data",
+        label=data_name,
+        modules=lambda spec: {f"dmdpipe.data.{spec.family}"},
+    ),
+    Stage(
+        name="noise",
+        spec=NoiseBankSpec,
+        folder="noise",
+        payload=("noise.safetensors",),
+        entry="dmdpipe.pairing.bank:make_noise_bank",
+        label=_noise_label,
+    ),
+    Stage(
+        name="teacher",
+        spec=TeacherSpec,
+        folder="teachers",
+        payload=("model.safetensors", "history.parquet"),
+        entry="dmdpipe.diffusion.training:train_teacher",
+        label=_teacher_label,
+        parents=lambda spec: {"data": ("data", spec.data)},
+        modules=_teacher_modules,
+        equality=TRAINING,
+    ),
+    Stage(
+        name="teacher_samples",
+        spec=TeacherSamplesSpec,
+        folder="teacher_samples",
+        payload=("samples.safetensors",),
+        entry="dmdpipe.pairing.maps:sample_teacher",
+        label=_teacher_samples_label,
+        parents=_teacher_samples_parents,
+        modules=lambda spec: _teacher_modules(spec.teacher),
+    ),
+    Stage(
+        name="student",
+        spec=StudentSpec,
+        folder="students",
+        payload=("snapshots.safetensors", "history.parquet"),
+        entry="dmdpipe.distill.loop:distil_student",
+        label=_student_label,
+        parents=_student_parents,
+        modules=_student_modules,
+        equality=TRAINING,
+    ),
+    Stage(
+        name="pairs",
+        spec=PairsSpec,
+        folder="pairs",
+        payload=("pairs.safetensors",),
+        entry="dmdpipe.pairing.maps:pair_samples",
+        label=lambda spec: _student_label(spec.student),
+        parents=_pairs_parents,
+        modules=lambda spec: _student_modules(spec.student),
+    ),
+    Stage(
+        name="metrics",
+        spec=MetricsSpec,
+        folder="metrics",
+        payload=("metrics.parquet",),
+        entry="dmdpipe.copying.measure:measure_copying",
+        label=lambda spec: _student_label(spec.pairs.student),
+        parents=_metrics_parents,
+    ),
+)
+
+STAGES = {stage.name: stage for stage in _ROWS}

@@ -1,0 +1,325 @@
+"""Running one step: parents checked, payload written in private, then published at once or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmdpipe.artifacts import manifest as manifests
+from dmdpipe.artifacts.atomic import replace_folder, sync_folder, write_synced
+from dmdpipe.artifacts.checked import inside, json_text, read_bytes
+from dmdpipe.artifacts.code import reach
+from dmdpipe.artifacts.environment import current_environment, git_state, lock_digest, peak_memory_mib
+from dmdpipe.artifacts.plan import Order, read_order
+from dmdpipe.artifacts.stages import find_stage
+from dmdpipe.artifacts.tables import decode_table, encode_table
+from dmdpipe.artifacts.tensors import decode_tensors, encode_tensors
+from dmdpipe.errors import UserError
+from dmdpipe.specs.base import digest
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+SECONDS_BETWEEN_PROGRESS = 0.5
+
+
+class Step:
+    """One step while it runs: what its function sees.
+
+    Attributes:
+        spec: the typed spec.
+        label: a readable name.
+        folder: a private folder; what the function puts there, and nothing else, is published.
+        resume: where checkpoints go (made on the first one). It outlives a killed step, and only a step with the
+            same spec, code, parents' results, libraries and instruction set finds it again.
+    """
+
+    def __init__(self, canonical: str, results: Path):
+        """Check the order and the parents' manifests.
+
+        Raises:
+            UserError: if the order is not valid or its code is no longer this code; if a parent is missing, was
+                made from another spec, or has a manifest that was tampered with.
+        """
+        self.order: Order = read_order(canonical)
+        self.stage = find_stage(self.order.stage)
+        self.spec: Any = self.stage.parse(self.order.spec)
+        self.label = self.stage.label(self.spec)
+        self.digest = self.stage.digest(self.spec)
+        self.code = reach(self.stage.entry_modules(self.spec))
+        if self.code.digest != self.order.code:
+            raise UserError(
+                f"{self.stage.name} {self.label}: its code was edited after the run was planned; run again"
+            )
+        self.target = inside(results, self.stage.path(self.spec))
+        self.parents = {role: self._read_parent(role, results) for role in self.order.parents}
+        self._parent_folders = {
+            role: inside(results, parent.folder) for role, parent in self.order.parents.items()
+        }
+
+        self.folder = results / ".tmp" / f"{self.digest}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.resume = results / ".resume" / f"{self.digest}-{self._resume_key()}"
+        self._resumed = self.resume.exists()
+        self._progress_file = results / ".progress" / f"{self.digest}.json"
+        self._progress_at = 0.0
+        self._done = 0
+        self._started = time.time()
+
+    def _read_parent(self, role: str, results: Path) -> manifests.Manifest:
+        declared = self.order.parents[role]
+        path = inside(results, declared.folder) / manifests.FILE_NAME
+        found = manifests.read_manifest(path)
+        if found.result.digest != declared.digest:
+            raise UserError(
+                f"{path}: belongs to another spec than the {role} that is needed; delete it and run again"
+            )
+        return found
+
+    def _resume_key(self) -> str:
+        parents = {role: parent.result.result_digest for role, parent in self.parents.items()}
+        environment = current_environment(self.code.libraries).model_dump(exclude={"device", "threads"})
+        return digest({"order": self.order.model_dump(), "parents": parents, "environment": environment})
+
+    # What the step's function reads
+
+    def read_tensors(self, role: str, name: str) -> dict[str, NDArray[Any]]:
+        """Return a parent's tensors by name.
+
+        Raises:
+            UserError: if the file is not the one that the parent's manifest describes.
+        """
+        return decode_tensors(*self._read(role, name))
+
+    def read_table(self, role: str, name: str) -> pd.DataFrame:
+        """Return a parent's table; raises as ``read_tensors``."""
+        return decode_table(*self._read(role, name))
+
+    def read_json(self, role: str, name: str) -> Any:
+        """Return what a parent's JSON file says; raises as ``read_tensors``."""
+        return json.loads(self._read(role, name)[0])
+
+    def _read(self, role: str, name: str) -> tuple[bytes, str]:
+        folder = self._parent_folders[role]
+        described = self.parents[role].result.payload.get(name)
+        if described is None:
+            raise UserError(f"{folder / manifests.FILE_NAME}: lists no '{name}'; run this step again")
+        data = read_bytes(inside(folder, name))
+        problem = manifests.payload_problem(folder, name, described, data)
+        if problem:
+            raise UserError(f"{problem}; run the step that makes it again")
+        return data, str(folder / name)
+
+    # What the step's function writes
+
+    def write_tensors(self, name: str, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Write arrays by name as safetensors, with the step's stage and spec in the header."""
+        self._write(name, encode_tensors(tensors, {"stage": self.stage.name, "spec": self.order.spec}))
+
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        """Write the columns of a table as parquet."""
+        self._write(name, encode_table(table))
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write plain JSON types."""
+        self.write_text(name, json_text(value))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write text as UTF-8."""
+        self._write(name, text.encode())
+
+    def _write(self, name: str, data: bytes) -> None:
+        if name not in self.stage.payload:
+            raise ValueError(f"stage {self.stage.name} declares no file {name!r}, only {self.stage.payload}")
+        (self.folder / name).write_bytes(data)
+
+    def progress(self, done: int, total: int) -> None:
+        """Say that ``done`` of ``total`` rounds are done, in a small file for whoever shows it."""
+        self._done = done
+        if time.monotonic() - self._progress_at < SECONDS_BETWEEN_PROGRESS:
+            return
+        self._progress_at = time.monotonic()
+        facts = {
+            "stage": self.stage.name,
+            "label": self.label,
+            "done": done,
+            "total": total,
+            "started": self._started,
+        }
+        self._progress_file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._progress_file.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(facts))
+        os.replace(temporary, self._progress_file)
+
+    # What happens around it
+
+    def _open(self) -> None:
+        self.folder.mkdir(parents=True)
+
+    def _publish(self) -> None:
+        written = {path.name for path in self.folder.iterdir()}
+        if written != set(self.stage.payload):
+            raise RuntimeError(
+                f"stage {self.stage.name} must write {sorted(self.stage.payload)}, not {sorted(written)}"
+            )
+        manifest = self._manifest().model_dump(mode="json")
+        write_synced(self.folder / manifests.FILE_NAME, json_text(manifest).encode())
+        write_synced(self.folder / manifests.RUN_FILE_NAME, json_text(self._run_facts()).encode())
+        sync_folder(self.folder)
+        replace_folder(self.folder, self.target)
+        for finished in self.resume.parent.glob(f"{self.digest}-*"):
+            shutil.rmtree(finished, ignore_errors=True)
+
+    def _close(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._progress_file.unlink(missing_ok=True)
+
+    def _manifest(self) -> manifests.Manifest:
+        result = {
+            "stage": self.stage.name,
+            "spec": self.order.spec,
+            "digest": self.digest,
+            "seeds": manifests.seeds_in(self.order.spec),
+            "payload": {name: _synced_fingerprint(self.folder / name) for name in self.stage.payload},
+            "parents": {
+                role: {
+                    "folder": self.order.parents[role].folder,
+                    "result_digest": parent.result.result_digest,
+                }
+                for role, parent in self.parents.items()
+            },
+        }
+        provenance = {
+            "code": self.code.digest,
+            "modules": self.code.modules,
+            "environment_lock": lock_digest(),
+            "environment": current_environment(self.code.libraries).model_dump(),
+            "equality": self.stage.equality.model_dump(),
+            "parents": {role: parent.provenance.provenance_digest for role, parent in self.parents.items()},
+        }
+        return manifests.Manifest.model_validate(
+            {
+                "result": manifests.sealed(result, "result_digest"),
+                "provenance": manifests.sealed(provenance, "provenance_digest"),
+            }
+        )
+
+    def _run_facts(self) -> dict[str, Any]:
+        seconds = time.time() - self._started
+        return {
+            "started": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 3),
+            "rounds_per_second": round(self._done / seconds, 2) if self._done and not self._resumed else None,
+            "peak_memory_mib": peak_memory_mib(),
+            "host": socket.gethostname(),
+            "git": git_state(),
+            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+            "resumed": self._resumed,
+        }
+
+
+@contextmanager
+def open_step(canonical: str, manifest: Path | str, log: Path | str | None = None) -> Iterator[Step]:
+    """Open the step that an order describes, for the script of its rule.
+
+    Leaving without an error publishes the folder with its manifest.json and run.json. An error or SIGTERM leaves
+    nothing but checkpoints. A ``UserError`` becomes one line on stderr and exit status 1.
+
+    Args:
+        canonical: the order, ``PlannedStep.canonical()``.
+        manifest: the manifest.json that the rule promises; says where the root of the results is.
+        log: file for what goes wrong.
+    """
+    try:
+        with _running(canonical, _results_root(canonical, Path(manifest))) as step:
+            yield step
+    except UserError as error:
+        print(f"dmdpipe: {error}", file=sys.stderr)
+        _write_log(log, f"{error}\n")
+        raise SystemExit(1) from None
+    except Exception:
+        _write_log(log, traceback.format_exc())
+        raise
+
+
+def run_step(canonical: str, results: Path | str) -> Path:
+    """Run one step without Snakemake and return its folder below ``results``.
+
+    Raises:
+        UserError: as ``Step``, and whatever the step's function raises; then nothing is published.
+    """
+    # Only the table's own functions are imported, never a name that stands in the order.
+    module, _, function = find_stage(read_order(canonical).stage).entry.partition(":")
+    run = getattr(import_module(module), function)
+    with _running(canonical, Path(results)) as step:
+        run(step)
+    return step.target
+
+
+@contextmanager
+def _running(canonical: str, results: Path) -> Iterator[Step]:
+    step = Step(canonical, results)
+    with _sigterm_as_exit():
+        try:
+            step._open()
+            yield step
+            step._publish()
+        finally:
+            step._close()
+
+
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM, which would kill at once, run the clean-up on its way out, undisturbed by a second one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+
+
+def _results_root(canonical: str, manifest: Path) -> Path:
+    order = read_order(canonical)
+    stage = find_stage(order.stage)
+    path = Path(stage.path(stage.parse(order.spec)), manifests.FILE_NAME)
+    if manifest.parts[-len(path.parts) :] != path.parts:
+        raise UserError(f"{manifest}: this step's manifest belongs at {path} below the results; run again")
+    return manifest.parents[len(path.parts) - 1]
+
+
+def _synced_fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return {
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            "size": os.fstat(file.fileno()).st_size,
+        }
+
+
+def _write_log(log: Path | str | None, text: str) -> None:
+    if log is not None:
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        Path(log).write_text(text)

@@ -1,0 +1,375 @@
+"""The step ``metrics``: every copying metric and distribution distance of one student, at every snapshot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from dmdpipe.copying.baselines import fit_affine, jacobian_alignment, match_variance, scale_ratio
+from dmdpipe.copying.distances import Array
+from dmdpipe.copying.distribution import (
+    GATE,
+    Distances,
+    SampleSet,
+    fixed_projections,
+    gate_ratio,
+    mean_distances,
+    over_floor,
+    reference_floors,
+    sample_set,
+)
+from dmdpipe.copying.nulls import dimension_matched_null, shuffled_pairing
+from dmdpipe.copying.pairing_metrics import (
+    cosine,
+    matching_costs,
+    mode_agreement,
+    normalised_excess_cost,
+    normalised_rank,
+    pair_ranks,
+    pairing_inefficiency,
+    relative_pair_error,
+    retrieval_at_k,
+    whitening,
+)
+from dmdpipe.errors import UserError
+from dmdpipe.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy.typing as npt
+
+    from dmdpipe.artifacts.step import Step
+    from dmdpipe.specs.pairs import MetricsSpec
+
+SEED = 0  # projections, shuffled pairing and null are the same for every student: they are part of the instrument
+
+SNAPSHOT_METRICS = (
+    "rho",
+    "rho_rotated",
+    "rho_shuffled",
+    "delta_e",
+    "normalised_excess_cost",
+    "cosine",
+    "cosine_whitened",
+    "retrieval_at_1",
+    "normalised_rank",
+    "linear_excess",
+    "linear_excess_matched",
+    "rho_initial",
+    "sliced_w2",
+    "sliced_w2_over_floor",
+    "energy",
+    "energy_over_floor",
+    "sliced_w2_data",
+    "energy_data",
+    "gate_ratio",
+    "converged",
+    "scale_ratio",
+    "jacobian_alignment",
+)
+"""Metrics of a snapshot; where the data's modes are known, ``mode_agreement`` as well."""
+
+CONSTANT_METRICS = (
+    "rho_affine",
+    "rho_affine_matched",
+    "rho_floor",
+    "sliced_w2_floor",
+    "energy_floor",
+    "delta_e_null",
+    "retrieval_null",
+)
+"""Baselines, floors and nulls: they don't depend on the student and are repeated at every generator step."""
+
+
+class Source(NamedTuple):
+    """Where an array lies: the parent's role, the file, the tensor."""
+
+    role: str
+    file: str
+    tensor: str
+
+    def __str__(self) -> str:
+        return f"{self.role}: {self.file}, '{self.tensor}'"
+
+
+SOURCES = {
+    "z": Source("pairs", "pairs.safetensors", "z"),
+    "teacher": Source("pairs", "pairs.safetensors", "teacher"),
+    "student": Source("pairs", "pairs.safetensors", "student"),
+    "generator_step": Source("pairs", "pairs.safetensors", "generator_step"),
+    "teacher_doubled": Source("teacher_samples", "samples.safetensors", "teacher_doubled"),
+    "teacher_rotated": Source("teacher_samples", "samples.safetensors", "teacher_rotated"),
+    "teacher_held_out": Source("teacher_samples", "samples.safetensors", "held_out"),
+    "reference": Source("teacher_samples", "samples.safetensors", "reference"),
+    "noise_held_out": Source("noise", "noise.safetensors", "held_out"),
+    "data_held_out": Source("data", "data.safetensors", "held_out"),
+    "modes": Source("data", "data.safetensors", "modes"),
+}
+"""Where each array of ``measure`` comes from; only ``modes`` may be missing."""
+
+PAIRED_WITH = {
+    "z": Source("noise", "noise.safetensors", "paired"),
+    "teacher": Source("teacher_samples", "samples.safetensors", "teacher"),
+}
+"""What the pairs' own tensors must equal: otherwise they are pairs of something else."""
+
+
+@dataclass(frozen=True)
+class _Instrument:
+    """All that a snapshot is held against."""
+
+    z: Array
+    teacher: Array
+    rotated: Array
+    shuffled: Array
+    initial: Array
+    modes: Array | None
+    whitening: Array
+    projections: Array
+    references: list[SampleSet]
+    data: SampleSet
+    constants: dict[str, float]
+
+    def read(self, student: Array) -> dict[str, float]:
+        """Return every metric of one snapshot [N, d] by name, the constants included."""
+        values = dict.fromkeys(SNAPSHOT_METRICS, np.nan) | self.constants
+        if self.modes is not None:
+            values["mode_agreement"] = np.nan
+        if np.isfinite(student).all():
+            return values | self._pairing(student) | self._distribution(student)
+        return values | {"gate_ratio": np.inf, "converged": 0.0}
+
+    def _pairing(self, student: Array) -> dict[str, float]:
+        rho = relative_pair_error(student, self.teacher)
+        costs = matching_costs(student, self.teacher)
+        ranks = pair_ranks(student, self.teacher)
+        initial_is_finite = np.isfinite(self.initial).all()
+        values = {
+            "rho": rho,
+            "rho_rotated": relative_pair_error(student, self.rotated),
+            "rho_shuffled": relative_pair_error(student, self.shuffled),
+            "delta_e": pairing_inefficiency(costs),
+            "normalised_excess_cost": normalised_excess_cost(costs),
+            "cosine": cosine(student, self.teacher),
+            "cosine_whitened": cosine(student @ self.whitening, self.teacher @ self.whitening),
+            "retrieval_at_1": retrieval_at_k(ranks, 1),
+            "normalised_rank": normalised_rank(ranks),
+            "linear_excess": rho - self.constants["rho_affine"],
+            "linear_excess_matched": rho - self.constants["rho_affine_matched"],
+            "rho_initial": relative_pair_error(student, self.initial) if initial_is_finite else np.nan,
+            "scale_ratio": scale_ratio(student, self.teacher),
+            "jacobian_alignment": jacobian_alignment(self.z, student, self.teacher),
+        }
+        if self.modes is not None:
+            values["mode_agreement"] = mode_agreement(student, self.teacher, self.modes)
+        return values
+
+    def _distribution(self, student: Array) -> dict[str, float]:
+        own = sample_set(student, self.projections)
+        to_teacher = mean_distances(list(product([own], self.references)))
+        to_data = mean_distances([(own, self.data)])
+        floors = Distances(self.constants["sliced_w2_floor"], self.constants["energy_floor"])
+        gate = gate_ratio(to_teacher, floors)
+        return {
+            "sliced_w2": to_teacher.sliced_w2,
+            "sliced_w2_over_floor": over_floor(to_teacher.sliced_w2, floors.sliced_w2),
+            "energy": to_teacher.energy,
+            "energy_over_floor": over_floor(to_teacher.energy, floors.energy),
+            "sliced_w2_data": to_data.sliced_w2,
+            "energy_data": to_data.energy,
+            "gate_ratio": gate,
+            "converged": float(gate <= GATE),
+        }
+
+
+def measure(
+    *,
+    z: npt.ArrayLike,
+    teacher: npt.ArrayLike,
+    student: npt.ArrayLike,
+    generator_step: npt.ArrayLike,
+    teacher_doubled: npt.ArrayLike,
+    teacher_rotated: npt.ArrayLike,
+    teacher_held_out: npt.ArrayLike,
+    reference: npt.ArrayLike,
+    noise_held_out: npt.ArrayLike,
+    data_held_out: npt.ArrayLike,
+    modes: npt.ArrayLike | None = None,
+    projections: int = 128,
+    whitened_variance: float = 0.99,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> pd.DataFrame:
+    """Return a tidy table of all metrics at every snapshot.
+
+    A snapshot that is not finite (a student that diverged) reads NaN in all its metrics, gate_ratio infinite and
+    converged 0. The distances to the data use the first N held-out samples, so that they are of the same size, hence
+    on the same footing, as those to the teacher.
+
+    Args:
+        z: paired noise [N, d].
+        teacher: T(z) [N, d].
+        student: S(z) at K snapshots [K, N, d]; the first is the start S₀.
+        generator_step: of each snapshot [K].
+        teacher_doubled: T(z) with twice the sampler steps [N, d].
+        teacher_rotated: T(Qz) [N, d].
+        teacher_held_out: T of the held-out noise [M, d]: fits the affine map and the whitening.
+        reference: R independent teacher sets [R, N, d], R ≥ 2.
+        noise_held_out: [M, d].
+        data_held_out: real data [m, d].
+        modes: known mode centres [k, d].
+        projections: directions of the sliced distance.
+        whitened_variance: share of variance that the whitened cosine keeps, in (0, 1].
+        progress: called with (snapshots done, K) after each.
+
+    Returns:
+        Columns generator_step (int64), metric (one of SNAPSHOT_METRICS, CONSTANT_METRICS or ``mode_agreement``) and
+        value (float64), in order of snapshot, then metric.
+
+    Raises:
+        UserError: if shapes disagree, there are fewer than two pairs or reference sets, or anything but the student
+            holds values that are not finite.
+    """
+    given = {
+        "z": z,
+        "teacher": teacher,
+        "student": student,
+        "generator_step": generator_step,
+        "teacher_doubled": teacher_doubled,
+        "teacher_rotated": teacher_rotated,
+        "teacher_held_out": teacher_held_out,
+        "reference": reference,
+        "noise_held_out": noise_held_out,
+        "data_held_out": data_held_out,
+    } | ({} if modes is None else {"modes": modes})
+    # The student has K snapshots and may be large: it is converted one snapshot at a time.
+    arrays = {
+        name: np.asarray(value) if name in ("student", "generator_step") else np.asarray(value, dtype=np.float64)
+        for name, value in given.items()
+    }
+    _check(arrays)
+    instrument = _set_up(arrays, projections, whitened_variance)
+
+    names = [*SNAPSHOT_METRICS, *CONSTANT_METRICS, *(() if modes is None else ("mode_agreement",))]
+    steps = arrays["generator_step"].astype(np.int64)
+    values: list[float] = []
+    for done, snapshot in enumerate(arrays["student"], start=1):
+        reading = instrument.read(snapshot.astype(np.float64))
+        values += [reading[name] for name in names]
+        progress(done, len(steps))
+    return pd.DataFrame(
+        {
+            "generator_step": np.repeat(steps, len(names)),
+            "metric": names * len(steps),
+            "value": np.array(values, dtype=np.float64),
+        }
+    )
+
+
+def _set_up(arrays: Mapping[str, npt.NDArray], projections: int, whitened_variance: float) -> _Instrument:
+    z, teacher = arrays["z"], arrays["teacher"]
+    noise_held_out, teacher_held_out = arrays["noise_held_out"], arrays["teacher_held_out"]
+    n, d = teacher.shape
+    directions = fixed_projections(d, projections, derive_seed(SEED, "copying", "projections"))
+    references = [sample_set(points, directions) for points in arrays["reference"]]
+    floors = reference_floors(references)
+    affine = fit_affine(noise_held_out, teacher_held_out)
+    matched = match_variance(affine, noise_held_out, teacher_held_out)
+    null = dimension_matched_null(d, n, seed=derive_seed(SEED, "copying", "null"))
+    return _Instrument(
+        z=z,
+        teacher=teacher,
+        rotated=arrays["teacher_rotated"],
+        shuffled=teacher[shuffled_pairing(n, derive_seed(SEED, "copying", "shuffle"))],
+        initial=arrays["student"][0].astype(np.float64),
+        modes=arrays.get("modes"),
+        whitening=whitening(teacher_held_out, whitened_variance),
+        projections=directions,
+        references=references,
+        data=sample_set(arrays["data_held_out"][:n], directions),
+        constants={
+            "rho_affine": relative_pair_error(affine(z), teacher),
+            "rho_affine_matched": relative_pair_error(matched(z), teacher),
+            "rho_floor": relative_pair_error(teacher, arrays["teacher_doubled"]),
+            "sliced_w2_floor": floors.sliced_w2,
+            "energy_floor": floors.energy,
+            "delta_e_null": null.delta_e,
+            "retrieval_null": null.retrieval_at_1,
+        },
+    )
+
+
+def _check(arrays: Mapping[str, npt.NDArray]) -> None:
+    """Refuse arrays whose shapes disagree, or that hold what only a student may hold: values that are not finite."""
+    pairs = arrays["teacher"].shape
+    if len(pairs) != 2 or pairs[0] < 2:
+        raise UserError(f"{SOURCES['teacher']} has shape {pairs}, but must be (N, d) with N ≥ 2; rebuild that step")
+    n, d = pairs
+    sizes = {"N": n, "d": d}
+    shapes = {
+        "z": "N d",
+        "student": "K N d",
+        "generator_step": "K",
+        "teacher_doubled": "N d",
+        "teacher_rotated": "N d",
+        "teacher_held_out": "M d",
+        "reference": "R N d",
+        "noise_held_out": "M d",
+        "data_held_out": "m d",
+        "modes": "k d",
+    }
+    for name, axes in shapes.items():
+        if name not in arrays:
+            continue
+        shape = arrays[name].shape
+        known = axes.split()
+        agrees = len(shape) == len(known) and all(
+            length == sizes.setdefault(axis, length) for axis, length in zip(known, shape, strict=True)
+        )
+        if not agrees or 0 in shape:
+            expected = ", ".join(f"{axis}={sizes[axis]}" if axis in sizes else axis for axis in known)
+            raise UserError(f"{SOURCES[name]} has shape {shape}, but must be ({expected}); rebuild that step")
+    if sizes["R"] < 2:
+        raise UserError(f"{SOURCES['reference']} holds 1 set, but a floor needs two; raise n_reference_sets")
+    for name, array in arrays.items():
+        if name != "student" and not np.isfinite(array).all():
+            raise UserError(f"{SOURCES[name]} holds values that are not finite; rebuild that step, or mend its spec")
+    for name in ("teacher", "teacher_held_out"):
+        if not np.ptp(arrays[name], axis=0).any():
+            raise UserError(f"{SOURCES[name]} does not vary: this teacher has collapsed to a point; train another")
+
+
+def measure_copying(step: Step) -> None:
+    """Measure one student: read its pairs and their parents, write ``metrics.parquet`` (see ``measure``).
+
+    Raises:
+        UserError: if a tensor is missing, the pairs were not drawn from this teacher and this noise bank, or
+            ``measure`` refuses them.
+    """
+    spec: MetricsSpec = step.spec
+    files = {(source.role, source.file) for source in [*SOURCES.values(), *PAIRED_WITH.values()]}
+    tensors = {(role, file): step.read_tensors(role, file) for role, file in sorted(files)}
+
+    def array(source: Source) -> npt.NDArray:
+        held = tensors[source.role, source.file]
+        if source.tensor not in held:
+            raise UserError(f"{source} is missing; rebuild that step")
+        return held[source.tensor]
+
+    arrays = {name: array(source) for name, source in SOURCES.items() if name != "modes"}
+    for name, source in PAIRED_WITH.items():
+        if not np.array_equal(arrays[name], array(source), equal_nan=True):
+            raise UserError(f"{SOURCES[name]} differs from {source}: these are not its pairs; rebuild the step pairs")
+    modes = SOURCES["modes"]
+    table = measure(
+        **arrays,
+        modes=tensors[modes.role, modes.file].get(modes.tensor),
+        projections=spec.projections,
+        whitened_variance=spec.whitened_variance,
+        progress=step.progress,
+    )
+    step.write_table("metrics.parquet", table)

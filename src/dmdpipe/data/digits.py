@@ -1,0 +1,50 @@
+"""The 8×8 handwritten digits that scikit-learn contains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from dmdpipe.data.images import describe_dequantisation, image_rows
+from dmdpipe.data.raw import RawData
+from dmdpipe.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dmdpipe.specs.data import Digits
+
+GREY_LEVELS = 16
+TRAIN_SHARE = 0.8
+
+
+def split_images() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the 1,437 images for training and the 360 held out, [n, 8, 8], grey levels 0…16.
+
+    The split is the same for every spec.
+    """
+    images = load_digits().images
+    rng = np.random.Generator(np.random.Philox(key=derive_seed(0, "data", "digits", "split")))
+    order = rng.permutation(len(images))
+    n_train = int(TRAIN_SHARE * len(images))
+    return images[order[:n_train]], images[order[n_train:]]
+
+
+def draw(spec: Digits, rng: np.random.Generator) -> RawData:
+    """Return dequantised, pooled digits with values in about 0…1.
+
+    The images are split before anything else, so no held-out row shows a training image.
+    """
+    train, held_out = split_images()
+    settings = (spec.side, GREY_LEVELS, spec.dequantisation, rng)
+    return RawData(
+        train=image_rows(train, spec.n_train, *settings),
+        held_out=image_rows(held_out, spec.n_held_out, *settings),
+        source="Alpaydin and Kaynak (1998), Optical Recognition of Handwritten Digits, "
+        "https://archive.ics.uci.edu/dataset/80; its test set, as contained in scikit-learn",
+        licence="CC BY 4.0",
+        dequantisation=describe_dequantisation(spec.dequantisation, GREY_LEVELS, train.shape[-1]),
+        n_images=min(len(train), spec.n_train),
+    )

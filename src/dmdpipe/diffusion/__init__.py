@@ -1,0 +1,1 @@
+"""Diffusion: noise levels, teacher training, exact teachers, and the probability-flow sampler."""

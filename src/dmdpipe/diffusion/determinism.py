@@ -1,0 +1,23 @@
+"""One place that makes torch repeat itself to the byte."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+
+def exact_torch(threads: int) -> None:
+    """Fix the number of CPU threads and ask torch for deterministic algorithms.
+
+    Results are bitwise equal between processes of one environment class with the same number of threads; another
+    number of threads or another instruction set rounds differently.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+
+
+def generator(seed: int) -> torch.Generator:
+    """Return a CPU generator that starts at ``seed``."""
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,27 @@
+"""Noise levels σ of training and sampling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from dmdpipe.specs.diffusion import NoiseRange
+
+
+def karras_grid(noise_range: NoiseRange, size: int) -> Tensor:
+    """Return the ascending Karras noise levels σ_0 = σ_min … σ_{size−1} = σ_max, float64 [size].
+
+    Source: arXiv 2206.00364, eq. 5, in the order in which DMD2 indexes it (small σ first).
+    """
+    ramp = torch.linspace(0, 1, size, dtype=torch.float64)
+    low = noise_range.sigma_min ** (1 / noise_range.rho)
+    high = noise_range.sigma_max ** (1 / noise_range.rho)
+    return (low + ramp * (high - low)) ** noise_range.rho
+
+
+def sampling_grid(noise_range: NoiseRange, steps: int) -> Tensor:
+    """Return the descending levels of a sampler with ``steps`` intervals: σ_max … σ_min, 0; float64 [steps + 1]."""
+    return torch.cat([karras_grid(noise_range, steps).flip(0), torch.zeros(1, dtype=torch.float64)])

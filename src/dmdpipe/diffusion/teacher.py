@@ -1,0 +1,38 @@
+"""Loading a stored teacher as a denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from dmdpipe.networks.denoiser import Denoiser, build_network
+from dmdpipe.specs.data import dimension
+
+if TYPE_CHECKING:
+    from dmdpipe.diffusion.exact import ExactDenoiser
+    from dmdpipe.specs.diffusion import TeacherSpec
+
+
+def load_teacher(
+    spec: TeacherSpec, tensors: Mapping[str, np.ndarray], dtype: torch.dtype = torch.float32
+) -> Denoiser | ExactDenoiser:
+    """Return the teacher's denoiser D(x [B, d], σ [B, 1]) → [B, d] from the tensors of ``model.safetensors``.
+
+    Parameters require no gradient.
+    """
+    if spec.score.kind == "exact":
+        from dmdpipe.diffusion.exact import ExactDenoiser
+
+        return ExactDenoiser(tensors, dtype)
+    network = build_network(spec.score.network, dimension(spec.data), seed=0)
+    load_weights(network, tensors)
+    return Denoiser(network.to(dtype).requires_grad_(False))
+
+
+def load_weights(network: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
+    """Copy named arrays into a network's parameters; names and shapes must match exactly."""
+    network.load_state_dict({key: torch.tensor(value) for key, value in tensors.items()})

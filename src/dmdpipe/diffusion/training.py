@@ -1,0 +1,100 @@
+"""Teacher training: denoising score matching with EDM's loss."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dmdpipe.diffusion.determinism import exact_torch, generator
+from dmdpipe.diffusion.state import TrainingState
+from dmdpipe.networks.denoiser import SIGMA_DATA, Denoiser, build_network
+from dmdpipe.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from dmdpipe.artifacts.step import Step
+    from dmdpipe.specs.diffusion import TrainedScore
+
+HISTORY_EVERY = 50
+
+
+def edm_loss(denoiser: nn.Module, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """Return EDM's weighted denoising loss, mean of λ(σ)·(D(x + σ·ε, σ) − x)², λ = (σ² + σ_data²)/(σ·σ_data)².
+
+    Args:
+        denoiser: D, called with noisy samples [B, d] and σ [B, 1].
+        x: clean samples [B, d].
+        sigma: noise levels [B, 1].
+        noise: standard normal ε [B, d].
+
+    Source: arXiv 2206.00364, eq. 2 and table 1.
+    """
+    weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
+    return (weight * (denoiser(x + sigma * noise, sigma) - x) ** 2).mean()
+
+
+def zero_output_layer(network: nn.Module) -> None:
+    """Set the output layer to zero, EDM's default start: D(x, σ) is then c_skip·x."""
+    nn.init.zeros_(network.output.weight)
+    nn.init.zeros_(network.output.bias)
+
+
+def train_denoiser(spec: TrainedScore, data: Tensor, step: Step) -> tuple[nn.Module, Tensor]:
+    """Train a denoiser on ``data`` [n, d]; return its averaged (EMA) network and the loss history [H].
+
+    Each entry of the history is the mean loss of the preceding ``HISTORY_EVERY`` steps. Resumes from the step's
+    checkpoint if there is one; the result is the same to the byte.
+    """
+    network = build_network(spec.network, data.shape[1], derive_seed(spec.seed, "teacher", "init"))
+    zero_output_layer(network)
+    denoiser = Denoiser(network)
+    average = copy.deepcopy(network).requires_grad_(False)
+    optimiser = torch.optim.Adam(network.parameters(), lr=spec.learning_rate, fused=True)
+    batches = generator(derive_seed(spec.seed, "teacher", "batches"))
+    noises = generator(derive_seed(spec.seed, "teacher", "noise"))
+    losses = torch.zeros(-(-spec.steps // HISTORY_EVERY))
+    state = TrainingState(
+        step.resume,
+        {"network": network, "average": average},
+        {"adam": optimiser},
+        {"batches": batches, "noises": noises},
+        {"losses": losses},
+    )
+    for i in range(state.resume(), spec.steps):
+        x = data[torch.randint(len(data), (spec.batch,), generator=batches)]
+        log_sigma = torch.randn(spec.batch, 1, generator=noises) * spec.log_sigma_std + spec.log_sigma_mean
+        loss = edm_loss(denoiser, x, log_sigma.exp(), torch.randn(x.shape, generator=noises))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.param_groups[0]["lr"] = spec.learning_rate * min(1.0, (i + 1) / max(1, spec.warmup))
+        optimiser.step()
+        # A short average at the start, so that the zero output layer is forgotten.
+        decay = min(spec.ema, (i + 1) / (i + 10))
+        for mean, value in zip(average.parameters(), network.parameters(), strict=True):
+            mean.lerp_(value.detach(), 1 - decay)
+        losses[i // HISTORY_EVERY] += loss.detach() / HISTORY_EVERY
+        step.progress(i + 1, spec.steps)
+        state.save_now_and_then(i + 1)
+    return average, losses
+
+
+def train_teacher(step: Step) -> None:
+    """The ``teacher`` step: train on the prepared data and store the averaged network and the loss history.
+
+    An exact teacher needs no training: its model is the mixture that the data step stored.
+    """
+    import pandas as pd
+
+    arrays = step.read_tensors("data", "data.safetensors")
+    score = step.spec.score
+    if score.kind == "exact":
+        step.write_tensors("model.safetensors", {k: v for k, v in arrays.items() if k.startswith("exact.")})
+        losses = torch.zeros(0)
+    else:
+        exact_torch(score.threads)
+        average, losses = train_denoiser(score, torch.from_numpy(arrays["train"]), step)
+        step.write_tensors("model.safetensors", {k: v.numpy() for k, v in average.state_dict().items()})
+    steps = [min((i + 1) * HISTORY_EVERY, score.steps) for i in range(len(losses))] if len(losses) else []
+    step.write_table("history.parquet", pd.DataFrame({"step": steps, "loss": losses.double().numpy()}))

@@ -1,0 +1,80 @@
+"""What a distillation iteration draws: student noise z, noise levels σ, and the noise ε that is added to samples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dmdpipe.diffusion.determinism import generator
+from dmdpipe.diffusion.schedule import karras_grid
+from dmdpipe.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from dmdpipe.specs.student import StudentSpec
+
+PURPOSES = ("latent", "dm", "fake", "regression")
+
+
+class RandomBatches:
+    """Independent draws, one random stream per purpose.
+
+    Args:
+        spec: batch size, grid, seed and dtype are read from it.
+        dim: number of coordinates d.
+    """
+
+    def __init__(self, spec: StudentSpec, dim: int):
+        self.shape = (spec.batch, dim)
+        self.dtype = getattr(torch, spec.dtype)
+        self.grid = karras_grid(spec.noise_range, spec.recipe.grid_size).to(self.dtype)
+        self.ranges = {
+            "dm": (spec.recipe.dm_first, spec.recipe.dm_last + 1),
+            "fake": (spec.recipe.fake_first, spec.recipe.fake_last + 1),
+        }
+        self.generators = {p: generator(derive_seed(spec.seed, "student", p)) for p in PURPOSES}
+
+    def latent(self) -> Tensor:
+        """Return student noise z [B, d]."""
+        return torch.randn(self.shape, generator=self.generators["latent"], dtype=self.dtype)
+
+    def diffusion(self, purpose: str) -> tuple[Tensor, Tensor]:
+        """Return σ [B, 1], uniform over the purpose's grid indices (``dm`` or ``fake``), and ε [B, d]."""
+        source = self.generators[purpose]
+        index = torch.randint(*self.ranges[purpose], (self.shape[0], 1), generator=source)
+        return self.grid[index], torch.randn(self.shape, generator=source, dtype=self.dtype)
+
+
+class ExpectedBatches(RandomBatches):
+    """One fixed batch whose second moments are exact, so that a linear student feels the expected gradient.
+
+    With linear scores the gradient is linear in x + σ·ε, hence its mean over a batch depends on E[zzᵀ] and E[εzᵀ]
+    alone. The rows are all combinations of z = √d·e_i (E[zzᵀ] = I), ``LEVELS`` evenly spaced grid indices, and ±ε
+    (E[εzᵀ] = 0).
+    """
+
+    LEVELS = 16
+
+    def __init__(self, spec: StudentSpec, dim: int):
+        super().__init__(spec, dim)
+        first, last = self.ranges["dm"]
+        indices = torch.linspace(first, last - 1, self.LEVELS).round().long()
+        basis = dim**0.5 * torch.eye(dim, dtype=self.dtype)
+        self.z = basis.repeat_interleave(2 * self.LEVELS, dim=0)
+        self.sigma = self.grid[indices].repeat_interleave(2).repeat(dim)[:, None]
+        signs = torch.tensor([1.0, -1.0], dtype=self.dtype).repeat(dim * self.LEVELS)[:, None]
+        self.epsilon = signs * basis.roll(1, dims=0).repeat_interleave(2 * self.LEVELS, dim=0)
+
+    def latent(self) -> Tensor:
+        """Return z [2·LEVELS·d, d]."""
+        return self.z
+
+    def diffusion(self, purpose: str) -> tuple[Tensor, Tensor]:
+        """Return σ [2·LEVELS·d, 1] and ε [2·LEVELS·d, d]."""
+        return self.sigma, self.epsilon
+
+
+def make_batches(spec: StudentSpec, dim: int) -> RandomBatches:
+    """Return the batches that ``spec.batches`` names."""
+    return ExpectedBatches(spec, dim) if spec.batches == "expected" else RandomBatches(spec, dim)

@@ -1,0 +1,60 @@
+"""The Distribution Matching Distillation gradient and the fake score's loss, as pure functions.
+
+Source: DMD2 (arXiv 2405.14867), EDM branch; DMD (arXiv 2311.18828), eq. 7–8.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dmdpipe.networks.denoiser import SIGMA_DATA
+
+
+def dm_gradient(
+    x: Tensor,
+    real: Tensor,
+    fake: Tensor,
+    *,
+    normalise: bool = True,
+    normaliser_offset: float = 0.0,
+    normaliser_min: float = 0.0,
+) -> Tensor:
+    """Return the distribution-matching gradient g = (μ_fake − μ_real) / mean|x − μ_real| for every sample.
+
+    Args:
+        x: student samples [B, …], before noising.
+        real: μ_real [B, …], the teacher's denoised x + σ·ε.
+        fake: μ_fake [B, …], the fake score's denoised x + σ·ε.
+        normalise: divide by the mean over a sample's coordinates of |x − μ_real|; without it, the bare difference.
+        normaliser_offset: added to that mean (FastGen: 1e-6).
+        normaliser_min: lower clamp of that mean; in low d it can come close to 0 by chance.
+
+    Returns:
+        g [B, …]; entries that are not numbers (0/0) are 0, infinite ones the largest finite value, as in DMD2.
+    """
+    difference = fake - real
+    if normalise:
+        scale = (x - real).abs().flatten(1).mean(dim=1).view(-1, *[1] * (x.ndim - 1))
+        difference = difference / (scale + normaliser_offset).clamp(min=normaliser_min)
+    return torch.nan_to_num(difference)
+
+
+def dm_loss(x: Tensor, gradient: Tensor) -> Tensor:
+    """Return ½·MSE(x, stopgrad(x − g)): a scalar whose gradient with respect to x is g/x.numel()."""
+    return 0.5 * torch.nn.functional.mse_loss(x, (x - gradient).detach())
+
+
+def fake_score_loss(denoised: Tensor, x: Tensor, sigma: Tensor, *, weighting: str = "edm") -> Tensor:
+    """Return the fake score's denoising loss, mean of w(σ)·(D_fake(x + σ·ε, σ) − x)².
+
+    Args:
+        denoised: D_fake's answer [B, d].
+        x: student samples [B, d]; no gradient flows into them.
+        sigma: noise levels [B, 1].
+        weighting: ``edm`` for w = 1/σ² + 1/σ_data² (DMD2), ``none`` for w = 1 (FastGen).
+    """
+    squared = (denoised - x.detach()) ** 2
+    if weighting == "edm":
+        squared = (1 / sigma**2 + 1 / SIGMA_DATA**2) * squared
+    return squared.mean()

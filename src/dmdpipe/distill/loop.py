@@ -1,0 +1,261 @@
+"""The distillation loop: generator steps, fake-score steps, snapshots.
+
+One iteration of ``dmd2``: draw z and make x = S(z). Every fifth iteration the generator first takes a step against the
+distribution-matching gradient at x; then the fake score takes a denoising step on that same x. ``fastgen`` lets the
+generator step *instead of* the fake score. A recipe without distribution matching regresses onto T(z) alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dmdpipe.diffusion.determinism import exact_torch
+from dmdpipe.diffusion.state import TrainingState
+from dmdpipe.diffusion.teacher import load_teacher
+from dmdpipe.distill.batches import make_batches
+from dmdpipe.distill.dmd import dm_gradient, dm_loss, fake_score_loss
+from dmdpipe.distill.initialisation import initialise
+from dmdpipe.distill.oracle import LinearOracle
+from dmdpipe.distill.regression import PairPool, make_pair_pool, regression_loss
+from dmdpipe.distill.student import Student, build_student
+from dmdpipe.seeds import derive_seed
+from dmdpipe.specs.data import dimension
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dmdpipe.artifacts.step import Step
+    from dmdpipe.diffusion.sampler import DenoiserFunction
+    from dmdpipe.distill.batches import RandomBatches
+    from dmdpipe.specs.student import Optimiser, Recipe, StudentSpec
+
+HISTORY = ("dm_gradient", "student_gradient", "fake_loss", "regression_loss")
+
+
+def snapshot_steps(generator_steps: int, count: int) -> list[int]:
+    """Return at most ``count`` generator steps, log-spaced from 1 to the last one, and 0 before them."""
+    spaced = torch.logspace(0, math.log10(generator_steps), count - 1, dtype=torch.float64)
+    return sorted({0, generator_steps, *(round(step) for step in spaced.tolist())})
+
+
+def learning_rate(spec: Optimiser, iteration: int, iterations: int) -> float:
+    """Return the rate at an iteration: a linear warm-up from 0, then constant or a cosine to 0 at the end."""
+    warm = min(1.0, iteration / spec.warmup) if spec.warmup else 1.0
+    cosine = 0.5 * (1 + math.cos(math.pi * iteration / iterations)) if spec.decay == "cosine" else 1.0
+    return spec.learning_rate * warm * cosine
+
+
+def make_optimiser(spec: Optimiser, module: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimiser that ``spec`` describes, over all parameters of ``module``."""
+    if spec.kind == "sgd":
+        return torch.optim.SGD(
+            module.parameters(), lr=spec.learning_rate, momentum=spec.beta1, weight_decay=spec.weight_decay
+        )
+    return torch.optim.AdamW(
+        module.parameters(),
+        lr=spec.learning_rate,
+        betas=(spec.beta1, spec.beta2),
+        weight_decay=spec.weight_decay,
+        fused=True,
+    )
+
+
+class Distillation:
+    """A student, its fake score and their optimisers; ``iterate`` makes one iteration of the recipe.
+
+    Args:
+        recipe: the losses and their schedule.
+        student: S, changed in place.
+        teacher: D_teacher(x, σ), frozen.
+        fake: D_fake(x, σ): a module to train, an oracle of the student's own distribution, or None if the recipe
+            has no distribution-matching term.
+        batches: where noise and noise levels come from.
+        pool: pairs (z, T(z)) for the regression term, or None if its weight is 0.
+        iterations: the length of the training, for the decay of learning rates.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        student: Student,
+        teacher: DenoiserFunction,
+        fake: nn.Module | LinearOracle | None,
+        batches: RandomBatches,
+        pool: PairPool | None,
+        iterations: int,
+    ):
+        self.recipe = recipe
+        self.student = student
+        self.teacher = teacher
+        self.fake = fake
+        self.batches = batches
+        self.pool = pool
+        self.iterations = iterations
+        self.student_optimiser = make_optimiser(recipe.generator, student)
+        self.fake_optimiser = make_optimiser(recipe.fake_score, fake) if isinstance(fake, nn.Module) else None
+
+    def iterate(self, iteration: int) -> dict[str, float]:
+        """Make one iteration; return what it logs: gradient norms and losses, by the names in ``HISTORY``."""
+        z = self.batches.latent()
+        log: dict[str, float] = {}
+        generator_turn = self.is_generator_turn(iteration)
+        if generator_turn:
+            x = self.student(z)
+            log |= self._generator_step(x, iteration)
+        else:
+            with torch.no_grad():
+                x = self.student(z)
+        if self.fake_optimiser and (self.recipe.fake_trains_with_generator or not generator_turn):
+            log |= self._fake_step(x.detach(), iteration)
+        return log
+
+    def is_generator_turn(self, iteration: int) -> bool:
+        """Whether the generator steps in this iteration: the first one, and every ``generator_every``-th after it."""
+        return iteration % self.recipe.generator_every == 0
+
+    def _generator_step(self, x: Tensor, iteration: int) -> dict[str, float]:
+        log: dict[str, float] = {}
+        loss = x.new_zeros(())
+        if self.recipe.dm_weight:
+            gradient = self._dm_gradient(x.detach())
+            loss = loss + self.recipe.dm_weight * dm_loss(x, gradient)
+            log["dm_gradient"] = float(gradient.square().mean().sqrt())
+        if self.pool:
+            pairs = self.pool.draw(self.batches.shape[0], self.batches.generators["regression"])
+            regression = regression_loss(self.student, *pairs)
+            loss = loss + self.recipe.regression_weight * regression
+            log["regression_loss"] = float(regression.detach())
+        log["student_gradient"] = self._update(
+            self.student, self.student_optimiser, self.recipe.generator, loss, iteration
+        )
+        if isinstance(self.fake, LinearOracle):
+            self.fake.refresh()
+        return log
+
+    @torch.no_grad()
+    def _dm_gradient(self, x: Tensor) -> Tensor:
+        sigma, noise = self.batches.diffusion("dm")
+        noisy = x + sigma * noise
+        return dm_gradient(
+            x,
+            self.teacher(noisy, sigma),
+            self.fake(noisy, sigma),
+            normalise=self.recipe.normalise,
+            normaliser_offset=self.recipe.normaliser_offset,
+            normaliser_min=self.recipe.normaliser_min,
+        )
+
+    def _fake_step(self, x: Tensor, iteration: int) -> dict[str, float]:
+        sigma, noise = self.batches.diffusion("fake")
+        loss = fake_score_loss(
+            self.fake(x + sigma * noise, sigma), x, sigma, weighting=self.recipe.fake_weighting
+        )
+        self._update(self.fake, self.fake_optimiser, self.recipe.fake_score, loss, iteration)
+        return {"fake_loss": float(loss.detach())}
+
+    def _update(
+        self, module: nn.Module, optimiser: torch.optim.Optimizer, spec: Optimiser, loss: Tensor, iteration: int
+    ) -> float:
+        """Step against the loss's gradient; return the gradient's norm before clipping."""
+        optimiser.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(module.parameters(), spec.clip or math.inf)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(spec, iteration, self.iterations)
+        optimiser.step()
+        return float(norm)
+
+
+def distil(
+    spec: StudentSpec, teacher: DenoiserFunction, step: Step | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Distil one student; return its snapshots and the history of its training.
+
+    Args:
+        spec: the student.
+        teacher: D_teacher(x, σ), with frozen parameters of the student's dtype.
+        step: where checkpoints and progress go; without one, the training just runs.
+
+    Returns:
+        snapshots: ``generator_step`` [K] and every parameter at these steps, stacked [K, …].
+        history: [generator steps, len(HISTORY)], float64, NaN where a recipe has no such term.
+    """
+    exact_torch(spec.threads)
+    dim = dimension(spec.teacher.data)
+    recipe = spec.recipe
+    dtype = getattr(torch, spec.dtype)
+
+    def make_pool(turn: Callable[[Tensor], Tensor] | None = None) -> PairPool:
+        seed = derive_seed(spec.seed, "student", "regression-pool")
+        return make_pair_pool(teacher, spec.noise_range, (recipe.regression_pairs, dim), seed, dtype, turn)
+
+    student = build_student(spec)
+    initialise(student, spec, teacher, make_pool)
+    fake: nn.Module | LinearOracle | None = None
+    if recipe.dm_weight and recipe.fake == "oracle":
+        fake = LinearOracle(student.generator.matrix)
+    elif recipe.dm_weight:
+        fake = copy.deepcopy(teacher).requires_grad_(True)
+    iterations = (spec.generator_steps - 1) * recipe.generator_every + 1
+    pool = make_pool() if recipe.regression_weight else None
+    loop = Distillation(recipe, student, teacher, fake, make_batches(spec, dim), pool, iterations)
+
+    evaluated = copy.deepcopy(student).requires_grad_(False)
+    steps = snapshot_steps(spec.generator_steps, spec.snapshots)
+    snapshots = {name: value.new_zeros(len(steps), *value.shape) for name, value in evaluated.state_dict().items()}
+    history = torch.full((spec.generator_steps, len(HISTORY)), math.nan, dtype=torch.float64)
+
+    def keep(generator_step: int) -> None:
+        if generator_step in steps:
+            for name, value in evaluated.state_dict().items():
+                snapshots[name][steps.index(generator_step)] = value
+
+    state = None
+    first = 0
+    if step:
+        modules = {"student": student, "evaluated": evaluated}
+        optimisers = {"student": loop.student_optimiser}
+        if loop.fake_optimiser:
+            modules["fake"] = fake
+            optimisers["fake"] = loop.fake_optimiser
+        arrays = {"history": history, **{f"snapshot/{name}": value for name, value in snapshots.items()}}
+        state = TrainingState(step.resume, modules, optimisers, loop.batches.generators, arrays)
+        first = state.resume()
+        if isinstance(fake, LinearOracle):
+            fake.refresh()
+    if first == 0:
+        keep(0)
+    for iteration in range(first, iterations):
+        log = loop.iterate(iteration)
+        row = iteration // recipe.generator_every
+        for name, value in log.items():
+            history[row, HISTORY.index(name)] = value
+        if loop.is_generator_turn(iteration):
+            decay = recipe.ema or 0.0
+            for average, value in zip(evaluated.parameters(), student.parameters(), strict=True):
+                average.lerp_(value.detach(), 1 - decay)
+            keep(row + 1)
+        if step and state:
+            step.progress(row + 1, spec.generator_steps)
+            state.save_now_and_then(iteration + 1)
+    return {"generator_step": torch.tensor(steps), **snapshots}, history
+
+
+def distil_student(step: Step) -> None:
+    """The ``student`` step: distil, then store the snapshots and the training history."""
+    import pandas as pd
+
+    spec: StudentSpec = step.spec
+    teacher = load_teacher(
+        spec.teacher, step.read_tensors("teacher", "model.safetensors"), getattr(torch, spec.dtype)
+    )
+    snapshots, history = distil(spec, teacher, step)
+    step.write_tensors("snapshots.safetensors", {name: value.numpy() for name, value in snapshots.items()})
+    table = pd.DataFrame(history.numpy(), columns=list(HISTORY))
+    table.insert(0, "generator_step", range(1, spec.generator_steps + 1))
+    step.write_table("history.parquet", table)

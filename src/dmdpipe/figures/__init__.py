@@ -1,0 +1,1 @@
+"""What readers see: one style, one function per kind of plot, the verdict table, the notebook runner."""

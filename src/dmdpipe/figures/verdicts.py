@@ -1,0 +1,104 @@
+"""The verdict table, as HTML that stands in a notebook and needs nothing from outside."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Background and text, at a contrast of at least 4.5 : 1; the word says the same, so colour is never the only sign.
+_COLOURS = {
+    "supported": ("#D7F0E5", "#00543D"),
+    "refuted": ("#FADFD2", "#8A3200"),
+    "inconclusive": ("#EBEBEB", "#3D3D3D"),
+    "holds": ("#D7F0E5", "#00543D"),
+    "fails": ("#FADFD2", "#8A3200"),
+    "undecided": ("#EBEBEB", "#3D3D3D"),
+}
+_CELL = "padding:.5em .7em;text-align:left;vertical-align:top;border-bottom:1px solid #ddd"
+
+
+def verdict_table(verdicts: pd.DataFrame, criteria: pd.DataFrame | None = None) -> str:
+    """Return the verdict table: a row per claim, its verdict, the reason, and its criteria folded below.
+
+    Args:
+        verdicts: columns id, title, verdict (supported, refuted, inconclusive) and reason; a column ``statement``
+            is shown below the title if there is one. Rows keep their order.
+        criteria: columns id (the claim's), criterion, value, low, high, threshold, predicts (below, above), outcome
+            and n_seeds; ``points`` is shown if there is one.
+
+    Returns:
+        One HTML ``<table>`` with inline style, the same text for the same tables.
+    """
+    head = "".join(f'<th style="{_CELL}">{name}</th>' for name in ("Claim", "Verdict", "Why"))
+    body = "".join(_row(claim, criteria) for claim in verdicts.to_dict("records"))
+    return (
+        '<table class="verdicts" style="border-collapse:collapse;width:100%">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
+
+
+def _row(claim: Mapping[Any, Any], criteria: pd.DataFrame | None) -> str:
+    statement = claim.get("statement")
+    said = f'<br><span style="color:#555">{_text(statement)}</span>' if _known(statement) else ""
+    mine = criteria[criteria["id"] == claim["id"]] if criteria is not None else pd.DataFrame()
+    return (
+        f'<tr><td style="{_CELL}"><b>{_text(claim["id"])}: {_text(claim["title"])}</b>{said}</td>'
+        f'<td style="{_CELL}">{_badge(claim["verdict"])}</td>'
+        f'<td style="{_CELL}">{_text(claim["reason"])}{_criteria(mine)}</td></tr>'
+    )
+
+
+def _criteria(rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return ""
+    names = ["Criterion", "Measured, with its interval", "The claim predicts", "Outcome", "Seeds"]
+    names += ["Read at"] if "points" in rows else []
+    head = "".join(f'<th style="{_CELL}">{name}</th>' for name in names)
+    lines = []
+    for row in rows.to_dict("records"):
+        cells = [
+            _text(row["criterion"]),
+            _measured(row["value"], row["low"], row["high"]),
+            f"{_text(row['predicts'])} {_number(row['threshold'])}",
+            _badge(row["outcome"]),
+            f"{row['n_seeds']:.0f}" if _known(row["n_seeds"]) else "–",
+        ]
+        cells += [_text(row["points"])] if "points" in rows else []
+        lines.append("<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>")
+    count = f"{len(rows)} criteri{'on' if len(rows) == 1 else 'a'}"
+    return (
+        f'<details style="margin-top:.4em"><summary style="cursor:pointer">{count}</summary>'
+        '<table style="border-collapse:collapse;font-size:.9em;margin-top:.3em">'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></details>"
+    )
+
+
+def _measured(value: Any, low: Any, high: Any) -> str:
+    if not _known(value):
+        return "–"
+    if not (_known(low) and _known(high)):
+        return f"{_number(value)} (no interval)"
+    return f"{_number(value)} [{_number(low)}, {_number(high)}]"
+
+
+def _badge(word: Any) -> str:
+    background, colour = _COLOURS.get(str(word), _COLOURS["inconclusive"])
+    look = f"background:{background};color:{colour};padding:.15em .6em;border-radius:.8em;white-space:nowrap"
+    return f'<span style="{look};font-weight:600">{_text(word)}</span>'
+
+
+def _number(value: Any) -> str:
+    return f"{float(value):.3g}".replace("-", "−") if _known(value) else "–"
+
+
+def _text(value: Any) -> str:
+    return escape(str(value)) if _known(value) else ""
+
+
+def _known(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and pd.isna(value))

@@ -1,0 +1,73 @@
+"""Teacher and student over the paired-noise bank: T(z) and S(z) for the same z."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from dmdpipe.diffusion.determinism import exact_torch
+from dmdpipe.diffusion.sampler import teacher_map
+from dmdpipe.diffusion.teacher import load_teacher
+from dmdpipe.distill.student import build_student
+
+if TYPE_CHECKING:
+    from dmdpipe.artifacts.step import Step
+    from dmdpipe.specs.diffusion import TeacherSamplesSpec
+    from dmdpipe.specs.pairs import PairsSpec
+
+
+def sample_teacher(step: Step) -> None:
+    """The ``teacher_samples`` step: the teacher's map over every noise of the bank.
+
+    Writes ``teacher`` = T(z) [N, d], ``teacher_doubled`` (twice the sampler's steps: its distance from T(z) is the
+    floor of every pair error), ``teacher_rotated`` = T(Qz), ``held_out`` [M, d] and ``reference`` [R, N, d].
+    """
+    spec: TeacherSamplesSpec = step.spec
+    exact_torch(threads=1)
+    denoiser = load_teacher(spec.teacher, step.read_tensors("teacher", "model.safetensors"))
+    bank = {name: torch.from_numpy(array) for name, array in step.read_tensors("noise", "noise.safetensors").items()}
+    steps = spec.sampler.steps
+    wanted = {
+        "teacher": (bank["paired"], steps),
+        "teacher_doubled": (bank["paired"], 2 * steps),
+        "teacher_rotated": (bank["paired"] @ bank["rotation"].T, steps),
+        "held_out": (bank["held_out"], steps),
+        "reference": (bank["reference"].flatten(0, 1), steps),
+    }
+    samples = {}
+    for done, (name, (z, intervals)) in enumerate(wanted.items()):
+        step.progress(done, len(wanted))
+        samples[name] = teacher_map(denoiser, z, spec.noise_range, intervals).numpy()
+    samples["reference"] = samples["reference"].reshape(bank["reference"].shape)
+    step.write_tensors("samples.safetensors", samples)
+
+
+@torch.no_grad()
+def pair_samples(step: Step) -> None:
+    """The ``pairs`` step: ``z`` [N, d], ``teacher`` = T(z) [N, d], ``student`` = S(z) [K, N, d] at K snapshots.
+
+    ``generator_step`` [K] says when each snapshot was taken; the last one is the read-out step.
+    """
+    spec: PairsSpec = step.spec
+    exact_torch(threads=1)
+    snapshots = {
+        name: torch.from_numpy(array) for name, array in step.read_tensors("student", "snapshots.safetensors").items()
+    }
+    z = step.read_tensors("noise", "noise.safetensors")["paired"]
+    generator_step = snapshots.pop("generator_step")
+    student = build_student(spec.student)
+    noise = torch.from_numpy(z).to(next(student.parameters()).dtype)
+    outputs = []
+    for k in range(len(generator_step)):
+        student.load_state_dict({name: stacked[k] for name, stacked in snapshots.items()})
+        outputs.append(student(noise).float())
+    step.write_tensors(
+        "pairs.safetensors",
+        {
+            "z": z,
+            "teacher": step.read_tensors("teacher_samples", "samples.safetensors")["teacher"],
+            "student": torch.stack(outputs).numpy(),
+            "generator_step": generator_step.numpy(),
+        },
+    )

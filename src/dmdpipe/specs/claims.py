@@ -1,0 +1,170 @@
+"""Claims about distillation and the criteria, fixed in advance, by which they stand or fall (``config/claims.yaml``)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, FiniteFloat, NonNegativeInt, model_validator
+
+from dmdpipe.specs.base import Spec
+from dmdpipe.specs.student import InitKind
+
+Metric = Literal[
+    "rho",
+    "rho_rotated",
+    "rho_shuffled",
+    "rho_affine",
+    "rho_affine_matched",
+    "rho_initial",
+    "rho_floor",
+    "linear_excess",
+    "linear_excess_matched",
+    "delta_e",
+    "delta_e_null",
+    "normalised_excess_cost",
+    "cosine",
+    "cosine_whitened",
+    "retrieval_at_1",
+    "retrieval_null",
+    "normalised_rank",
+    "mode_agreement",
+    "sliced_w2",
+    "sliced_w2_floor",
+    "sliced_w2_over_floor",
+    "sliced_w2_data",
+    "energy",
+    "energy_floor",
+    "energy_over_floor",
+    "energy_data",
+    "gate_ratio",
+    "scale_ratio",
+    "jacobian_alignment",
+]
+
+
+def _as_tuple(given: Any) -> Any:
+    return tuple(given) if isinstance(given, (list, tuple)) else (given,)
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Integers = Annotated[tuple[int, ...], BeforeValidator(_as_tuple)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_as_tuple)]
+Inits = Annotated[tuple[InitKind, ...], BeforeValidator(_as_tuple)]
+
+
+class Selection(Spec):
+    """Which of a study's points count: one value or a list per column of the results table; () takes all."""
+
+    point: Texts = Field((), description="the point's own name")
+    data: Texts = Field((), description="data set, e.g. ring or digits-8x8")
+    d: Integers = Field((), description="number of coordinates of one sample")
+    network: Texts = Field((), description="kind of network")
+    init: Inits = Field((), description="the student's start")
+    recipe: Texts = Field((), description="name of the recipe")
+    sigma_max: Numbers = Field((), description="largest noise level σ_max, in units of the scaled data")
+
+
+class Value(Spec):
+    """A metric at the read-out step, averaged over the selected points."""
+
+    metric: Metric = Field(description="name of the metric")
+
+
+class Difference(Spec):
+    """A metric minus the same metric elsewhere, or minus another metric; averaged over the selected points."""
+
+    metric: Metric = Field(description="name of the metric")
+    minus: Selection | None = Field(
+        None, description="subtract the metric at these points: the criterion's selection with these columns replaced"
+    )
+    minus_metric: Metric | None = Field(None, description="subtract this metric, at the same points")
+
+    @model_validator(mode="after")
+    def _one_thing_is_subtracted(self) -> Difference:
+        if (self.minus is None) == (self.minus_metric is None):
+            raise ValueError("give either minus or minus_metric")
+        if self.minus == Selection() or self.minus_metric == self.metric:
+            raise ValueError("nothing would be left: subtract other points or another metric")
+        return self
+
+
+class Slope(Spec):
+    """The least-squares slope of a metric over the selected points, per doubling of a column."""
+
+    metric: Metric = Field(description="name of the metric")
+    against: Literal["d", "sigma_max"] = Field(description="the column; the abscissa is its log2")
+
+
+class At(Spec):
+    """A metric at a generator step."""
+
+    metric: Metric = Field(description="name of the metric")
+    generator_step: NonNegativeInt | None = Field(None, description="0 is the start; null is the read-out step")
+
+
+class RankCorrelation(Spec):
+    """Spearman's rank correlation over the selected points between a metric at the read-out and another quantity."""
+
+    metric: Metric = Field(description="name of the metric, at the read-out step")
+    against: At = Field(description="what it is correlated with")
+
+
+class Statistic(Spec):
+    """The one number that every seed yields. Give exactly one of the keys."""
+
+    value: Value | None = Field(None, description="a metric")
+    difference: Difference | None = Field(None, description="a difference of two metrics or two selections")
+    slope: Slope | None = Field(None, description="a trend over the points, per doubling of a column")
+    rank_correlation: RankCorrelation | None = Field(None, description="a rank correlation over the points")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Statistic:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}; got {' and '.join(given) or 'none'}")
+        return self
+
+
+class Criterion(Spec):
+    """A prediction about one statistic of one study, with the threshold that it must clear."""
+
+    name: str = Field(min_length=1, description="short name, unique within the claim")
+    study: str = Field(min_length=1, description="the study whose runs are read")
+    select: Selection = Field(Selection(), description="which of its points")
+    statistic: Statistic = Field(description="the number that every seed yields")
+    predicts: Literal["below", "above"] = Field(description="the side of the threshold on which the claim puts it")
+    threshold: FiniteFloat = Field(description="in the units of the statistic")
+    because: str = Field(min_length=1, description="why this statistic and this threshold")
+
+
+class Claim(Spec):
+    """A statement that the studies can support, refute or leave open."""
+
+    id: str = Field(min_length=1, description="short id, e.g. C1")
+    title: str = Field(min_length=1, description="a few words")
+    statement: str = Field(min_length=1, description="what is claimed, in plain words")
+    level_of_evidence: str = Field(min_length=1, description="what a verdict here rests on, and how far it reaches")
+    criteria: tuple[Criterion, ...] = Field((), description="all must hold to support the claim; one failing refutes it")
+    without_study: str | None = Field(None, min_length=1, description="why there is no criterion yet, and what it needs")
+
+    @model_validator(mode="after")
+    def _criteria_or_a_reason(self) -> Claim:
+        if bool(self.criteria) == (self.without_study is not None):
+            raise ValueError("give either criteria or without_study")
+        names = [criterion.name for criterion in self.criteria]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two criteria are named '{twice[0]}'")
+        return self
+
+
+class Claims(Spec):
+    """All claims under test. Their number sets the correction for testing many."""
+
+    claims: tuple[Claim, ...] = Field(min_length=1, description="the claims")
+
+    @model_validator(mode="after")
+    def _ids_differ(self) -> Claims:
+        ids = [claim.id for claim in self.claims]
+        if twice := sorted({id_ for id_ in ids if ids.count(id_) > 1}):
+            raise ValueError(f"two claims have the id '{twice[0]}'")
+        return self

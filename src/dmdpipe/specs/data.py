@@ -1,0 +1,120 @@
+"""Data families. A family is one model here and one module of the same name in ``dmdpipe.data``.
+
+Whatever the family, the prepared data are centred and divided by one number so that the mean variance of the
+coordinates is σ_data² = 0.25 in every dimension (science: otherwise σ_max/σ_data would vary with d).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from dmdpipe.specs.base import Spec
+
+SIGMA_DATA = 0.5
+
+
+class _Family(Spec):
+    n_train: PositiveInt = Field(20_000, description="size of the stored training pool")
+    n_held_out: PositiveInt = Field(2_000, description="size of the stored held-out set, never trained on")
+
+
+class Digits(_Family):
+    """scikit-learn's 8×8 digits (1,797 images), average-pooled to side×side; d = side²."""
+
+    family: Literal["digits"] = "digits"
+    side: Literal[1, 2, 4, 8] = 8
+    dequantisation: float = Field(1.0, ge=0, le=1, description="width of the uniform noise, in grey levels (1/16)")
+
+
+class Fashion(_Family):
+    """Fashion-MNIST (70,000 images of 28×28), area-pooled to side×side; d = side²."""
+
+    family: Literal["fashion"] = "fashion"
+    side: int = Field(28, ge=1, le=28)
+    dequantisation: float = Field(1.0, ge=0, le=1, description="width of the uniform noise, in grey levels (1/256)")
+
+
+class Ring(_Family):
+    """Gaussian modes, evenly spaced on a circle; d = 2; exact score known."""
+
+    family: Literal["ring"] = "ring"
+    modes: PositiveInt = 8
+    spread: PositiveFloat = Field(0.05, description="standard deviation of a mode; the circle has radius 1")
+
+
+class Moons(_Family):
+    """Two interleaved half circles with Gaussian noise; d = 2."""
+
+    family: Literal["moons"] = "moons"
+    noise: PositiveFloat = Field(0.05, description="standard deviation; the half circles have radius 1")
+
+
+class Checkerboard(_Family):
+    """Uniform on the dark squares of a cells×cells board; d = 2."""
+
+    family: Literal["checkerboard"] = "checkerboard"
+    cells: int = Field(4, ge=2)
+
+
+class SwissRoll(_Family):
+    """A planar spiral of 1.5 turns with Gaussian noise; d = 2."""
+
+    family: Literal["swiss_roll"] = "swiss_roll"
+    noise: PositiveFloat = Field(0.02, description="standard deviation; the spiral ends at radius 1")
+
+
+class Gaussian(_Family):
+    """A centred Gaussian in any dimension; exact score known."""
+
+    family: Literal["gaussian"] = "gaussian"
+    dim: PositiveInt = 16
+    spectrum: Literal["isotropic", "decaying"] = Field(
+        "decaying", description="eigenvalues all equal, or 1/k for k = 1…d (before the common scaling)"
+    )
+    rotated: bool = Field(True, description="eigenvectors are a fixed random rotation, not the axes")
+
+
+class Mixture(_Family):
+    """Equal isotropic Gaussian modes at random directions in any dimension; exact score known."""
+
+    family: Literal["mixture"] = "mixture"
+    dim: PositiveInt = 16
+    modes: PositiveInt = 8
+    separation: PositiveFloat = Field(
+        8.0, description="distance of a mode's centre from the origin in standard deviations of a mode, over √2"
+    )
+
+
+DataSpec = Annotated[
+    Digits | Fashion | Ring | Moons | Checkerboard | SwissRoll | Gaussian | Mixture,
+    Field(discriminator="family"),
+]
+
+FAMILIES: dict[str, type[_Family]] = {
+    model.model_fields["family"].default: model
+    for model in (Digits, Fashion, Ring, Moons, Checkerboard, SwissRoll, Gaussian, Mixture)
+}
+
+
+def dimension(data: DataSpec) -> int:
+    """Return d, the number of coordinates of one sample."""
+    match data:
+        case Digits() | Fashion():
+            return data.side**2
+        case Gaussian() | Mixture():
+            return data.dim
+        case _:
+            return 2
+
+
+def data_name(data: DataSpec) -> str:
+    """Return a short readable name, e.g. ``digits-8x8`` or ``gaussian-16``."""
+    match data:
+        case Digits() | Fashion():
+            return f"{data.family}-{data.side}x{data.side}"
+        case Gaussian() | Mixture():
+            return f"{data.family}-{data.dim}"
+        case _:
+            return data.family

@@ -1,0 +1,85 @@
+"""Noise levels and the probability-flow sampler."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from dmdpipe.specs.base import Spec
+from dmdpipe.specs.data import DataSpec
+from dmdpipe.specs.network import MLP
+
+
+class NoiseRange(Spec):
+    """The Karras grid's ends and exponent (arXiv 2206.00364, eq. 5); σ in units of the scaled data (σ_data = 0.5)."""
+
+    sigma_min: PositiveFloat = 0.002
+    sigma_max: PositiveFloat = 80.0
+    rho: PositiveFloat = 7.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> NoiseRange:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min ({self.sigma_min}) must be below sigma_max ({self.sigma_max})")
+        return self
+
+
+class TrainedScore(Spec):
+    """A denoiser trained on the data by denoising score matching, EDM's recipe."""
+
+    kind: Literal["trained"] = "trained"
+    network: MLP = MLP()
+    steps: PositiveInt = 4_000
+    batch: PositiveInt = 256
+    learning_rate: PositiveFloat = 1e-3
+    warmup: int = Field(200, ge=0, description="steps over which the learning rate rises from 0")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights, which are the teacher")
+    log_sigma_mean: float = Field(-1.2, description="ln σ ~ N(mean, std²) during training")
+    log_sigma_std: PositiveFloat = 1.2
+    seed: int = Field(0, ge=0)
+    threads: PositiveInt = 1
+
+
+class ExactScore(Spec):
+    """The data's own denoiser, where it is known in closed form (ring, gaussian, mixture)."""
+
+    kind: Literal["exact"] = "exact"
+
+
+class TeacherSpec(Spec):
+    """A teacher: the data and the denoiser D(x, σ) that stands for them."""
+
+    data: DataSpec
+    score: Annotated[TrainedScore | ExactScore, Field(discriminator="kind")] = TrainedScore()
+
+    @model_validator(mode="after")
+    def _score_is_known(self) -> TeacherSpec:
+        if self.score.kind == "exact" and self.data.family not in ("ring", "gaussian", "mixture"):
+            raise ValueError(f"score.kind 'exact': the exact score of '{self.data.family}' is not known; use 'trained'")
+        return self
+
+
+class NoiseBankSpec(Spec):
+    """The paired-noise bank: standard normal noise, every row from its own counter-based stream."""
+
+    dim: PositiveInt
+    n_paired: PositiveInt = Field(1_000, description="noises z_i that teacher and student share")
+    n_held_out: PositiveInt = Field(4_000, description="noises for fitting baselines, e.g. the best affine map")
+    n_reference_sets: int = Field(4, ge=2, description="independent sets of n_paired noises: gate and its floor")
+    seed: int = Field(0, ge=0)
+
+
+class SamplerSpec(Spec):
+    """Heun's second-order solver of the probability-flow ODE on the Karras grid (arXiv 2206.00364, algorithm 1)."""
+
+    steps: PositiveInt = Field(64, description="grid intervals, the last one to σ = 0")
+
+
+class TeacherSamplesSpec(Spec):
+    """The teacher's map T over the noise bank."""
+
+    teacher: TeacherSpec
+    bank: NoiseBankSpec
+    noise_range: NoiseRange = NoiseRange()
+    sampler: SamplerSpec = SamplerSpec()

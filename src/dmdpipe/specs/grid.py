@@ -1,0 +1,128 @@
+"""From a study and a scale to its cells: overrides are laid over each other, axes multiplied, seeds put in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from dmdpipe.errors import UserError, did_you_mean
+from dmdpipe.specs.data import data_name, dimension
+from dmdpipe.specs.diffusion import NoiseBankSpec, TeacherSamplesSpec, TeacherSpec
+from dmdpipe.specs.pairs import MetricsSpec, PairsSpec
+from dmdpipe.specs.problems import parse
+from dmdpipe.specs.student import StudentSpec
+from dmdpipe.specs.study import Cell, Scale, ScaleOverlay, Study
+
+
+@dataclass(frozen=True)
+class Member:
+    """One cell of a study's grid with one seed.
+
+    ``point`` names the cell by its axes, e.g. ``d=16, start=teacher``; ``spec`` is the spec of its last step, the
+    metrics, in which those of all earlier steps are nested.
+    """
+
+    point: str
+    seed: int
+    spec: MetricsSpec
+
+    def labels(self) -> dict[str, Any]:
+        """Return the columns by which a results table tells cells apart."""
+        student = self.spec.pairs.student
+        return {
+            "point": self.point,
+            "data": data_name(student.teacher.data),
+            "d": dimension(student.teacher.data),
+            "network": network_name(student),
+            "init": student.init.kind,
+            "recipe": student.recipe.name,
+            "sigma_max": student.noise_range.sigma_max,
+            "seed": self.seed,
+        }
+
+
+def network_name(student: StudentSpec) -> str:
+    """Return a short readable name, e.g. ``mlp-64x3`` or ``linear``."""
+    network = student.network
+    return f"mlp-{network.width}x{network.depth}" if network.kind == "mlp" else network.kind
+
+
+def expand(name: str, study: Study, scale_name: str, scale: Scale) -> list[Member]:
+    """Return all members of a study at a scale, in the order of its axes, seeds innermost.
+
+    Later layers win: the models' defaults, the scale, the study's base, the study at that scale, the axes.
+
+    Raises:
+        UserError: naming the file and the key, if anything is unknown, of the wrong type or impossible.
+    """
+    overlay = study.scales.get(scale_name, ScaleOverlay())
+    source = f"config/studies/{name}.yaml"
+    for axis in overlay.axes:
+        if axis not in study.axes:
+            raise UserError(f"{source}: scales.{scale_name}.axes: unknown axis '{axis}'{did_you_mean(axis, study.axes)}")
+    members = []
+    for labels, choices in _points(source, study, overlay, scale_name):
+        tree: dict[str, Any] = {}
+        for layer in (scale.set, study.base, overlay.set, *choices):
+            lay_over(tree, layer, source)
+        point = ", ".join(f"{axis}={label}" for axis, label in labels.items()) or "all"
+        where = f"{source} ({point}, scale {scale_name})"
+        cell = parse(Cell, tree, where)
+        members += [Member(point, seed, resolve(cell, seed, where)) for seed in range(overlay.seeds or scale.seeds)]
+    return members
+
+
+def _points(
+    source: str, study: Study, overlay: ScaleOverlay, scale_name: str
+) -> Iterator[tuple[dict[str, str], list[Mapping[str, Any]]]]:
+    kept = {}
+    for axis, values in study.axes.items():
+        kept[axis] = overlay.axes.get(axis, list(values))
+        for label in kept[axis]:
+            if label not in values:
+                place = f"{source}: scales.{scale_name}.axes.{axis}"
+                raise UserError(f"{place}: unknown label '{label}'{did_you_mean(label, values)}")
+    for labels in product(*kept.values()):
+        chosen = dict(zip(kept, labels, strict=True))
+        yield chosen, [study.axes[axis][label] for axis, label in chosen.items()]
+
+
+def lay_over(tree: dict[str, Any], overrides: Mapping[str, Any], source: str) -> None:
+    """Set dotted keys in a nested mapping, in place. Naming another data family or kind drops its old settings.
+
+    Raises:
+        UserError: if a key runs through something that is not a mapping.
+    """
+    for dotted, value in overrides.items():
+        *parents, last = dotted.split(".")
+        branch = tree
+        for key in parents:
+            branch = branch.setdefault(key, {})
+            if not isinstance(branch, dict):
+                raise UserError(f"{source}: key '{dotted}': '{key}' is a value, so nothing can stand below it")
+        if last in ("family", "kind") and branch.get(last, value) != value:
+            branch.clear()
+        branch[last] = dict(value) if isinstance(value, dict) else value
+
+
+def resolve(cell: Cell, seed: int, where: str) -> MetricsSpec:
+    """Return the full spec of one member: teacher and student both take ``seed``; the noise bank is common to all.
+
+    Raises:
+        UserError: if the parts do not fit together, e.g. an exact score of data whose score is not known.
+    """
+    score = cell.score.model_copy(update={"seed": seed}) if cell.score.kind == "trained" else cell.score
+    teacher = parse(TeacherSpec, {"data": cell.data, "score": score}, where)
+    settings = {name: getattr(cell.student, name) for name in type(cell.student).model_fields}
+    if settings["network"] is None:
+        settings["network"] = cell.score.network if cell.score.kind == "trained" else settings["network"]
+    if settings["network"] is None:
+        raise UserError(f"{where}: student.network: an exact teacher has no network to copy; name one")
+    student = parse(
+        StudentSpec, {**settings, "teacher": teacher, "noise_range": cell.noise_range, "seed": seed}, where
+    )
+    bank = NoiseBankSpec(dim=dimension(cell.data), **cell.bank.model_dump())
+    samples = TeacherSamplesSpec(teacher=teacher, bank=bank, noise_range=cell.noise_range, sampler=cell.sampler)
+    return MetricsSpec(pairs=PairsSpec(student=student, teacher_samples=samples), **cell.metrics.model_dump())

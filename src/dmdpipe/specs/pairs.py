@@ -1,0 +1,32 @@
+"""Paired samples and what is measured on them."""
+
+from __future__ import annotations
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from dmdpipe.specs.base import Spec
+from dmdpipe.specs.diffusion import TeacherSamplesSpec
+from dmdpipe.specs.student import StudentSpec
+
+
+class PairsSpec(Spec):
+    """The same noise through teacher and student: z, T(z), and S(z) at every snapshot."""
+
+    student: StudentSpec
+    teacher_samples: TeacherSamplesSpec
+
+    @model_validator(mode="after")
+    def _same_teacher(self) -> PairsSpec:
+        if self.student.teacher != self.teacher_samples.teacher:
+            raise ValueError("student.teacher and teacher_samples.teacher must be the same teacher")
+        if self.student.noise_range != self.teacher_samples.noise_range:
+            raise ValueError("student.noise_range and teacher_samples.noise_range must be the same")
+        return self
+
+
+class MetricsSpec(Spec):
+    """All copying metrics and distribution distances of one student, at every snapshot."""
+
+    pairs: PairsSpec
+    projections: PositiveInt = Field(128, description="fixed random directions of the sliced Wasserstein distance")
+    whitened_variance: PositiveFloat = Field(0.99, le=1, description="share of variance that the whitened cosine keeps")

@@ -1,0 +1,94 @@
+"""Turning a rejected file into one line that a user can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dmdpipe.errors import UserError, did_you_mean
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the contents of a YAML file (safe loader: plain types only).
+
+    Raises:
+        UserError: if the file is missing, unreadable or not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected a YAML file there") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        where = f" line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        raise UserError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+
+
+def parse(model: type[M], value: Any, source: str) -> M:
+    """Validate ``value`` as ``model``.
+
+    Raises:
+        UserError: one line naming the source, the key, what is wrong and the nearest valid name.
+    """
+    if not isinstance(value, dict):
+        raise UserError(f"{source}: expected a mapping of keys to values, got {type(value).__name__}")
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise UserError(f"{source}: {explain(model, error)}") from None
+
+
+def explain(model: type[BaseModel], error: ValidationError) -> str:
+    """Return the first problem of a validation error as one line: key, what is wrong, the nearest valid name."""
+    first = error.errors(include_url=False)[0]
+    # Pydantic names the chosen member of a union in the location; it is no key of the file.
+    keys = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        *parents, key = keys
+        hint = did_you_mean(key, fields_at(model, parents))
+        return f"unknown key '{'.'.join(_without_tags(model, parents) + [key])}'{hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    shown = f", got {given!r}" if isinstance(given, str | int | float | bool) and first["type"] != "value_error" else ""
+    place = ".".join(_without_tags(model, keys))
+    return f"{place}: {message[0].lower() + message[1:]}{shown}" if place else message
+
+
+def fields_at(model: type[BaseModel], keys: list[str]) -> list[str]:
+    """Return the names of the fields that are allowed below a path of keys, across the members of a union."""
+    models: list[type[BaseModel]] = [model]
+    for key in keys:
+        below = [m for outer in models if key in outer.model_fields for m in _models_in(outer.model_fields[key].annotation)]
+        tagged = [m for m in models if key in _tags(m)]
+        models = below or tagged or models
+    return sorted({name for m in models for name in m.model_fields})
+
+
+def _without_tags(model: type[BaseModel], keys: list[str]) -> list[str]:
+    kept = []
+    models: list[type[BaseModel]] = [model]
+    for key in keys:
+        below = [m for outer in models if key in outer.model_fields for m in _models_in(outer.model_fields[key].annotation)]
+        is_field = any(key in m.model_fields for m in models)
+        if is_field or not any(key in _tags(m) for m in models):
+            kept.append(key)
+        models = below or models
+    return kept
+
+
+def _tags(model: type[BaseModel]) -> set[Any]:
+    return {model.model_fields[name].default for name in ("family", "kind") if name in model.model_fields}
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)

@@ -1,0 +1,143 @@
+"""Students: where they start, the recipe that trains them, and when they are looked at."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from dmdpipe.specs.base import Spec
+from dmdpipe.specs.diffusion import NoiseRange, TeacherSpec
+from dmdpipe.specs.network import MLP, Linear
+
+InitKind = Literal["teacher", "rotated", "edm-default", "random-head", "random-no-skip", "kd-rotated"]
+
+
+class Init(Spec):
+    """The student's start S₀.
+
+    teacher: the teacher's weights. rotated: the teacher's denoiser behind a fixed rotation of its input, S₀(z) =
+    D(σ_max·Qz, σ_max) (an equivariance check, exact for any network). edm-default: fresh weights with a zero output
+    layer, S₀ = c_skip·σ_max·z. random-head: fresh weights, random output layer, skip kept. random-no-skip: the same
+    without the skip. kd-rotated: the teacher's weights, first regressed onto T∘Q.
+    """
+
+    kind: InitKind = "teacher"
+    regression_steps: PositiveInt = Field(2_000, description="kd-rotated only: steps of the regression onto T∘Q")
+
+
+class Optimiser(Spec):
+    """AdamW as in DMD2, or plain gradient descent (for the closed forms)."""
+
+    kind: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: PositiveFloat = 1e-4
+    weight_decay: NonNegativeFloat = 0.01
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's β₁, or SGD's momentum")
+    beta2: float = Field(0.999, ge=0, lt=1)
+    warmup: int = Field(500, ge=0, description="iterations (not generator steps) over which the rate rises from 0")
+    decay: Literal["constant", "cosine"] = "constant"
+    clip: PositiveFloat | None = Field(10.0, description="bound on the gradient's norm")
+
+
+class Recipe(Spec):
+    """One DMD recipe. ``name`` chooses a published one; any other key overrides a part of it.
+
+    dmd2 (arXiv 2405.14867, EDM branch): every fifth iteration the generator steps, then the fake score trains on that
+    same batch. fastgen (NVlabs/FastGen): every fifth iteration the student steps *instead of* the fake score,
+    unweighted fake loss, normaliser + 1e-6, grid indices 2…998, an average of the student's weights is evaluated.
+    regression: no distribution matching; the student regresses onto T(z) (knowledge distillation).
+    """
+
+    name: Literal["dmd2", "fastgen", "regression"] = "dmd2"
+    dm_weight: NonNegativeFloat = Field(1.0, description="weight of the distribution-matching term")
+    regression_weight: NonNegativeFloat = Field(0.0, description="weight of ‖S(z) − T(z)‖² (DMD1's term, L2)")
+    regression_pairs: PositiveInt = Field(8_192, description="size of the pool of pairs (z, T(z)) to regress onto")
+    generator_every: PositiveInt = Field(5, description="iterations per generator step")
+    fake_trains_with_generator: bool = Field(True, description="the fake score also trains in a generator iteration")
+    normalise: bool = Field(True, description="divide the gradient by mean|x − μ_real| per sample")
+    normaliser_offset: NonNegativeFloat = Field(0.0, description="added to that divisor")
+    normaliser_min: NonNegativeFloat = Field(0.0, description="lower clamp of that divisor (it can vanish in low d)")
+    grid_size: PositiveInt = Field(1_000, description="number of Karras noise levels, ascending")
+    dm_first: int = Field(20, ge=0, description="first grid index of the generator's noise levels")
+    dm_last: int = Field(980, ge=0, description="last grid index of the generator's noise levels, included")
+    fake_first: int = Field(0, ge=0)
+    fake_last: int = Field(999, ge=0)
+    fake_weighting: Literal["edm", "none"] = Field("edm", description="1/σ² + 1/σ_data², or 1")
+    fake: Literal["learned", "oracle"] = Field("learned", description="oracle: the student's exact score (linear only)")
+    generator: Optimiser = Optimiser(learning_rate=5e-5)
+    fake_score: Optimiser = Optimiser(learning_rate=5e-4)
+    ema: float | None = Field(None, ge=0, lt=1, description="decay of the evaluated average of the student's weights")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_the_published_recipe(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            given = {"name": given}
+        if isinstance(given, dict):
+            preset = PRESETS.get(given.get("name", "dmd2"), {})
+            return {**preset, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        for first, last, what in ((self.dm_first, self.dm_last, "dm"), (self.fake_first, self.fake_last, "fake")):
+            if not first <= last < self.grid_size:
+                raise ValueError(f"{what}_first ≤ {what}_last < grid_size must hold, got {first}, {last}, {self.grid_size}")
+        if self.dm_weight == 0 and self.regression_weight == 0:
+            raise ValueError("dm_weight and regression_weight are both 0: nothing would train the student")
+        return self
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "dmd2": {},
+    "fastgen": {
+        "fake_trains_with_generator": False,
+        "normaliser_offset": 1e-6,
+        "dm_first": 2,
+        "dm_last": 998,
+        "fake_first": 2,
+        "fake_last": 998,
+        "fake_weighting": "none",
+        "ema": 0.9996,
+    },
+    "regression": {"dm_weight": 0.0, "regression_weight": 1.0, "generator_every": 1},
+}
+
+
+class StudentSpec(Spec):
+    """One student: its teacher, its start, its recipe, its length, its seed."""
+
+    teacher: TeacherSpec
+    network: Annotated[MLP | Linear, Field(discriminator="kind")] = MLP()
+    noise_range: NoiseRange = NoiseRange()
+    init: Init = Init()
+    recipe: Recipe = Recipe()
+    generator_steps: PositiveInt = 1_000
+    batch: PositiveInt = 256
+    batches: Literal["random", "expected"] = Field(
+        "random", description="expected: batches with exact moments, so that a linear student feels the mean gradient"
+    )
+    snapshots: PositiveInt = Field(10, description="number of log-spaced generator steps at which weights are kept")
+    dtype: Literal["float32", "float64"] = "float32"
+    seed: int = Field(0, ge=0)
+    threads: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudentSpec:
+        exact_gaussian = self.teacher.score.kind == "exact" and self.teacher.data.family == "gaussian"
+        if self.network.kind == "linear" and not exact_gaussian:
+            raise ValueError("network.kind 'linear' needs a 'gaussian' teacher with score.kind 'exact'")
+        if self.network.kind == "linear" and self.init.kind not in ("teacher", "rotated"):
+            raise ValueError(f"init.kind '{self.init.kind}' needs network.kind 'mlp'")
+        if self.recipe.fake == "oracle" and self.network.kind != "linear":
+            raise ValueError("recipe.fake 'oracle' needs network.kind 'linear': no other student's score is known")
+        if self.batches == "expected" and not (self.network.kind == "linear" and self.recipe.fake == "oracle"):
+            raise ValueError("batches 'expected' needs network.kind 'linear' and recipe.fake 'oracle'")
+        if self.network.kind == "mlp" and self.init.kind in ("teacher", "rotated", "kd-rotated"):
+            if self.teacher.score.kind != "trained":
+                raise ValueError(f"init.kind '{self.init.kind}' copies weights: the teacher's score.kind must be 'trained'")
+            if self.network != self.teacher.score.network:
+                raise ValueError(f"init.kind '{self.init.kind}' copies weights: network must equal the teacher's")
+        if self.network.kind == "mlp" and self.recipe.fake == "learned" and self.teacher.score.kind != "trained":
+            raise ValueError("recipe.fake 'learned' starts as a copy of the teacher: its score.kind must be 'trained'")
+        return self

@@ -1,0 +1,211 @@
+"""Fashion-MNIST on small synthetic files: where it is looked for, and all that can be wrong with it."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import struct
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from dmdpipe.data import fashion
+from dmdpipe.data.prepare import prepare
+from dmdpipe.errors import UserError
+from dmdpipe.specs.data import Fashion
+
+SIDE = 28
+
+
+def idx_bytes(images, magic=0x00000803):
+    return struct.pack(">4I", magic, *images.shape) + images.tobytes()
+
+
+def synthetic_images(n, seed):
+    return np.random.default_rng(seed).integers(0, 256, (n, SIDE, SIDE), dtype=np.uint8)
+
+
+TRAIN, HELD_OUT = synthetic_images(30, 0), synthetic_images(12, 1)
+PAYLOADS = {fashion.TRAIN_FILE: idx_bytes(TRAIN), fashion.HELD_OUT_FILE: idx_bytes(HELD_OUT)}
+
+
+def write_set(folder, compressed=True):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, payload in PAYLOADS.items():
+        if compressed:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(payload))
+        else:
+            (folder / name).write_bytes(payload)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _sandbox(tmp_path, monkeypatch):
+    """No folder of this machine, no mirror, and the checksums of the synthetic files."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(fashion.FOLDER_VARIABLE, raising=False)
+    monkeypatch.setattr(fashion, "SYSTEM_FOLDER", tmp_path / "usr")
+    monkeypatch.setattr(fashion, "MIRRORS", ())
+    sums = {name: hashlib.sha256(payload).hexdigest() for name, payload in PAYLOADS.items()}
+    monkeypatch.setattr(fashion, "SHA256", sums)
+
+
+@pytest.fixture
+def chosen(tmp_path, monkeypatch):
+    """A good set in the folder that the environment variable names."""
+    folder = write_set(tmp_path / "chosen")
+    monkeypatch.setenv(fashion.FOLDER_VARIABLE, str(folder))
+    return folder
+
+
+def one_line_error():
+    return pytest.raises(UserError, match=r"^[^\n]*$")
+
+
+def test_images_come_back_as_written(chosen):
+    assert np.array_equal(fashion.load_images(fashion.TRAIN_FILE), TRAIN)
+    assert np.array_equal(fashion.load_images(fashion.HELD_OUT_FILE), HELD_OUT)
+
+
+def test_plain_files_will_do(tmp_path, monkeypatch):
+    monkeypatch.setenv(fashion.FOLDER_VARIABLE, str(write_set(tmp_path / "plain", compressed=False)))
+    assert np.array_equal(fashion.load_images(fashion.TRAIN_FILE), TRAIN)
+
+
+def test_the_default_folders_are_searched(tmp_path):
+    write_set(tmp_path / "usr")
+    assert np.array_equal(fashion.load_images(fashion.TRAIN_FILE), TRAIN)
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_download_folder_comes_first(tmp_path):
+    write_set(tmp_path / "usr")
+    write_set(tmp_path / "data/fashion-mnist")
+    (tmp_path / f"usr/{fashion.TRAIN_FILE}.gz").write_bytes(b"broken")
+    assert np.array_equal(fashion.load_images(fashion.TRAIN_FILE), TRAIN)
+
+
+def test_rows_are_the_pooled_images_of_the_right_file(chosen):
+    spec = Fashion(side=4, dequantisation=0, n_train=30, n_held_out=12)
+    raw = fashion.draw(spec, np.random.default_rng(0))
+    for rows, images in ((raw.train, TRAIN), (raw.held_out, HELD_OUT)):
+        expected = images.reshape(-1, 4, 7, 4, 7).mean(axis=(2, 4)).reshape(-1, 16) / 256
+        assert_allclose(rows[np.lexsort(rows.T)], expected[np.lexsort(expected.T)], rtol=1e-12)
+        assert not np.allclose(rows, expected)  # shuffled: a small pool is a random subset
+
+
+@pytest.mark.parametrize("side", [1, 5, 28])
+def test_prepared(chosen, side):
+    tensors, facts = prepare(Fashion(side=side, n_train=50, n_held_out=20))
+    assert tensors["train"].shape == (50, side**2) and tensors["held_out"].shape == (20, side**2)
+    assert_allclose(tensors["train"].astype(float).var(axis=0).mean(), 0.25, rtol=1e-5)
+    assert facts["n_images"] == 30
+    again, _ = prepare(Fashion(side=side, n_train=50, n_held_out=20))
+    assert all(np.array_equal(tensors[name], again[name]) for name in tensors)
+
+
+def test_a_flipped_bit_is_named_with_both_checksums(chosen):
+    payload = bytearray(PAYLOADS[fashion.TRAIN_FILE])
+    payload[5000] ^= 1
+    path = chosen / f"{fashion.TRAIN_FILE}.gz"
+    path.write_bytes(gzip.compress(payload))
+    with one_line_error() as caught:
+        fashion.load_images(fashion.TRAIN_FILE)
+    message = str(caught.value)
+    assert str(path) in message
+    assert fashion.SHA256[fashion.TRAIN_FILE] in message
+    assert hashlib.sha256(payload).hexdigest() in message
+
+
+def test_the_two_files_cannot_be_swapped(chosen):
+    (chosen / f"{fashion.HELD_OUT_FILE}.gz").write_bytes(gzip.compress(PAYLOADS[fashion.TRAIN_FILE]))
+    with one_line_error() as caught:
+        fashion.load_images(fashion.HELD_OUT_FILE)
+    assert "damaged or another file" in str(caught.value)
+
+
+GOOD = PAYLOADS[fashion.TRAIN_FILE]
+FAULTS = {
+    "truncated gz": (gzip.compress(GOOD)[:-100], "cannot be read"),
+    "damaged gz": (gzip.compress(GOOD)[:50] + bytes(60) + gzip.compress(GOOD)[110:], "cannot be read"),
+    "no gz": (b"<html>not found</html>", "cannot be read"),
+    "empty": (b"", "not an idx file"),
+    "header cut": (gzip.compress(GOOD[:10]), "not an idx file"),
+    "pixels cut": (gzip.compress(GOOD[:-1]), "claims 30 images of 28x28 but has 23519 bytes"),
+    "pixels added": (gzip.compress(GOOD + b"\0"), "claims 30 images of 28x28 but has 23521 bytes"),
+    "labels": (gzip.compress(idx_bytes(TRAIN, magic=0x00000801)), "not an idx file of images"),
+    "floats": (gzip.compress(idx_bytes(TRAIN, magic=0x00000D03)), "not an idx file of images"),
+    "huge claim": (
+        gzip.compress(struct.pack(">4I", 0x803, 2**31, 2**16, 2**16) + b"\0"),
+        "claims 2147483648",
+    ),
+    "not square": (gzip.compress(idx_bytes(TRAIN.reshape(30, 14, 56))), "claims 30 images of 14x56"),
+    "no images": (gzip.compress(idx_bytes(TRAIN[:0])), "claims 0 images"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faulty_files_are_named(chosen, fault):
+    content, complaint = FAULTS[fault]
+    path = chosen / f"{fashion.TRAIN_FILE}.gz"
+    path.write_bytes(content)
+    with one_line_error() as caught:
+        fashion.load_images(fashion.TRAIN_FILE)
+    assert str(path) in str(caught.value)
+    assert complaint in str(caught.value)
+
+
+def test_a_file_that_unpacks_to_too_much_is_not_read_to_the_end(chosen, monkeypatch):
+    monkeypatch.setattr(fashion, "_MAX_BYTES", 1000)
+    with one_line_error() as caught:
+        fashion.load_images(fashion.TRAIN_FILE)
+    assert "has 984 bytes of pixels" in str(caught.value)
+
+
+def test_a_missing_folder_is_named(tmp_path, monkeypatch):
+    write_set(tmp_path / "usr")
+    monkeypatch.setenv(fashion.FOLDER_VARIABLE, "/no/such/folder")
+    with one_line_error() as caught:
+        fashion.load_images(fashion.TRAIN_FILE)
+    assert "/no/such/folder, which is not a folder" in str(caught.value)
+
+
+def test_a_missing_file_in_the_chosen_folder_is_named(chosen):
+    (chosen / f"{fashion.HELD_OUT_FILE}.gz").unlink()
+    with one_line_error() as caught:
+        fashion.load_images(fashion.HELD_OUT_FILE)
+    assert f"{chosen} (from DMDPIPE_FASHION_MNIST) has no {fashion.HELD_OUT_FILE}.gz" in str(caught.value)
+
+
+def test_a_missing_set_is_downloaded_once(tmp_path, monkeypatch):
+    mirror = write_set(tmp_path / "mirror")
+    monkeypatch.setattr(fashion, "MIRRORS", (mirror.as_uri() + "/",))
+    assert np.array_equal(fashion.load_images(fashion.TRAIN_FILE), TRAIN)
+    (mirror / f"{fashion.TRAIN_FILE}.gz").unlink()
+    assert np.array_equal(fashion.load_images(fashion.TRAIN_FILE), TRAIN)
+    folder = tmp_path / "data/fashion-mnist"
+    assert [path.name for path in folder.iterdir()] == [f"{fashion.TRAIN_FILE}.gz"]
+
+
+def test_the_next_mirror_is_tried_when_one_fails_or_serves_something_else(tmp_path, monkeypatch):
+    absent, wrong, good = (tmp_path / name for name in ("absent", "wrong", "good"))
+    write_set(good)
+    wrong.mkdir()
+    (wrong / f"{fashion.TRAIN_FILE}.gz").write_bytes(gzip.compress(PAYLOADS[fashion.HELD_OUT_FILE]))
+    monkeypatch.setattr(fashion, "MIRRORS", tuple(folder.as_uri() + "/" for folder in (absent, wrong, good)))
+    assert np.array_equal(fashion.load_images(fashion.TRAIN_FILE), TRAIN)
+
+
+def test_a_failed_download_leaves_nothing_and_says_what_to_do(tmp_path, monkeypatch):
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    (wrong / f"{fashion.TRAIN_FILE}.gz").write_bytes(b"<html>log in first</html>")
+    monkeypatch.setattr(fashion, "MIRRORS", (wrong.as_uri() + "/", (tmp_path / "absent").as_uri() + "/"))
+    with one_line_error() as caught:
+        fashion.load_images(fashion.TRAIN_FILE)
+    message = str(caught.value)
+    assert message.startswith("Fashion-MNIST cannot be downloaded (file://")
+    assert "Not a gzipped file" in message and "No such file" in message
+    assert "dataset-fashion-mnist" in message and fashion.FOLDER_VARIABLE in message
+    assert list((tmp_path / "data/fashion-mnist").iterdir()) == []
