@@ -17,7 +17,6 @@ from dmdpipe.data.prepare import prepare, prepare_data
 from dmdpipe.errors import UserError
 from dmdpipe.specs.base import canonical_json
 from dmdpipe.specs.data import (
-    FAMILIES,
     Checkerboard,
     Digits,
     Gaussian,
@@ -165,8 +164,8 @@ def fingerprint():
 
 def test_another_process_prepares_the_same_bytes_and_imports_only_what_it_needs():
     code = (
-        "import sys, test_prepare as t; t.prepare(t.Ring());"
-        "others = {f'dmdpipe.data.{family}' for family in t.FAMILIES} & sys.modules.keys();"
+        "import sys, test_prepare as t; from dmdpipe.specs.data import FAMILIES; t.prepare(t.Ring());"
+        "others = {f'dmdpipe.data.{family}' for family in FAMILIES} & sys.modules.keys();"
         "print(t.fingerprint(), *others, 'torch' in sys.modules)"
     )
     hash_seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"

@@ -9,7 +9,9 @@ STEPS = (0, 1, 4, 16, 63, 250, 1000)
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
-def _run(data: str, d: int, init: str, sigma_max: float, step: int, noise: np.random.Generator) -> dict[str, float]:
+def _run(
+    data: str, d: int, init: str, sigma_max: float, step: int, noise: np.random.Generator
+) -> dict[str, float]:
     done = np.log1p(step) / np.log1p(STEPS[-1])
     wrong_start = sigma_max > 10 and d < 8
     start, end = {
@@ -31,7 +33,7 @@ def _run(data: str, d: int, init: str, sigma_max: float, step: int, noise: np.ra
 
 
 def results(seeds: int = 3, smoke: bool = False) -> pd.DataFrame:
-    """Two studies, ``dimension`` (d × σ_max × start) and ``start`` (starts at two d), seeds and aggregates."""
+    """Two studies, ``dimension`` (d × σ_max × start) and ``start`` (starts at two d), and their aggregates."""
     grid = [
         ("dimension", f"digits-{s}x{s}", s * s, init, sigma)
         for s in (2, 4, 8)
@@ -48,11 +50,16 @@ def results(seeds: int = 3, smoke: bool = False) -> pd.DataFrame:
     rows = []
     for number, (study, data, d, init, sigma) in enumerate(grid):
         keys = {"study": study, "scale": "smoke" if smoke else "laptop", "data": data, "d": d, "init": init}
-        keys |= {"point": f"data={data}, start={init}, sigma_max={sigma:g}", "recipe": "dmd2", "sigma_max": sigma}
+        keys |= {
+            "point": f"data={data}, start={init}, sigma_max={sigma:g}",
+            "recipe": "dmd2",
+            "sigma_max": sigma,
+        }
         for step in STEPS:
             mark = {"generator_step": step, "readout": step == STEPS[-1]}
             runs = [
-                _run(data, d, init, sigma, step, np.random.default_rng([number, seed, step])) for seed in range(seeds)
+                _run(data, d, init, sigma, step, np.random.default_rng([number, seed, step]))
+                for seed in range(seeds)
             ]
             for metric in runs[0]:
                 values = np.array([run[metric] for run in runs])
@@ -79,12 +86,28 @@ def gallery() -> pd.DataFrame:
     rows = []
     for data, d, n in (("ring", 2, 200), ("digits-4x4", 16, 8)):
         angle = 2 * np.pi * noise.integers(0, 8, n) / 8
-        teacher = np.stack([np.cos(angle), np.sin(angle)], 1) * 0.7 if d == 2 else 0.5 * noise.standard_normal((n, d))
+        teacher = (
+            np.stack([np.cos(angle), np.sin(angle)], 1) * 0.7
+            if d == 2
+            else 0.5 * noise.standard_normal((n, d))
+        )
         teacher = teacher + 0.03 * noise.standard_normal((n, d))
-        for init, copies in (("teacher", 0.9), ("edm-default", 0.6), ("random-head", 0.0), ("kd-rotated", 0.0)):
+        for init, copies in (
+            ("teacher", 0.9),
+            ("edm-default", 0.6),
+            ("random-head", 0.0),
+            ("kd-rotated", 0.0),
+        ):
             other = teacher[noise.permutation(n)]
-            student = np.where(noise.random((n, 1)) < copies, teacher, other) + 0.03 * noise.standard_normal((n, d))
-            keys = {"point": f"data={data}, start={init}, sigma_max=80", "study": "start", "data": data, "d": d}
+            student = np.where(noise.random((n, 1)) < copies, teacher, other) + 0.03 * noise.standard_normal(
+                (n, d)
+            )
+            keys = {
+                "point": f"data={data}, start={init}, sigma_max=80",
+                "study": "start",
+                "data": data,
+                "d": d,
+            }
             keys |= {"init": init, "sigma_max": 80.0, "seed": 0}
             for role, x in (("teacher", teacher), ("student", student)):
                 rows += [keys | {"row": i, "role": role, "x": list(x[i])} for i in range(n)]
@@ -95,7 +118,7 @@ def verdicts() -> pd.DataFrame:
     """Three claims, one per verdict."""
     return pd.DataFrame(
         [
-            ("C1", "low dimension: freedom", "refuted", "copies < & > \"quotes\" at d = 2", "The student remaps."),
+            ("C1", "low dimension: freedom", "refuted", 'copies < & > "quotes" at d = 2', "It remaps."),
             ("C2", "high dimension: copying", "supported", "every criterion holds", "The student copies."),
             ("C4", "not memorization", "inconclusive", "no study has been run", None),
         ],
@@ -112,6 +135,17 @@ def criteria() -> pd.DataFrame:
             ("C2", "ρ less affine", np.nan, np.nan, np.nan, 0.0, "below", "undecided", 0, "digits-8x8"),
         ],
         columns=[
-            *("id", "criterion", "value", "low", "high", "threshold", "predicts", "outcome", "n_seeds", "points"),
+            *(
+                "id",
+                "criterion",
+                "value",
+                "low",
+                "high",
+                "threshold",
+                "predicts",
+                "outcome",
+                "n_seeds",
+                "points",
+            ),
         ],
     )

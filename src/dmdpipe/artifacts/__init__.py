@@ -1,1 +1,1 @@
-"""The store: the steps, where their files live, how they are written, and the manifests that vouch for them."""
+"""The store: the steps, where their files live, how these are written, and manifests that vouch for them."""

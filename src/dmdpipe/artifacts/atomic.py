@@ -16,7 +16,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path`` at once: who reads meanwhile, or after a crash, sees the old or the new file."""
+    """Put ``data`` at ``path`` at once: a reader, also after a crash, sees the old or the new file."""
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
     try:
         write_synced(temporary, data)

@@ -1,9 +1,9 @@
 """The code that a step can reach, and its digest.
 
 Reach is the static import closure, within the package, of the step's entry module and of the modules that its
-spec selects. Imports inside functions count, imports for type checkers don't, and the ``__init__`` of every package
-on the way does. The specs are left out, because what they decide stands in the spec's JSON, and the errors, because
-they only talk.
+spec selects. Imports inside functions count, imports for type checkers don't, and the ``__init__`` of every
+package on the way does. The specs are left out, because what they decide stands in the spec's JSON, and the
+errors, because they only talk.
 """
 
 from __future__ import annotations
@@ -114,13 +114,18 @@ class SourceTree:
 def normalised(source: str) -> str:
     """Return a text that is equal for sources that differ only in comments, docstrings and formatting.
 
-    It is the syntax tree without its empty fields. ``ast.dump`` and ``ast.unparse`` won't do: between versions of
-    Python they change (new optional fields, other quotes in f-strings), and the digest must not.
+    It is the syntax tree without its empty fields. ``ast.dump`` and ``ast.unparse`` won't do: from one Python
+    to the next they change (new optional fields, other quotes in f-strings), and the digest must not.
     """
     return repr(_skeleton(ast.parse(source)))
 
 
 def _skeleton(node: object) -> object:
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 alone has empty pieces in f-strings
+        return (
+            "JoinedStr",
+            [_skeleton(piece) for piece in node.values if getattr(piece, "value", None) != ""],
+        )
     if isinstance(node, ast.AST):
         fields = [(name, _skeleton(value)) for name, value in ast.iter_fields(node)]
         return (type(node).__name__, *((name, value) for name, value in fields if value not in (None, [])))

@@ -1,4 +1,4 @@
-"""What a step ran in: the environment class, which bounds what can be equal, and facts, which bound nothing."""
+"""What a step ran in: the environment class, which bounds what can be equal, and facts about one run."""
 
 from __future__ import annotations
 

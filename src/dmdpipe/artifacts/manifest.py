@@ -1,7 +1,7 @@
 """Manifests: what came out of which spec (``result``), made by which code and where (``provenance``).
 
-Each part carries the SHA-256 of everything else in it, its parents' included, so one digest stands for all that
-a result was made from.
+Each part carries the SHA-256 of everything else in it, its parents' included, so one digest stands for
+all that a result was made from.
 """
 
 from __future__ import annotations

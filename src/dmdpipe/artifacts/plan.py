@@ -101,7 +101,7 @@ class PlannedStep:
 
 @cache
 def plan(stage: str, spec: Any) -> PlannedStep:
-    """Return the planned step of a stage and a spec; equal ones are one object, since many steps share parents."""
+    """Return the planned step of a stage and a spec; equal ones are one object: many steps share parents."""
     return PlannedStep(stage, spec)
 
 

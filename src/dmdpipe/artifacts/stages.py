@@ -1,4 +1,4 @@
-"""The stages: folder, files, function, spec, parents, modules and label of each. To add a stage, add a row."""
+"""The stages: folder, files, function, spec, parents, modules and label of each. A new stage is a new row."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from dmdpipe.specs.base import canonical_json, digest
 from dmdpipe.specs.data import DataSpec, data_name
 from dmdpipe.specs.diffusion import NoiseBankSpec, TeacherSamplesSpec, TeacherSpec
 from dmdpipe.specs.pairs import MetricsSpec, PairsSpec
+from dmdpipe.specs.report import FigureSpec, VerdictsSpec
 from dmdpipe.specs.student import StudentSpec
+from dmdpipe.specs.study import EvidenceSpec
 
 Parents = dict[str, tuple[str, Any]]
 
@@ -24,6 +26,8 @@ ROUNDING = Equality(kind="tolerance", reason="other instruction sets and devices
 TRAINING = Equality(
     kind="statistical", reason="training amplifies the rounding of other instruction sets and devices"
 )
+# What the notebooks of the report import.
+FIGURE_MODULES = ("curves", "gate", "grids", "report", "starts", "tables", "verdicts")
 
 
 def _nothing(spec: Any) -> Any:
@@ -38,7 +42,8 @@ class Stage:
         name: what the step is called in manifests, rules and specs.
         spec: the pydantic model of its spec, or a union of models.
         folder: where its folders lie below the root of the results.
-        payload: the names of exactly the files that it writes.
+        payload: the names of exactly the files that it writes, or of those that it writes at least.
+        more_files: whether it may write more files than ``payload`` names, e.g. one figure per data set.
         entry: ``module:function``; the function takes the open step.
         label: spec → readable name, unique enough for people.
         parents: spec → the steps that it reads: (stage, spec) by role.
@@ -57,6 +62,7 @@ class Stage:
     modules: Callable[[Any], set[str]] = _nothing
     equality: Equality = ROUNDING
     keyed: bool = True
+    more_files: bool = False
 
     @cached_property
     def _adapter(self) -> TypeAdapter[Any]:
@@ -232,6 +238,44 @@ _ROWS = (
         entry="dmdpipe.copying.measure:measure_copying",
         label=lambda spec: _student_label(spec.pairs.student),
         parents=_metrics_parents,
+    ),
+    Stage(
+        name="evidence",
+        spec=EvidenceSpec,
+        folder="studies",
+        payload=("results.parquet", "results.csv", "gallery.parquet"),
+        entry="dmdpipe.evidence.study:gather_evidence",
+        label=lambda spec: f"{spec.study}/{spec.scale}",
+        keyed=False,
+    ),
+    Stage(
+        name="verdicts",
+        spec=VerdictsSpec,
+        folder="verdicts",
+        payload=(
+            "verdicts.csv",
+            "verdicts.json",
+            "verdicts.parquet",
+            "criteria.csv",
+            "criteria.parquet",
+            "results.parquet",
+            "gallery.parquet",
+        ),
+        entry="dmdpipe.evidence.judge:judge_claims",
+        label=lambda spec: spec.scale,
+        keyed=False,
+    ),
+    Stage(
+        name="figures",
+        spec=FigureSpec,
+        folder="report",
+        payload=("notebook.ipynb", "notebook.html"),
+        entry="dmdpipe.figures.step:draw_figures",
+        label=lambda spec: f"{spec.scale}/{spec.notebook}",
+        modules=lambda spec: {f"dmdpipe.figures.{module}" for module in FIGURE_MODULES},
+        equality=ROUNDING,
+        keyed=False,
+        more_files=True,
     ),
 )
 

@@ -46,16 +46,16 @@ class Step:
         spec: the typed spec.
         label: a readable name.
         folder: a private folder; what the function puts there, and nothing else, is published.
-        resume: where checkpoints go (made on the first one). It outlives a killed step, and only a step with the
-            same spec, code, parents' results, libraries and instruction set finds it again.
+        resume: where checkpoints go (made on the first one). It outlives a killed step, and only a step with
+            the same spec, code, parents' results, libraries and instruction set finds it again.
     """
 
     def __init__(self, canonical: str, results: Path):
         """Check the order and the parents' manifests.
 
         Raises:
-            UserError: if the order is not valid or its code is no longer this code; if a parent is missing, was
-                made from another spec, or has a manifest that was tampered with.
+            UserError: if the order is not valid or its code is no longer this code; if a parent is missing,
+                was made from another spec, or has a manifest that was tampered with.
         """
         self.order: Order = read_order(canonical)
         self.stage = find_stage(self.order.stage)
@@ -73,7 +73,9 @@ class Step:
             role: inside(results, parent.folder) for role, parent in self.order.parents.items()
         }
 
-        self.folder = results / ".tmp" / f"{self.digest}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._private = results / ".tmp" / f"{self.digest}-{os.getpid()}-{secrets.token_hex(4)}"
+        # As deep below the results as the target, so that relative paths to parents hold in both places.
+        self.folder = self._private.joinpath(*self.target.relative_to(results).parts[2:])
         self.resume = results / ".resume" / f"{self.digest}-{self._resume_key()}"
         self._resumed = self.resume.exists()
         self._progress_file = results / ".progress" / f"{self.digest}.json"
@@ -113,6 +115,11 @@ class Step:
     def read_json(self, role: str, name: str) -> Any:
         """Return what a parent's JSON file says; raises as ``read_tensors``."""
         return json.loads(self._read(role, name)[0])
+
+    def parent_file(self, role: str, name: str) -> Path:
+        """Return the path of a parent's file, for readers that want one; raises as ``read_tensors``."""
+        self._read(role, name)
+        return self._parent_folders[role] / name
 
     def _read(self, role: str, name: str) -> tuple[bytes, str]:
         folder = self._parent_folders[role]
@@ -173,7 +180,8 @@ class Step:
 
     def _publish(self) -> None:
         written = {path.name for path in self.folder.iterdir()}
-        if written != set(self.stage.payload):
+        missing = set(self.stage.payload) - written
+        if missing or (written != set(self.stage.payload) and not self.stage.more_files):
             raise RuntimeError(
                 f"stage {self.stage.name} must write {sorted(self.stage.payload)}, not {sorted(written)}"
             )
@@ -186,7 +194,7 @@ class Step:
             shutil.rmtree(finished, ignore_errors=True)
 
     def _close(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self._private, ignore_errors=True)
         self._progress_file.unlink(missing_ok=True)
 
     def _manifest(self) -> manifests.Manifest:
@@ -195,7 +203,9 @@ class Step:
             "spec": self.order.spec,
             "digest": self.digest,
             "seeds": manifests.seeds_in(self.order.spec),
-            "payload": {name: _synced_fingerprint(self.folder / name) for name in self.stage.payload},
+            "payload": {
+                path.name: _synced_fingerprint(path) for path in sorted(self.folder.iterdir())
+            },
             "parents": {
                 role: {
                     "folder": self.order.parents[role].folder,
@@ -237,8 +247,8 @@ class Step:
 def open_step(canonical: str, manifest: Path | str, log: Path | str | None = None) -> Iterator[Step]:
     """Open the step that an order describes, for the script of its rule.
 
-    Leaving without an error publishes the folder with its manifest.json and run.json. An error or SIGTERM leaves
-    nothing but checkpoints. A ``UserError`` becomes one line on stderr and exit status 1.
+    Leaving without an error publishes the folder with its manifest.json and run.json. An error or SIGTERM
+    leaves nothing but checkpoints. A ``UserError`` becomes one line on stderr and exit status 1.
 
     Args:
         canonical: the order, ``PlannedStep.canonical()``.

@@ -19,7 +19,7 @@ METADATA_KEY = "dmdpipe"
 
 
 def encode_tensors(tensors: Mapping[str, NDArray[Any]], about: Any = None) -> bytes:
-    """Return the bytes of a safetensors file: arrays by name and, in its header, ``about`` (plain JSON types)."""
+    """Return the bytes of a safetensors file: arrays by name and, in its header, ``about`` (plain JSON)."""
     # safetensors takes the memory behind an array to be in C order; asarray keeps arrays of no dimension.
     in_order = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
     return safetensors.numpy.save(in_order, {METADATA_KEY: json.dumps(about, sort_keys=True)})

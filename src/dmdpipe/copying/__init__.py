@@ -1,1 +1,1 @@
-"""Copying: how nearly a student repeats its teacher's noise-to-sample pairing, and how far to trust the reading."""
+"""Copying: how nearly a student repeats its teacher's noise-to-sample pairing, and its nulls and floors."""

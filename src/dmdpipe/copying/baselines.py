@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dmdpipe.copying.distances import Array, as_pairs, as_points
+from dmdpipe.copying.distances import Array, as_points
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+# Near M = d least squares fits its own pairs and little else: any student would look good beside it.
+PAIRS_PER_DIMENSION = 2
 
 
 @dataclass(frozen=True)
@@ -26,25 +29,32 @@ class AffineMap:
 
 
 def fit_affine(z: npt.ArrayLike, samples: npt.ArrayLike) -> AffineMap:
-    """Return the affine map of least squared error from noise to samples.
-
-    Judge it on other pairs than these: with M ≤ d pairs it passes through all of them (the solution of least norm).
+    """Return the affine map of least squared error from noise to samples; judge it on other pairs.
 
     Args:
-        z: noise [M, d].
+        z: standard normal noise [M, d], M at least 2d (``PAIRS_PER_DIMENSION``).
         samples: its images [M, d'] under the map to be approximated.
+
+    Raises:
+        ValueError: if there are fewer pairs.
     """
     noise, images = as_points(z), as_points(samples)
+    m, d = noise.shape
+    if m < PAIRS_PER_DIMENSION * d:
+        raise ValueError(f"{m} pairs are too few to fit an affine map of {d} coordinates")
     noise_mean, image_mean = noise.mean(axis=0), images.mean(axis=0)
-    weight = np.linalg.lstsq(noise - noise_mean, images - image_mean, rcond=None)[0]
+    centred = noise - noise_mean
+    # The normal equations are safe here: for Gaussian noise with M ≥ 2d their condition number is about 34 at
+    # most, and they cost a small part of an orthogonal factorisation.
+    weight = np.linalg.solve(centred.T @ centred, centred.T @ (images - image_mean))
     return AffineMap(weight, image_mean - noise_mean @ weight)
 
 
 def match_variance(affine: AffineMap, z: npt.ArrayLike, samples: npt.ArrayLike) -> AffineMap:
-    """Return the map rescaled about its mean, so that the total variance of its images of z equals the samples'.
+    """Return the map, rescaled about its mean so that its images of z vary as much as the samples.
 
-    Least squares shrinks what it cannot explain. The rescaled map has the spread of a sampler, as a student has.
-    A map without variance stays as it is.
+    Least squares shrinks what it cannot explain; the rescaled map has the spread of a sampler, as a student
+    has. A map without variance stays as it is.
 
     Args:
         affine: the map as fitted.
@@ -76,23 +86,24 @@ def mean_jacobian(z: npt.ArrayLike, samples: npt.ArrayLike) -> Array:
     return (images - images.mean(axis=0)).T @ (noise - noise.mean(axis=0)) / len(noise)
 
 
-def jacobian_alignment(z: npt.ArrayLike, student: npt.ArrayLike, teacher: npt.ArrayLike) -> float:
-    """Return the cosine (Frobenius) between two maps' mean Jacobians: 1 parallel, 0 unrelated, −1 opposite.
+def jacobian_alignment(student: npt.ArrayLike, teacher: npt.ArrayLike) -> float:
+    """Return the cosine (Frobenius) between two mean Jacobians: 1 parallel, 0 unrelated, −1 opposite.
 
-    The estimation error draws unequal maps towards 0 unless N is well above d. NaN if one map does not vary.
+    The estimation error draws unequal maps towards 0 unless N is well above d. NaN if one of the two is 0.
 
     Args:
-        z: noise [N, d].
-        student: S(z) [N, d'].
-        teacher: T(z) [N, d'].
+        student: [d', d], as ``mean_jacobian`` estimates it.
+        teacher: [d', d], estimated from the same noise.
     """
-    s, t = as_pairs(student, teacher)
-    a, b = mean_jacobian(z, s), mean_jacobian(z, t)
+    a, b = as_points(student), as_points(teacher)
     norms = np.linalg.norm(a) * np.linalg.norm(b)
     return float(np.vdot(a, b) / norms) if norms > 0 else np.nan
 
 
 def scale_ratio(student: npt.ArrayLike, teacher: npt.ArrayLike) -> float:
-    """Return the student's spread over the teacher's, spread = √(mean coordinate variance); NaN for a constant teacher."""
+    """Return the student's spread over the teacher's, spread = √(mean coordinate variance).
+
+    NaN if the teacher's samples [N, d] do not vary.
+    """
     reference = total_variance(teacher)
     return float(np.sqrt(total_variance(student) / reference)) if reference > 0 else np.nan

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 
-BLOCK_ENTRIES = 1 << 18  # 2 MiB of float64: a block stays in the cache between the product and what follows it
+BLOCK_ENTRIES = 1 << 18  # 2 MiB of float64, so that a block stays in the cache until it has been used
 
 
 def as_points(points: npt.ArrayLike) -> Array:
@@ -46,8 +46,8 @@ def squared_distance_blocks(x: npt.ArrayLike, y: npt.ArrayLike) -> Iterator[tupl
         x: points [N, d].
         y: points [M, d].
 
-    The squares are expanded (one matrix product per block). The absolute error is a few rounding errors of the
-    points' squared distance from their common centre, so an exact zero may read 1e-15 of the squared spread.
+    The squares are expanded (one matrix product per block). The absolute error is a few rounding errors of
+    the points' squared distance from their common centre: a zero may read 1e-15 of the squared spread.
     """
     a, b = as_points(x), as_points(y)
     # |x|² + |y|² − 2xy loses the digits of whatever offset the points share, so take it off first.

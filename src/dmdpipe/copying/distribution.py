@@ -1,8 +1,8 @@
 """Distances between distributions, each with its floor: whether a student has converged at all.
 
-Both distances are roots, in the units of the data, and are V-statistics: two samples of the *same* distribution
-differ by a floor that shrinks with N. So N is fixed, and a distance is read as a multiple of the floor between
-independent teacher sets.
+Both distances are roots, in the units of the data, and are V-statistics: two samples of the *same*
+distribution differ by a floor that shrinks with N. So N is fixed, and a distance is read as a multiple of the
+floor between independent teacher sets.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def sample_set(points: npt.ArrayLike, projections: Array) -> SampleSet:
 
 
 def sliced_w2(x: SampleSet, y: SampleSet) -> float:
-    """Return √(mean over projections of W₂²), W₂ the exact Wasserstein-2 distance of the projected samples; ≥ 0.
+    """Return √(mean over projections of W₂²), with W₂ the exact distance of the projected samples; ≥ 0.
 
-    The sets may differ in size. After Rabin et al., "Wasserstein barycenter and its application to texture mixing"
-    (2011).
+    The sets may differ in size. After Rabin et al., "Wasserstein barycenter and its application to texture
+    mixing" (2011).
     """
     n, m = x.sorted_projections.shape[1], y.sorted_projections.shape[1]
-    # Both quantile functions are steps; between consecutive cuts (in units of 1/(n·m), so exact) both are constant.
+    # Both quantile functions are steps. Between consecutive cuts, in units of 1/(n·m), both are constant.
     cuts = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)
     widths = np.diff(cuts, prepend=0) / (n * m)
     gaps = x.sorted_projections[:, (cuts - 1) // m] - y.sorted_projections[:, (cuts - 1) // n]
@@ -68,7 +68,8 @@ def sliced_w2(x: SampleSet, y: SampleSet) -> float:
 def energy_distance(x: SampleSet, y: SampleSet) -> float:
     """Return √(2·E‖x − y‖ − E‖x − x'‖ − E‖y − y'‖), as a V-statistic; ≥ 0.
 
-    Székely & Rizzo, "Energy statistics: a class of statistics based on distances" (2013). The sets may differ in size.
+    The sets may differ in size. After Székely & Rizzo, "Energy statistics: a class of statistics based on
+    distances" (2013).
     """
     squared = 2 * mean_distance(x.points, y.points) - x.mean_distance - y.mean_distance
     return float(np.sqrt(max(0.0, squared)))
@@ -106,7 +107,7 @@ def reference_floors(references: Sequence[SampleSet]) -> Distances:
 
 
 def over_floor(distance: float, floor: float) -> float:
-    """Return distance/floor; infinite if the floor is 0 (sets that do not vary are nothing to converge to)."""
+    """Return distance/floor; infinite if the floor is 0 (nothing to converge to)."""
     return distance / floor if floor > 0 else np.inf
 
 

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from dmdpipe.copying.baselines import fit_affine, jacobian_alignment, match_variance, scale_ratio
+from dmdpipe.copying.baselines import (
+    PAIRS_PER_DIMENSION,
+    fit_affine,
+    jacobian_alignment,
+    match_variance,
+    mean_jacobian,
+    scale_ratio,
+)
 from dmdpipe.copying.distances import Array
 from dmdpipe.copying.distribution import (
     GATE,
@@ -46,7 +53,7 @@ if TYPE_CHECKING:
     from dmdpipe.artifacts.step import Step
     from dmdpipe.specs.pairs import MetricsSpec
 
-SEED = 0  # projections, shuffled pairing and null are the same for every student: they are part of the instrument
+SEED = 0  # projections, shuffle and null are part of the instrument: the same for every student
 
 SNAPSHOT_METRICS = (
     "rho",
@@ -125,6 +132,8 @@ class _Instrument:
 
     z: Array
     teacher: Array
+    teacher_whitened: Array
+    teacher_jacobian: Array
     rotated: Array
     shuffled: Array
     initial: Array
@@ -156,14 +165,14 @@ class _Instrument:
             "delta_e": pairing_inefficiency(costs),
             "normalised_excess_cost": normalised_excess_cost(costs),
             "cosine": cosine(student, self.teacher),
-            "cosine_whitened": cosine(student @ self.whitening, self.teacher @ self.whitening),
+            "cosine_whitened": cosine(student @ self.whitening, self.teacher_whitened),
             "retrieval_at_1": retrieval_at_k(ranks, 1),
             "normalised_rank": normalised_rank(ranks),
             "linear_excess": rho - self.constants["rho_affine"],
             "linear_excess_matched": rho - self.constants["rho_affine_matched"],
             "rho_initial": relative_pair_error(student, self.initial) if initial_is_finite else np.nan,
             "scale_ratio": scale_ratio(student, self.teacher),
-            "jacobian_alignment": jacobian_alignment(self.z, student, self.teacher),
+            "jacobian_alignment": jacobian_alignment(mean_jacobian(self.z, student), self.teacher_jacobian),
         }
         if self.modes is not None:
             values["mode_agreement"] = mode_agreement(student, self.teacher, self.modes)
@@ -206,9 +215,9 @@ def measure(
 ) -> pd.DataFrame:
     """Return a tidy table of all metrics at every snapshot.
 
-    A snapshot that is not finite (a student that diverged) reads NaN in all its metrics, gate_ratio infinite and
-    converged 0. The distances to the data use the first N held-out samples, so that they are of the same size, hence
-    on the same footing, as those to the teacher.
+    A snapshot that is not finite (a student that diverged) reads NaN in all its metrics, gate_ratio infinite
+    and converged 0. The distances to the data use the first N held-out samples: sets of one size, which
+    compare with the distances to the teacher.
 
     Args:
         z: paired noise [N, d].
@@ -227,12 +236,12 @@ def measure(
         progress: called with (snapshots done, K) after each.
 
     Returns:
-        Columns generator_step (int64), metric (one of SNAPSHOT_METRICS, CONSTANT_METRICS or ``mode_agreement``) and
-        value (float64), in order of snapshot, then metric.
+        Columns generator_step (int64), metric (one of SNAPSHOT_METRICS, CONSTANT_METRICS or
+        ``mode_agreement``) and value (float64), in order of snapshot, then metric.
 
     Raises:
-        UserError: if shapes disagree, there are fewer than two pairs or reference sets, or anything but the student
-            holds values that are not finite.
+        UserError: if shapes disagree, there are fewer than 2 pairs, 2 reference sets or 2d held-out pairs, or
+            anything but the student holds values that are not finite.
     """
     given = {
         "z": z,
@@ -247,8 +256,9 @@ def measure(
         "data_held_out": data_held_out,
     } | ({} if modes is None else {"modes": modes})
     # The student has K snapshots and may be large: it is converted one snapshot at a time.
+    as_stored = ("student", "generator_step")
     arrays = {
-        name: np.asarray(value) if name in ("student", "generator_step") else np.asarray(value, dtype=np.float64)
+        name: np.asarray(value, dtype=None if name in as_stored else np.float64)
         for name, value in given.items()
     }
     _check(arrays)
@@ -279,15 +289,18 @@ def _set_up(arrays: Mapping[str, npt.NDArray], projections: int, whitened_varian
     floors = reference_floors(references)
     affine = fit_affine(noise_held_out, teacher_held_out)
     matched = match_variance(affine, noise_held_out, teacher_held_out)
+    axes = whitening(teacher_held_out, whitened_variance)
     null = dimension_matched_null(d, n, seed=derive_seed(SEED, "copying", "null"))
     return _Instrument(
         z=z,
         teacher=teacher,
+        teacher_whitened=teacher @ axes,
+        teacher_jacobian=mean_jacobian(z, teacher),
         rotated=arrays["teacher_rotated"],
         shuffled=teacher[shuffled_pairing(n, derive_seed(SEED, "copying", "shuffle"))],
         initial=arrays["student"][0].astype(np.float64),
         modes=arrays.get("modes"),
-        whitening=whitening(teacher_held_out, whitened_variance),
+        whitening=axes,
         projections=directions,
         references=references,
         data=sample_set(arrays["data_held_out"][:n], directions),
@@ -304,10 +317,10 @@ def _set_up(arrays: Mapping[str, npt.NDArray], projections: int, whitened_varian
 
 
 def _check(arrays: Mapping[str, npt.NDArray]) -> None:
-    """Refuse arrays whose shapes disagree, or that hold what only a student may hold: values that are not finite."""
+    """Refuse arrays that disagree in shape, hold too few rows, or (but for the student) are not finite."""
     pairs = arrays["teacher"].shape
     if len(pairs) != 2 or pairs[0] < 2:
-        raise UserError(f"{SOURCES['teacher']} has shape {pairs}, but must be (N, d) with N ≥ 2; rebuild that step")
+        raise UserError(f"{SOURCES['teacher']} has shape {pairs}, not (N, d) with N ≥ 2; rebuild that step")
     n, d = pairs
     sizes = {"N": n, "d": d}
     shapes = {
@@ -332,15 +345,20 @@ def _check(arrays: Mapping[str, npt.NDArray]) -> None:
         )
         if not agrees or 0 in shape:
             expected = ", ".join(f"{axis}={sizes[axis]}" if axis in sizes else axis for axis in known)
-            raise UserError(f"{SOURCES[name]} has shape {shape}, but must be ({expected}); rebuild that step")
+            raise UserError(f"{SOURCES[name]} has shape {shape}, not ({expected}); rebuild that step")
     if sizes["R"] < 2:
         raise UserError(f"{SOURCES['reference']} holds 1 set, but a floor needs two; raise n_reference_sets")
+    if sizes["M"] < PAIRS_PER_DIMENSION * d:
+        raise UserError(
+            f"{SOURCES['noise_held_out']} holds {sizes['M']} noises, too few for an affine fit in d={d}; "
+            f"raise n_held_out to {PAIRS_PER_DIMENSION * d} or more"
+        )
     for name, array in arrays.items():
         if name != "student" and not np.isfinite(array).all():
-            raise UserError(f"{SOURCES[name]} holds values that are not finite; rebuild that step, or mend its spec")
+            raise UserError(f"{SOURCES[name]} holds values that are not finite; rebuild or mend that step")
     for name in ("teacher", "teacher_held_out"):
         if not np.ptp(arrays[name], axis=0).any():
-            raise UserError(f"{SOURCES[name]} does not vary: this teacher has collapsed to a point; train another")
+            raise UserError(f"{SOURCES[name]} does not vary: the teacher has collapsed; train another")
 
 
 def measure_copying(step: Step) -> None:
@@ -363,7 +381,7 @@ def measure_copying(step: Step) -> None:
     arrays = {name: array(source) for name, source in SOURCES.items() if name != "modes"}
     for name, source in PAIRED_WITH.items():
         if not np.array_equal(arrays[name], array(source), equal_nan=True):
-            raise UserError(f"{SOURCES[name]} differs from {source}: these are not its pairs; rebuild the step pairs")
+            raise UserError(f"{SOURCES[name]} differs from {source}: not its pairs; rebuild the step pairs")
     modes = SOURCES["modes"]
     table = measure(
         **arrays,

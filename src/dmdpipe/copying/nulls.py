@@ -15,7 +15,7 @@ WEAK_CORRELATION = 0.05
 
 
 def shuffled_pairing(n: int, seed: int) -> npt.NDArray[np.intp]:
-    """Return a random permutation [n] without fixed points (one cycle through all rows): the negative control.
+    """Return a random permutation [n] without fixed points, one cycle through all rows: the negative control.
 
     Raises:
         ValueError: if n < 2; a single row has nothing to be exchanged with.
@@ -35,11 +35,13 @@ class NullReading(NamedTuple):
     retrieval_at_1: float
 
 
-def dimension_matched_null(d: int, n: int, correlation: float = WEAK_CORRELATION, *, seed: int) -> NullReading:
+def dimension_matched_null(
+    d: int, n: int, correlation: float = WEAK_CORRELATION, *, seed: int
+) -> NullReading:
     """Return ΔE and retrieval@1 of n pairs of iid standard normal vectors in d dimensions, weakly correlated.
 
-    Every coordinate of s_i and t_i has the given correlation, so ρ is 1 − correlation in every d, while ΔE falls to 0
-    and retrieval rises to 1 as d grows. A student has to beat this before either says anything about copying.
+    Every coordinate of s_i and t_i has the given correlation, so ρ is 1 − correlation in every d, while ΔE
+    falls to 0 and retrieval rises to 1 as d grows. Either speaks of copying only beyond this.
 
     Args:
         d: dimension.

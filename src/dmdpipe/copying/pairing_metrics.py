@@ -1,8 +1,8 @@
 """How nearly two maps of the same noise agree: s_i = S(z_i) against t_i = T(z_i).
 
-Everywhere, ``student`` and ``teacher`` are paired samples [N, d], N ≥ 2: row i of both comes from the noise z_i. Any
-two maps of the same noise may stand in for them. Arithmetic is in float64 whatever the input's type. A quantity that
-is 0/0 for the given samples (all points equal, say) is NaN.
+Everywhere, ``student`` and ``teacher`` are paired samples [N, d], N ≥ 2: row i of both comes from the noise
+z_i. Any two maps of the same noise may stand in for them. Arithmetic is in float64 whatever the input's type.
+A quantity that is 0/0 for the given samples (all points equal, say) is NaN.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def optimal_cost(student: npt.ArrayLike, teacher: npt.ArrayLike) -> float:
 
 
 def matching_costs(student: npt.ArrayLike, teacher: npt.ArrayLike) -> MatchingCosts:
-    """Return C_pair, C_rand and C_OT, all three over the first ``ASSIGNMENT_LIMIT`` pairs (mind where N is larger)."""
+    """Return C_pair, C_rand and C_OT, over the first ``ASSIGNMENT_LIMIT`` pairs if there are more."""
     s, t = as_pairs(student, teacher)
     s, t = s[:ASSIGNMENT_LIMIT], t[:ASSIGNMENT_LIMIT]
     return MatchingCosts(pair_cost(s, t), random_cost(s, t), optimal_cost(s, t))
@@ -83,9 +83,9 @@ def matching_costs(student: npt.ArrayLike, teacher: npt.ArrayLike) -> MatchingCo
 def pairing_inefficiency(costs: MatchingCosts) -> float:
     """Return ΔE = (C_pair − C_OT)/(C_rand − C_OT): 0 as good as the optimal matching, 1 independent.
 
-    A *reconstruction*: the scale-invariant Pairing Inefficiency of arXiv 2606.02237 has no public formula. It falls
-    with d and N at a constant weak correlation of S and T, so read it beside its dimension-matched null
-    (``dmdpipe.copying.nulls``). NaN if every matching costs the same (a collapsed student).
+    A *reconstruction*: the formula of the scale-invariant Pairing Inefficiency in arXiv 2606.02237 is not
+    public. At a constant weak correlation of S and T it falls as d grows, so read it beside its
+    dimension-matched null (``dmdpipe.copying.nulls``). NaN if C_rand = C_OT, as for a collapsed student.
     """
     span = costs.random - costs.optimal
     return (costs.pair - costs.optimal) / span if span > UNDEFINED_BELOW * costs.random else np.nan
@@ -94,7 +94,7 @@ def pairing_inefficiency(costs: MatchingCosts) -> float:
 def normalised_excess_cost(costs: MatchingCosts) -> float:
     """Return (C_pair − C_OT)/C_OT: 0 as good as the optimal matching, unbounded above.
 
-    After the normalised path energy of OT-CFM (arXiv 2302.00482). NaN if C_OT = 0 (the same samples in some order).
+    After the normalised path energy of OT-CFM (arXiv 2302.00482). NaN if C_OT = 0 (T's samples, reordered).
     """
     if costs.optimal <= UNDEFINED_BELOW * costs.random:
         return np.nan
@@ -104,8 +104,8 @@ def normalised_excess_cost(costs: MatchingCosts) -> float:
 def cosine(student: npt.ArrayLike, teacher: npt.ArrayLike) -> float:
     """Return the mean over i of the cosine between s_i − s̄ and t_i − t̄; −1…1, 1 a copy, 0 independent.
 
-    Each map is centred on its own mean: a student that is off by a constant vector has the same pairing. A sample
-    that lies on its mean has no direction and counts as 0.
+    Each map is centred on its own mean: a student that is off by a constant vector has the same pairing. A
+    sample that lies on its mean has no direction and counts as 0.
     """
     s, t = as_pairs(student, teacher)
     s, t = s - s.mean(axis=0), t - t.mean(axis=0)
@@ -117,8 +117,8 @@ def cosine(student: npt.ArrayLike, teacher: npt.ArrayLike) -> float:
 def whitening(samples: npt.ArrayLike, variance: float) -> Array:
     """Return the matrix W [d, r] of principal axes over their standard deviations: x·W has unit variances.
 
-    Multiply both maps' samples by W before ``cosine``; otherwise the directions of large variance (low frequencies of
-    an image) decide it alone.
+    Multiply both maps' samples by W before ``cosine``; otherwise the directions of large variance (low
+    frequencies of an image) decide it alone.
 
     Args:
         samples: [M, d], to fit on; not the samples to be compared.
@@ -135,7 +135,7 @@ def whitening(samples: npt.ArrayLike, variance: float) -> Array:
         raise ValueError("cannot whiten samples that do not vary")
     resolved = eigenvalues > eigenvalues[0] * len(eigenvalues) * np.finfo(np.float64).eps
     held = np.cumsum(eigenvalues[resolved])
-    # The last cumulative sum is the total, up to its rounding: variance = 1 must not ask for more than there is.
+    # The last cumulative sum is the total, up to rounding: variance = 1 must not ask for more.
     rank = min(int(np.searchsorted(held, variance * held[-1] * (1 - UNDEFINED_BELOW))) + 1, len(held))
     return axes[:, :rank] / np.sqrt(eigenvalues[:rank])
 
@@ -173,7 +173,7 @@ def normalised_rank(ranks: npt.ArrayLike) -> float:
     Args:
         ranks: as ``pair_ranks`` returns them [N].
     """
-    return float(np.mean(ranks) / np.size(ranks))
+    return float(np.mean(np.asarray(ranks)) / np.size(ranks))
 
 
 def nearest_mode(points: npt.ArrayLike, modes: npt.ArrayLike) -> npt.NDArray[np.intp]:
@@ -184,8 +184,8 @@ def nearest_mode(points: npt.ArrayLike, modes: npt.ArrayLike) -> npt.NDArray[np.
 def mode_agreement(student: npt.ArrayLike, teacher: npt.ArrayLike, modes: npt.ArrayLike) -> float:
     """Return κ = (P(m(s) = m(t)) − Σ p_s·p_t)/(1 − Σ p_s·p_t), m the nearest mode: 1 the same mode, 0 chance.
 
-    Cohen's κ (1960): p_s and p_t are the two maps' own mode frequencies. At least −1; NaN if both maps put every sample
-    into one and the same mode.
+    Cohen's κ (1960): p_s and p_t are the two maps' own mode frequencies. At least −1; NaN if both maps put
+    every sample into one and the same mode.
 
     Args:
         student: paired samples [N, d].

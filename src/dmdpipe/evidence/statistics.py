@@ -15,9 +15,9 @@ def mean_over_points(values: Array) -> Array:
 
 
 def slope_per_doubling(values: Array, x: Array) -> Array:
-    """Return the least-squares slope of every row of ``values`` [S, P] against log2 of ``x`` [P] > 0, shape [S].
+    """Return the least-squares slope of every row of ``values`` [S, P] against log2 ``x`` [P], shape [S].
 
-    NaN if all x are equal.
+    x must be positive. NaN if all x are equal.
     """
     centred = np.log2(x) - np.log2(x).mean()
     spread = float(centred @ centred)

@@ -22,8 +22,9 @@ _PANEL_WIDTH, _PANEL_HEIGHT = 3.7, 3.0
 def rho_against_dimension(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Draw ρ against the dimension d at the read-out, and beside it ΔE (reconstruction) and retrieval@1.
 
-    ρ stands with its 95 % interval over seeds, every seed as a small dot, and the best affine map's ρ dotted; ΔE and
-    retrieval@1 stand with their dimension-matched null, dotted, since they move with d even at equal copying.
+    ρ stands with its 95 % interval over seeds, every seed as a small dot, and the best affine map's ρ dotted;
+    ΔE and retrieval@1 stand with their dimension-matched null, dotted, since they move with d even at equal
+    copying.
 
     Args:
         results: tidy results of one study and one data family.
@@ -32,9 +33,9 @@ def rho_against_dimension(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         The figure, and the tidy rows that it shows.
     """
     panels = (
-        ("rho", "rho_affine", "Relative pair error ρ", "0: same noise, same picture;  1: unrelated"),
+        ("rho", "rho_affine", "Relative pair error ρ", "0: same noise, same sample;  1: unrelated"),
         ("delta_e", "delta_e_null", "ΔE (reconstruction)", "0: as the best matching;  1: unrelated"),
-        ("retrieval_at_1", "retrieval_null", "Retrieval@1", "share of S(z) whose nearest teacher sample is T(z)"),
+        ("retrieval_at_1", "retrieval_null", "Retrieval@1", "share of z whose S(z) is nearest to T(z)"),
     )
     shown = tables.at_readout(results, *(metric for panel in panels for metric in panel[:2]))
     means = tables.over_seeds(shown)
@@ -52,15 +53,21 @@ def rho_against_dimension(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             mine = means[(mean_series == name) & (means["metric"] == metric)].sort_values("d")
             dots = seeds[(seed_series == name) & (seeds["metric"] == metric)]
             null = means[(mean_series == name) & (means["metric"] == baseline)].sort_values("d")
-            axes.plot(null["d"] * dodge, null["value"], linestyle=":", color=one.colour, linewidth=1.4, alpha=0.8)
+            axes.plot(
+                null["d"] * dodge, null["value"], ":", marker="_", color=one.colour, linewidth=1.4, alpha=0.8
+            )
             axes.plot(mine["d"] * dodge, mine["value"], linestyle=one.line, color=one.colour)
-            marks.points(axes, dots["d"] * dodge, dots["value"], dots["converged"], one.colour, "o", 3, alpha=0.45)
+            marks.points(
+                axes, dots["d"] * dodge, dots["value"], dots["converged"], one.colour, "o", 3, alpha=0.45
+            )
             marks.intervals(axes, mine["d"] * dodge, mine, one.colour)
             marks.points(axes, mine["d"] * dodge, mine["value"], mine["converged"], one.colour, one.marker, 7)
-        marks.reference(axes, 1.0)
+        if metric != "retrieval_at_1":
+            marks.reference(axes, 1.0)
         axes.set(title=title, xlabel="dimension d of the data (log scale)", ylabel=reading)
         _dimension_axis(axes, sorted(means["d"].unique()))
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(0.0, low), max(1.05, high))
     keys = [
         *marks.look_keys(look),
         marks.key("dotted: best affine map (ρ), dimension-matched null (ΔE, retrieval@1)", style.MUTED, ":"),
@@ -77,8 +84,8 @@ def rho_against_dimension(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 def rho_over_time(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Draw ρ(S, T) against the generator step, from the start to the read-out: a panel per data and σ_max.
 
-    Seeds are thin, their mean is thick; dashed the floor ρ(T, T at twice the sampler's steps), dotted the best affine
-    map's ρ. Each snapshot of the mean is marked, hollow where the distribution has not converged.
+    Seeds are thin, their mean is thick; dashed the floor ρ(T, T at twice the sampler's steps), dotted the
+    best affine map's ρ. Each snapshot of the mean is marked, hollow where the distribution has not converged.
 
     Args:
         results: tidy results of one study.
@@ -89,9 +96,11 @@ def rho_over_time(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     shown = results[results["metric"].isin(["rho", "rho_floor", "rho_affine"])]
     means = tables.over_seeds(shown)
     seeds = tables.per_seed(shown)
-    mean_series, seed_series = tables.series_of(means, "recipe"), tables.series_of(seeds, "recipe")
+    mean_series, seed_series = (
+        tables.series_of(rows, "recipe", apart=["sigma_max"]) for rows in (means, seeds)
+    )
     look = marks.looks(means, mean_series)
-    panels = list(means.groupby(["family", "d", "data", "sigma_max"], sort=True).groups)
+    panels = marks.panels(means)
     n_columns = min(3, len(panels))
     n_rows = math.ceil(len(panels) / n_columns)
 
@@ -99,21 +108,28 @@ def rho_over_time(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     all_axes = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True)
     for axes in all_axes.flat[len(panels) :]:
         axes.set_axis_off()
-    for axes, (_, d, data, sigma_max) in zip(all_axes.flat, panels, strict=False):
-        here = (means["data"] == data) & (means["sigma_max"] == sigma_max)
-        there = (seeds["data"] == data) & (seeds["sigma_max"] == sigma_max)
+    for axes, panel in zip(all_axes.flat, panels, strict=False):
+        here, there = panel.rows(means), panel.rows(seeds)
         for name, one in look.items():
             runs = seeds[there & (seed_series == name) & (seeds["metric"] == "rho")]
             for _, run in runs.sort_values("generator_step").groupby(["point", "seed"], sort=True):
-                axes.plot(run["generator_step"], run["value"], one.line, color=one.colour, linewidth=0.7, alpha=0.5)
-            mean = means[here & (mean_series == name) & (means["metric"] == "rho")].sort_values("generator_step")
-            axes.plot(mean["generator_step"], mean["value"], linestyle=one.line, color=one.colour, linewidth=2.4)
-            marks.points(axes, mean["generator_step"], mean["value"], mean["converged"], one.colour, one.marker, 5)
+                axes.plot(
+                    run["generator_step"], run["value"], one.line, color=one.colour, linewidth=0.7, alpha=0.5
+                )
+            mean = means[here & (mean_series == name) & (means["metric"] == "rho")].sort_values(
+                "generator_step"
+            )
+            axes.plot(
+                mean["generator_step"], mean["value"], linestyle=one.line, color=one.colour, linewidth=2.4
+            )
+            marks.points(
+                axes, mean["generator_step"], mean["value"], mean["converged"], one.colour, one.marker, 5
+            )
         for metric, line in (("rho_floor", "--"), ("rho_affine", ":")):
             level = means[here & (means["metric"] == metric)].groupby("generator_step")["value"].mean()
             axes.plot(level.index, level, linestyle=line, color=style.INK, linewidth=1.2)
         marks.reference(axes, 1.0)
-        axes.set_title(f"{data}  (d = {d}, σ_max = {sigma_max:g})")
+        axes.set_title(panel.title)
         _step_axis(axes, np.sort(means.loc[here, "generator_step"].unique()))
     for axes in all_axes[:, 0]:
         axes.set_ylabel("ρ between S(z) and T(z)")
@@ -152,5 +168,7 @@ def _step_axis(axes: Axes, steps: np.ndarray) -> None:
     decades = [10.0**k for k in range(math.ceil(math.log10(first)), math.floor(math.log10(last)) + 1)]
     ticks = [0.0, *decades] if decades else [0.0, last]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1e4 else f"{value / 1e3:g}k"))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:g}" if value < 1e4 else f"{value / 1e3:g}k")
+    )
     axes.xaxis.set_minor_locator(NullLocator())

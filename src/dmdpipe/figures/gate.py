@@ -57,13 +57,16 @@ def gate(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
                 note, (1.01, row_of[point]), xycoords=("axes fraction", "data"), va="center",
                 fontsize=8.5, color=style.VERMILLION, annotation_clip=False,
             )  # fmt: skip
-    axes.set_yticks(list(row_of.values()), labels=list(row_of))
+    names = tables.own_words(shown["point"]) if len(row_of) > 1 else {point: point for point in row_of}
+    axes.set_yticks(list(row_of.values()), labels=[names[point] for point in row_of])
     axes.set_ylim(len(row_of) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.xaxis.set_major_locator(LogLocator(base=2))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("distance of S(z) to the teacher's samples, over its floor (1 = as near as a second teacher set)")
+    axes.set_xlabel(
+        "distance of S(z) to the teacher's samples, over its floor (1 = as near as a second teacher set)"
+    )
     keys = [
         *(marks.key(label, colour, marker=marker) for _, label, marker, colour, _ in _DISTANCES),
         marks.key(f"gate: {GATE:g} × floor", style.VERMILLION, "-"),

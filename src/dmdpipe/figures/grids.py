@@ -27,17 +27,18 @@ _ANGLES = LinearSegmentedColormap.from_list(
 def paired_grid(gallery: pd.DataFrame, results: pd.DataFrame | None = None) -> tuple[Figure, pd.DataFrame]:
     """Draw what teacher and student make of the same noise, for every start in the table.
 
-    Images: a block per start, a row per noise z_i, T(z_i) at the left and S(z_i) at the right. Other data: a row of
-    panels per start, T(z) and S(z) as clouds, each point in the colour of *its teacher sample's* angle (a copying
-    student shows the same colours in the same places), and lines from T(z_i) to S(z_i); more than two dimensions
-    are projected on the two leading principal components of the teacher's samples.
+    Images: a block per start, a row per noise z_i, T(z_i) at the left and S(z_i) at the right. Other data: a
+    row of panels per start, T(z) and S(z) as clouds, each point in the colour of *its teacher sample's* angle
+    (a copying student shows the same colours in the same places), and lines from T(z_i) to S(z_i); more than
+    two dimensions are projected on the two leading principal components of the teacher's samples.
 
     Args:
         gallery: paired samples of one study, data set and σ_max, of one seed.
         results: tidy results; if given, each start is titled with its seed's ρ at the read-out.
 
     Returns:
-        The figure, and its data: columns point, init, row, role, and x0 … (pixels, or the two plane coordinates).
+        The figure, and its data: columns point, start, row, role, and x0 … (pixels, or the two
+        coordinates in the plane).
     """
     samples = _samples(gallery)
     titles = _titles(gallery, results)
@@ -47,33 +48,34 @@ def paired_grid(gallery: pd.DataFrame, results: pd.DataFrame | None = None) -> t
     else:
         figure, table = _clouds(samples, titles)
     sigma_max = gallery["sigma_max"].iloc[0]
-    marks.headline(figure, f"The same noise through teacher and student:  {data}, σ_max = {sigma_max:g}")
+    marks.headline(figure, f"The same noise through teacher and student\n{data}, σ_max = {sigma_max:g}")
     return figure, table
 
 
 def _samples(gallery: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return teacher and student arrays [n, d] of every point, rows in the order of the noise, starts in theirs."""
+    """Return teacher and student arrays [n, d] of every point, by start and in the noise's order."""
     result = {}
     points = gallery.drop_duplicates("point").sort_values("point")
-    for point in points.sort_values("init", key=lambda inits: inits.map(style.init_rank), kind="stable")["point"]:
+    for point in points.sort_values("init", key=lambda inits: inits.map(style.init_rank), kind="stable")[
+        "point"
+    ]:
         rows = gallery[gallery["point"] == point].sort_values("row")
         teacher, student = (
-            np.stack(rows.loc[rows["role"] == role, "x"].tolist()).astype(float) for role in ("teacher", "student")
+            np.stack(rows.loc[rows["role"] == role, "x"].tolist()).astype(float)
+            for role in ("teacher", "student")
         )
         result[point] = (teacher, student)
     return result
 
 
 def _titles(gallery: pd.DataFrame, results: pd.DataFrame | None) -> dict[str, str]:
-    points = gallery.drop_duplicates("point").assign(recipe="")
-    names = dict(zip(points["point"], tables.series_of(points), strict=True))
+    points = gallery.drop_duplicates("point")
+    names = dict(zip(points["point"], tables.series_of(points, apart=["sigma_max"]), strict=True))
     if results is None:
         return names
-    rho = tables.at_readout(results, "rho").set_index(["study", "point", "seed"])
-    for study, point, seed in points[["study", "point", "seed"]].itertuples(index=False, name=None):
-        if (study, point, seed) in rho.index:
-            row = rho.loc[(study, point, seed)]
-            names[point] += f"\nρ = {row['value']:.2f}" + ("" if row["converged"] else ", not converged")
+    keys = ["study", "point", "seed"]
+    for row in points[keys].merge(tables.at_readout(results, "rho"), on=keys).to_dict("records"):
+        names[row["point"]] += f"\nρ = {row['value']:.2f}" + ("" if row["converged"] else ", not converged")
     return names
 
 
@@ -85,7 +87,7 @@ def _images(
     low, high = np.percentile(teachers, (1, 99))
     n = min(MAX_IMAGE_ROWS, min(len(teacher) for teacher, _ in samples.values()))
     block = 1.55
-    figure = style.new_figure(max(5.5, block * len(samples) + 0.5), 0.62 * n + 1.7)
+    figure = style.new_figure(max(5.5, block * len(samples) + 0.5), 0.66 * n + 1.9)
     all_axes = figure.subplots(1, len(samples), squeeze=False)[0]
     frames = []
     for axes, (point, pair) in zip(all_axes, samples.items(), strict=True):
@@ -104,7 +106,9 @@ def _images(
         axes.set_title(titles[point], fontsize=9)
         if axes is not all_axes[0]:
             axes.set_yticklabels([])
-        frames += [_frame(point, titles[point], role, images[:n]) for role, images in zip(_ROLES, pair, strict=True)]
+        frames += [
+            _frame(point, titles[point], role, images[:n]) for role, images in zip(_ROLES, pair, strict=True)
+        ]
     return figure, pd.concat(frames, ignore_index=True)
 
 
@@ -135,7 +139,9 @@ def _clouds(
         for axes in row:
             axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
             axes.tick_params(labelbottom=False, labelleft=False, length=0)
-        frames += [_frame(point, titles[point], role, x) for role, x in zip(_ROLES, (teacher, student), strict=True)]
+        frames += [
+            _frame(point, titles[point], role, x) for role, x in zip(_ROLES, (teacher, student), strict=True)
+        ]
     return figure, pd.concat(frames, ignore_index=True)
 
 

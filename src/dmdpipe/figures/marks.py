@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Look:
 
 
 def looks(table: pd.DataFrame, series: pd.Series) -> dict[str, Look]:
-    """Return a look for every curve: its start's own colour and marker where starts differ, else one per curve."""
+    """Return a look for every curve: its start's where starts differ, else one per curve."""
     starts = table["init"].groupby(series).first().sort_index()
     names = sorted(starts.index, key=lambda name: (style.init_rank(starts[name]), name))
     if starts.nunique() == 1:
@@ -50,8 +51,35 @@ def looks(table: pd.DataFrame, series: pd.Series) -> dict[str, Look]:
     return result
 
 
+@dataclass(frozen=True)
+class Panel:
+    """What one panel of a figure shows: one data set at one σ_max."""
+
+    data: str
+    sigma_max: float
+    title: str
+
+    def rows(self, table: pd.DataFrame) -> pd.Series:
+        """Return which rows of a table belong here."""
+        return (table["data"] == self.data) & (table["sigma_max"] == self.sigma_max)
+
+
+def panels(table: pd.DataFrame) -> list[Panel]:
+    """Return a panel per data set and σ_max of the table, ordered by family, dimension, name and σ_max."""
+    keys = ["family", "d", "data", "sigma_max"]
+    cells = table[keys].drop_duplicates().sort_values(keys).to_dict("records")
+    return [
+        Panel(
+            cell["data"],
+            cell["sigma_max"],
+            f"{cell['data']}  (d = {cell['d']}, σ_max = {cell['sigma_max']:g})",
+        )
+        for cell in cells
+    ]
+
+
 def points(
-    axes: Axes, x: Sequence[float], y: Sequence[float], converged: Sequence[bool], colour: str, marker: str = "o",
+    axes: Axes, x: ArrayLike, y: ArrayLike, converged: ArrayLike, colour: str, marker: str = "o",
     size: float = 6, **kwargs: Any,
 ) -> None:  # fmt: skip
     """Draw markers: filled where converged, hollow where not; x and y in data units, size in points."""
@@ -65,25 +93,31 @@ def points(
             )  # fmt: skip
 
 
-def intervals(axes: Axes, at: Sequence[float], rows: pd.DataFrame, colour: str, across: bool = False) -> None:
-    """Draw the 95 % intervals of aggregate rows, where they have one; ``across``: along the horizontal axis."""
+def intervals(axes: Axes, at: ArrayLike, rows: pd.DataFrame, colour: str, across: bool = False) -> None:
+    """Draw the 95 % intervals of aggregate rows, where they have one; ``across``: horizontally."""
     bars = axes.hlines if across else axes.vlines
     known = np.isfinite(rows["low"].to_numpy(dtype=float)) & np.isfinite(rows["high"].to_numpy(dtype=float))
     if known.any():
         where = np.asarray(at, dtype=float)[known]
-        bars(where, rows["low"].to_numpy()[known], rows["high"].to_numpy()[known], color=colour, linewidth=1.6)
+        bars(
+            where, rows["low"].to_numpy()[known], rows["high"].to_numpy()[known], color=colour, linewidth=1.6
+        )
 
 
 def reference(axes: Axes, value: float, across: bool = False) -> None:
-    """Draw a thin solid reference line behind the data; ``across``: the values run along the horizontal axis."""
+    """Draw a thin reference line behind the data; ``across``: values run along the horizontal axis."""
     line = axes.axvline if across else axes.axhline
     line(value, color=style.MUTED, linewidth=0.9, zorder=0.9)
 
 
-def key(label: str, colour: str, line: Any = "none", marker: str = "", hollow: bool = False, **kwargs: Any) -> Line2D:
+def key(
+    label: str, colour: str, line: Any = "none", marker: str = "", hollow: bool = False, **kwargs: Any
+) -> Line2D:
     """Return a legend entry."""
     face = "white" if hollow else colour
-    return Line2D([], [], color=colour, linestyle=line, marker=marker, markerfacecolor=face, label=label, **kwargs)
+    return Line2D(
+        [], [], color=colour, linestyle=line, marker=marker, markerfacecolor=face, label=label, **kwargs
+    )
 
 
 def look_keys(table: dict[str, Look]) -> list[Line2D]:

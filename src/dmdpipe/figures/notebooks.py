@@ -1,7 +1,7 @@
-"""Run a report notebook: check its parameters, execute it, and publish it so that equal inputs give equal bytes.
+"""Run a report notebook: check its parameters, execute it, publish it; equal inputs give equal bytes.
 
-What differs between two executions of a notebook (times, random cell identifiers, absolute paths, warnings that name
-files) is taken out; what would differ and cannot be taken out (``object at 0x…``) is refused.
+What differs between two executions of a notebook (times, random cell identifiers, absolute paths, warnings
+that name files) is taken out; what would differ and cannot be taken out (``object at 0x…``) is refused.
 """
 
 from __future__ import annotations
@@ -55,21 +55,24 @@ def run_notebook(
 ) -> None:
     """Execute a notebook in ``folder`` and write ``<stem>.ipynb`` and ``<stem>.html`` there.
 
-    The kernel is this Python, whatever kernels are installed, in an empty IPython profile; it works in ``folder``,
-    so that a notebook's own relative paths (its figures) lie there. A parameter that is a ``Path`` is handed over
-    relative to ``folder``: the executed notebook names no absolute path and can be run again where it lies.
+    The kernel is this Python, whatever kernels are installed, in an empty IPython profile; it works in
+    ``folder``, so that a notebook's own relative paths (its figures) lie there. A parameter that is a
+    ``Path`` is handed over relative to ``folder``: the executed notebook names no absolute path and can be
+    run again where it lies.
 
     Args:
         source: the notebook, with a cell tagged ``parameters``.
         parameters: values for names that this cell assigns: paths, numbers, text.
         folder: made if it is missing.
-        log: where to keep the raw executed notebook; without it, it is kept only after a failure, in ``folder``.
+        log: where to keep the raw executed notebook; without it, it is kept only after a failure, in
+            ``folder`` as ``<stem>.failed.ipynb``.
         timeout: longest time for one cell in seconds.
 
     Raises:
         UserError: the notebook is missing, has no such parameter, fails, or shows the address of an object.
     """
     import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     if not source.is_file():
         raise UserError(f"{source}: no such notebook")
@@ -77,7 +80,8 @@ def run_notebook(
     folder.mkdir(parents=True, exist_ok=True)
     _check_parameters(source, parameters)
     relative = {
-        name: _relative(value, folder) if isinstance(value, Path) else value for name, value in parameters.items()
+        name: _relative(value, folder) if isinstance(value, Path) else value
+        for name, value in parameters.items()
     }
     with tempfile.TemporaryDirectory(prefix="dmdpipe-") as private:
         raw = Path(private) / "raw.ipynb"
@@ -98,6 +102,11 @@ def run_notebook(
                 f"{source}: cell {error.cell_index + 1} failed: {error.ename}: {_first_line(error.evalue)}; "
                 f"the executed notebook is {kept}"
             ) from error
+        except (CellTimeoutError, DeadKernelError) as error:
+            kept = _keep(raw, log or folder / f"{source.stem}.failed.ipynb")
+            raise UserError(
+                f"{source}: stopped: {_first_line(str(error))}; the executed notebook is {kept}"
+            ) from error
         notebook = _read(raw)
         if log is not None:
             _keep(raw, log)
@@ -107,8 +116,8 @@ def run_notebook(
 def normalise(notebook: NotebookNode, source: Path, folder: Path) -> NotebookNode:
     """Return an executed notebook without what differs between two executions on the same inputs.
 
-    Left out: papermill's and the kernel's metadata, times, random cell identifiers (numbered instead) and standard
-    error. Absolute paths of the folder and of the Python environment are shortened.
+    Left out: papermill's and the kernel's metadata, times, random cell identifiers (numbered instead) and
+    standard error. Absolute paths of the folder and of the Python environment are shortened.
 
     Raises:
         UserError: an output shows the address of an object in memory.
@@ -128,8 +137,8 @@ def normalise(notebook: NotebookNode, source: Path, folder: Path) -> NotebookNod
             ]
             if _MEMORY_ADDRESS in str(kept.outputs):
                 raise UserError(
-                    f"{source}: cell {number + 1} shows the memory address of an object (…{_MEMORY_ADDRESS}…), which "
-                    "differs in every run; show something else, or end the line with a semicolon"
+                    f"{source}: cell {number + 1} shows the memory address of an object (…{_MEMORY_ADDRESS}…), "
+                    "which differs in every run; show something else, or end the line with a semicolon"
                 )
         cells.append(kept)
     metadata = {
@@ -140,7 +149,7 @@ def normalise(notebook: NotebookNode, source: Path, folder: Path) -> NotebookNod
 
 
 def to_html(notebook: NotebookNode, title: str) -> str:
-    """Return one page that needs no network: text, tables and figures, the code folded away behind a check box."""
+    """Return one page that needs no network: text, tables and figures, the code behind a check box."""
     from nbconvert.exporters import HTMLExporter
 
     exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
@@ -165,7 +174,7 @@ def _kernel_manager(private: Path) -> type:
 
     # Agg, because the inline backend would display figures a second time.
     environment = {"IPYTHONDIR": str(private / "ipython"), "MPLBACKEND": "agg"}
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
     spec = KernelSpec(argv=argv, env=environment, display_name="Python 3", language="python")
 
     class PrivateKernel(AsyncKernelManager):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from IPython.display import HTML, Image, display
 
 from dmdpipe.figures import style
+from dmdpipe.figures.tables import AGGREGATE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,9 +39,21 @@ def show(draw: Draw, named: Iterable[tuple[str, pd.DataFrame]], folder: Path | s
         width = int(figure.get_figwidth() * figure.dpi)
         display(Image(data=paths[0].read_bytes(), format="png", width=width, alt=suptitle))
         files = ", ".join(path.name for path in paths)
-        say(f"Study and data: {name}. Files beside this page, the figure's data among them: {files}", small=True)
+        say(f"Study and data: {name}. The figure and its data, in {Path(folder).name}/: {files}", small=True)
     if not drew:
         say(NOTHING)
+
+
+def scale_note(results: pd.DataFrame, scale: str) -> None:
+    """Display what the page rests on: the scale, its studies, its points and its seeds."""
+    studies = ", ".join(sorted(results["study"].unique()))
+    runs = results[results["seed"] != AGGREGATE]
+    points, seeds = len(runs.groupby(["study", "point"])), runs["seed"].nunique()
+    words = [f"{points} point{'s' * (points != 1)}", f"{seeds} seed{'s' * (seeds != 1)} at most"]
+    warning = " Too few seeds for an interval or a verdict: this run only shows that the pipeline works." * (
+        seeds < 3
+    )
+    say(f"Scale “{scale}”: studies {studies or 'none'}; {', '.join(words)}.{warning}")
 
 
 def say(text: str, small: bool = False) -> None:

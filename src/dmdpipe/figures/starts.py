@@ -27,8 +27,8 @@ _QUALITIES = (
 def initialisation_controls(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Draw, for every start, ρ of the trained student to the teacher T and to the rotated teacher T∘Q.
 
-    Which map the student ends at says where its pairing comes from: a student that started at T∘Q and stays there
-    inherited it. Intervals are 95 % over seeds, small dots single seeds; a panel per data and σ_max.
+    Which map the student ends at says where its pairing comes from: a student that started at T∘Q and stays
+    there inherited it. Intervals are 95 % over seeds, small dots single seeds; a panel per data and σ_max.
 
     Args:
         results: tidy results of one study.
@@ -36,14 +36,19 @@ def initialisation_controls(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame
     Returns:
         The figure, and the tidy rows that it shows.
     """
-    targets = (("rho", "to the teacher T", "o", -0.16), ("rho_rotated", "to the rotated teacher T∘Q", "D", 0.16))
+    targets = (
+        ("rho", "to the teacher T", "o", -0.16),
+        ("rho_rotated", "to the rotated teacher T∘Q", "D", 0.16),
+    )
     shown = tables.at_readout(results, *(metric for metric, *_ in targets))
     means = tables.over_seeds(shown)
     seeds = tables.per_seed(shown)
-    mean_series, seed_series = tables.series_of(means, "recipe"), tables.series_of(seeds, "recipe")
+    mean_series, seed_series = (
+        tables.series_of(rows, "recipe", apart=["sigma_max"]) for rows in (means, seeds)
+    )
     look = marks.looks(means, mean_series)
     row_of = {name: row for row, name in enumerate(look)}
-    panels = list(means.groupby(["family", "d", "data", "sigma_max"], sort=True).groups)
+    panels = marks.panels(means)
     n_columns = min(3, len(panels))
     n_rows = math.ceil(len(panels) / n_columns)
 
@@ -52,28 +57,32 @@ def initialisation_controls(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame
     all_axes = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True)
     for axes in all_axes.flat[len(panels) :]:
         axes.set_axis_off()
-    for axes, (_, d, data, sigma_max) in zip(all_axes.flat, panels, strict=False):
+    for axes, panel in zip(all_axes.flat, panels, strict=False):
         for metric, _, marker, offset in targets:
             for name, one in look.items():
                 mine, dots = (
-                    rows[
-                        (rows["data"] == data)
-                        & (rows["sigma_max"] == sigma_max)
-                        & (series == name)
-                        & (rows["metric"] == metric)
-                    ]
+                    rows[panel.rows(rows) & (series == name) & (rows["metric"] == metric)]
                     for rows, series in ((means, mean_series), (seeds, seed_series))
                 )
                 y = row_of[name] + offset
                 marks.points(
-                    axes, dots["value"], np.full(len(dots), y), dots["converged"], one.colour, marker, 3, alpha=0.45
+                    axes,
+                    dots["value"],
+                    np.full(len(dots), y),
+                    dots["converged"],
+                    one.colour,
+                    marker,
+                    3,
+                    alpha=0.45,
                 )
                 marks.intervals(axes, np.full(len(mine), y), mine, one.colour, across=True)
-                marks.points(axes, mine["value"], np.full(len(mine), y), mine["converged"], one.colour, marker, 7)
+                marks.points(
+                    axes, mine["value"], np.full(len(mine), y), mine["converged"], one.colour, marker, 7
+                )
         marks.reference(axes, 0.0, across=True)
         marks.reference(axes, 1.0, across=True)
         axes.grid(axis="y", visible=False)
-        axes.set_title(f"{data}  (d = {d}, σ_max = {sigma_max:g})")
+        axes.set_title(panel.title)
     for i in range(len(panels)):
         if i + n_columns >= len(panels):
             all_axes.flat[i].set_xlabel("ρ at the read-out (0: same map;  1: unrelated)")
@@ -103,7 +112,11 @@ def start_table(results: pd.DataFrame) -> pd.DataFrame:
     end = tables.at_readout(seeds, "rho")[[*runs, "converged", "value"]].rename(columns={"value": "rho"})
     metrics = [metric for metric, _ in _QUALITIES]
     start = seeds[(seeds["generator_step"] == 0) & seeds["metric"].isin(metrics)]
-    wide = start.pivot(index=runs, columns="metric", values="value").reindex(columns=metrics).add_prefix("start_")
+    wide = (
+        start.pivot(index=runs, columns="metric", values="value")
+        .reindex(columns=metrics)
+        .add_prefix("start_")
+    )
     return end.merge(wide.reset_index(), on=runs).sort_values(runs).reset_index(drop=True)
 
 
@@ -111,8 +124,9 @@ def start_table(results: pd.DataFrame) -> pd.DataFrame:
 def start_quality(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Draw ρ at the read-out against four measures of the untrained student S₀'s quality; one mark per run.
 
-    The measures are ρ(S₀, T), the alignment of the mean Jacobians, ΔE (reconstruction) and the scale of S₀. Colour is
-    the dimension, shape the start, size σ_max. On the diagonal of the first panel training changed nothing.
+    The measures are ρ(S₀, T), the alignment of the mean Jacobians, ΔE (reconstruction) and the scale of S₀.
+    Colour is the dimension, shape the start, size σ_max. On the diagonal of the first panel training changed
+    nothing.
 
     Args:
         results: tidy results of one or more studies, generator step 0 included.
@@ -134,16 +148,16 @@ def start_quality(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         for (d, init, sigma_max), rows in table.groupby(["d", "init", "sigma_max"], sort=True):
             marks.points(
                 axes, rows[f"start_{metric}"], rows["rho"], rows["converged"], colours[d],
-                style.init_marker(init), sizes[sigma_max], alpha=0.85,
+                style.init_marker(str(init)), sizes[sigma_max], alpha=0.85,
             )  # fmt: skip
         marks.reference(axes, 1.0)
         axes.set_xlabel(label)
         if metric == "rho":
             ends = [0.0, max(1.0, *table["rho"], *table["start_rho"].fillna(0.0))]
             axes.plot(ends, ends, color=style.MUTED, linewidth=0.9, linestyle="--", zorder=0.9)
-            axes.annotate(
-                "no change", (0.99, 0.99), rotation=0, ha="right", va="top", fontsize=8, color=style.MUTED,
-                textcoords="offset points", xytext=(-6, 6), annotation_clip=False,
+            axes.text(
+                0.2, 0.21, "training changed nothing", rotation=45, rotation_mode="anchor",
+                transform_rotates_text=True, va="bottom", fontsize=8.5, color=style.MUTED,
             )  # fmt: skip
     for axes in all_axes[:, 0]:
         axes.set_ylabel("ρ at the read-out")

@@ -1,8 +1,9 @@
 """One style for every figure, and the one way in which a figure is written.
 
-Figures are drawn on ``matplotlib.figure.Figure`` directly, without pyplot: no global state, no display, and the same
-bytes for the same data, because the fonts (DejaVu, bundled with matplotlib), the backend (Agg), the resolution and
-every identifier and date in the files are fixed here. Whatever a user's ``matplotlibrc`` says is left out.
+Figures are drawn on ``matplotlib.figure.Figure`` directly, without pyplot: no global state, no display, and
+the same bytes for the same data, because the fonts (DejaVu, bundled with matplotlib), the backend (Agg), the
+resolution and every identifier and date in the files are fixed here. Whatever a user's ``matplotlibrc`` says
+is left out.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -60,7 +61,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INDEPENDENT = "unrelated to the teacher (1)"
 NOT_CONVERGED = "hollow: not converged"
 
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "mathtext.fontset": "dejavusans",
@@ -145,14 +146,15 @@ def save_figure(
 ) -> list[Path]:
     """Write ``<name>.png``, ``<name>.pdf`` and ``<name>.csv`` (the figure's data) into a folder.
 
-    The same figure gives the same bytes: the files carry no date, no program version and no random identifier.
+    The same figure gives the same bytes: the files carry no date, no program version and no random
+    identifier.
 
     Args:
         figure: what a function of ``dmdpipe.figures.plots`` returned first.
         folder: made if it is missing.
         name: the file name without suffix.
-        data: what that function returned second; written with the shortest decimals that give the same float64.
-        metadata: ``Title`` and ``Description`` to embed.
+        data: what that function returned second; written with the shortest decimals that give the same
+        float64. metadata: ``Title`` and ``Description`` to embed.
 
     Returns:
         The three paths: PNG, PDF, CSV.
@@ -161,6 +163,8 @@ def save_figure(
     folder.mkdir(parents=True, exist_ok=True)
     png, pdf, csv = (folder / f"{name}.{suffix}" for suffix in ("png", "pdf", "csv"))
     described = dict(metadata or {})
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once: it takes longer than drawing
     figure.savefig(png, format="png", metadata={"Software": "dmdpipe", **described})
     figure.savefig(
         pdf,

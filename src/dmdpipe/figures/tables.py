@@ -33,12 +33,17 @@ def read_table(path: Path | str, columns: Sequence[str]) -> pd.DataFrame:
         UserError: the file is missing, of another kind, or lacks a column.
     """
     path = Path(path)
-    readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".json": pd.read_json}
-    if path.suffix not in readers:
+    if path.suffix not in (".parquet", ".csv", ".json"):
         raise UserError(f"{path}: a table must end in .parquet, .csv or .json")
     if not path.is_file():
         raise UserError(f"{path}: no such table; has the evidence step run?")
-    table = readers[path.suffix](path)
+    match path.suffix:
+        case ".parquet":
+            table = pd.read_parquet(path)
+        case ".csv":
+            table = pd.read_csv(path)
+        case _:
+            table = pd.read_json(path)
     missing = [column for column in columns if column not in table.columns]
     if missing and len(table):
         raise UserError(f"{path}: column '{missing[0]}' is missing; expected {', '.join(columns)}")
@@ -112,26 +117,38 @@ def over_seeds(results: pd.DataFrame) -> pd.DataFrame:
     return means if aggregates.empty else pd.concat([aggregates, means], ignore_index=True)
 
 
-def series_of(table: pd.DataFrame, *columns: str) -> pd.Series:
+def series_of(table: pd.DataFrame, *columns: str, apart: Sequence[str] = ()) -> pd.Series:
     """Return the label of the curve that each row belongs to.
 
-    The label is the start, then those of ``columns`` that vary in the table, then whatever else tells points apart
-    that agree in all of these: the parts of their names (``key=value, key=value``) that they do not share.
+    The label is the start, then those of ``columns`` that vary in the table, then whatever else tells points
+    apart that agree in all of these: the parts of their names (``key=value, key=value``) that they do not
+    share.
+
+    Args:
+        table: rows of one study, with columns data, init, point and those named here.
+        columns: what may tell curves apart.
+        apart: columns that the panels of a figure separate already, so that curves need not name them.
     """
-    varying = [column for column in columns if table[column].nunique() > 1]
     label = table["init"].astype(str)
-    for column in varying:
-        shown = table[column].map(lambda value: f"{value:g}") if column == "sigma_max" else table[column].astype(str)
-        label = label + (", σ_max = " if column == "sigma_max" else f", {column} ") + shown
-    same = ["data", "init", *columns]
+    for column in columns:
+        if table[column].nunique() > 1:
+            name, value = ("σ_max =", "{:g}") if column == "sigma_max" else (column, "{}")
+            label = label + f", {name} " + table[column].map(value.format)
+    same = ["data", "init", *columns, *apart]
     variants: dict[tuple[object, ...], str] = {}
     for key, points in table.groupby(same, sort=True)["point"]:
-        names = {point: point.split(", ") for point in sorted(points.unique())}
-        shared = set.intersection(*(set(words) for words in names.values()))
-        for point, words in names.items():
-            variants[*key, point] = ", ".join(word for word in words if word not in shared)
+        variants |= {(*key, point): rest for point, rest in own_words(points).items()}
     rest = [variants[row] for row in table[[*same, "point"]].itertuples(index=False, name=None)]
-    return label + pd.Series([f", {words}" if words else "" for words in rest], index=table.index, dtype=object)
+    return label + pd.Series(
+        [f", {words}" if words else "" for words in rest], index=table.index, dtype=object
+    )
+
+
+def own_words(points: pd.Series) -> dict[str, str]:
+    """Return each point's name without the parts (``key=value``) that all these points share."""
+    names = {point: point.split(", ") for point in sorted(points.unique())}
+    shared = set.intersection(*(set(words) for words in names.values()))
+    return {point: ", ".join(word for word in words if word not in shared) for point, words in names.items()}
 
 
 def drawn(rows: pd.DataFrame) -> pd.DataFrame:

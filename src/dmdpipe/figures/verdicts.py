@@ -10,7 +10,7 @@ import pandas as pd
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Background and text, at a contrast of at least 4.5 : 1; the word says the same, so colour is never the only sign.
+# Background and text, at a contrast of at least 4.5 : 1; the word is there too, colour is never the only sign.
 _COLOURS = {
     "supported": ("#D7F0E5", "#00543D"),
     "refuted": ("#FADFD2", "#8A3200"),
@@ -26,9 +26,11 @@ def verdict_table(verdicts: pd.DataFrame, criteria: pd.DataFrame | None = None) 
     """Return the verdict table: a row per claim, its verdict, the reason, and its criteria folded below.
 
     Args:
-        verdicts: columns id, title, verdict (supported, refuted, inconclusive) and reason; a column ``statement``
+        verdicts: columns id, title, verdict (supported, refuted, inconclusive) and reason; a column
+        ``statement``
             is shown below the title if there is one. Rows keep their order.
-        criteria: columns id (the claim's), criterion, value, low, high, threshold, predicts (below, above), outcome
+        criteria: columns id (the claim's), criterion, value, low, high, threshold, predicts (below, above),
+        outcome
             and n_seeds; ``points`` is shown if there is one.
 
     Returns:

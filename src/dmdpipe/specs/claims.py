@@ -1,15 +1,19 @@
-"""Claims about distillation and the criteria, fixed in advance, by which they stand or fall (``config/claims.yaml``)."""
+"""Claims about distillation, and the criteria by which they stand or fall (``config/claims.yaml``)."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, FiniteFloat, NonNegativeInt, model_validator
 
+from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.specs.base import Spec
+from dmdpipe.specs.problems import parse, read_yaml
 from dmdpipe.specs.student import InitKind
 
-Metric = Literal[
+MetricName = Literal[
     "rho",
     "rho_rotated",
     "rho_shuffled",
@@ -42,6 +46,15 @@ Metric = Literal[
 ]
 
 
+def _known_metric(given: Any) -> Any:
+    if given not in get_args(MetricName):
+        raise ValueError(f"unknown metric '{given}'{did_you_mean(str(given), get_args(MetricName))}")
+    return given
+
+
+Metric = Annotated[MetricName, BeforeValidator(_known_metric)]
+
+
 def _as_tuple(given: Any) -> Any:
     return tuple(given) if isinstance(given, (list, tuple)) else (given,)
 
@@ -71,11 +84,11 @@ class Value(Spec):
 
 
 class Difference(Spec):
-    """A metric minus the same metric elsewhere, or minus another metric; averaged over the selected points."""
+    """A metric minus itself at other points, or minus another metric; averaged over the selected points."""
 
     metric: Metric = Field(description="name of the metric")
     minus: Selection | None = Field(
-        None, description="subtract the metric at these points: the criterion's selection with these columns replaced"
+        None, description="subtract the metric at these points: the selection, with these columns replaced"
     )
     minus_metric: Metric | None = Field(None, description="subtract this metric, at the same points")
 
@@ -99,11 +112,13 @@ class At(Spec):
     """A metric at a generator step."""
 
     metric: Metric = Field(description="name of the metric")
-    generator_step: NonNegativeInt | None = Field(None, description="0 is the start; null is the read-out step")
+    generator_step: NonNegativeInt | None = Field(
+        None, description="0 is the start; null is the read-out step"
+    )
 
 
 class RankCorrelation(Spec):
-    """Spearman's rank correlation over the selected points between a metric at the read-out and another quantity."""
+    """Spearman's rank correlation over the selected points between a metric and another quantity."""
 
     metric: Metric = Field(description="name of the metric, at the read-out step")
     against: At = Field(description="what it is correlated with")
@@ -121,7 +136,8 @@ class Statistic(Spec):
     def _exactly_one(self) -> Statistic:
         given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}; got {' and '.join(given) or 'none'}")
+            known = ", ".join(type(self).model_fields)
+            raise ValueError(f"give exactly one of {known}; got {' and '.join(given) or 'none'}")
         return self
 
 
@@ -132,7 +148,9 @@ class Criterion(Spec):
     study: str = Field(min_length=1, description="the study whose runs are read")
     select: Selection = Field(Selection(), description="which of its points")
     statistic: Statistic = Field(description="the number that every seed yields")
-    predicts: Literal["below", "above"] = Field(description="the side of the threshold on which the claim puts it")
+    predicts: Literal["below", "above"] = Field(
+        description="the side of the threshold on which the claim puts it"
+    )
     threshold: FiniteFloat = Field(description="in the units of the statistic")
     because: str = Field(min_length=1, description="why this statistic and this threshold")
 
@@ -143,9 +161,13 @@ class Claim(Spec):
     id: str = Field(min_length=1, description="short id, e.g. C1")
     title: str = Field(min_length=1, description="a few words")
     statement: str = Field(min_length=1, description="what is claimed, in plain words")
-    level_of_evidence: str = Field(min_length=1, description="what a verdict here rests on, and how far it reaches")
-    criteria: tuple[Criterion, ...] = Field((), description="all must hold to support the claim; one failing refutes it")
-    without_study: str | None = Field(None, min_length=1, description="why there is no criterion yet, and what it needs")
+    level_of_evidence: str = Field(
+        min_length=1, description="what a verdict here rests on, and how far it reaches"
+    )
+    criteria: tuple[Criterion, ...] = Field(
+        (), description="all must hold to support the claim, one failing refutes it"
+    )
+    without_study: str | None = Field(None, min_length=1, description="why it has no criterion yet")
 
     @model_validator(mode="after")
     def _criteria_or_a_reason(self) -> Claim:
@@ -168,3 +190,21 @@ class Claims(Spec):
         if twice := sorted({id_ for id_ in ids if ids.count(id_) > 1}):
             raise ValueError(f"two claims have the id '{twice[0]}'")
         return self
+
+
+def load_claims(path: Path, studies: Collection[str]) -> Claims:
+    """Return the claims in a YAML file; ``studies`` are the names of all studies that exist.
+
+    Raises:
+        UserError: naming file and key, if the file cannot be read, a key is unknown or missing, a value is
+        not what
+            the key takes, or a criterion names no known study.
+    """
+    claims = parse(Claims, read_yaml(path), str(path))
+    for i, claim in enumerate(claims.claims):
+        for j, criterion in enumerate(claim.criteria):
+            if criterion.study not in studies:
+                hint = did_you_mean(criterion.study, studies)
+                key = f"claims.{i}.criteria.{j}.study"
+                raise UserError(f"{path}: {key}: there is no study '{criterion.study}'{hint}")
+    return claims

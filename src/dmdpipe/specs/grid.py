@@ -8,12 +8,21 @@ from itertools import product
 from typing import Any
 
 from dmdpipe.errors import UserError, did_you_mean
-from dmdpipe.specs.data import data_name, dimension
-from dmdpipe.specs.diffusion import NoiseBankSpec, TeacherSamplesSpec, TeacherSpec
+from dmdpipe.specs.base import Spec
+from dmdpipe.specs.data import FAMILIES, data_name, dimension
+from dmdpipe.specs.diffusion import ExactScore, NoiseBankSpec, TeacherSamplesSpec, TeacherSpec, TrainedScore
+from dmdpipe.specs.network import MLP, Linear
 from dmdpipe.specs.pairs import MetricsSpec, PairsSpec
 from dmdpipe.specs.problems import parse
 from dmdpipe.specs.student import StudentSpec
 from dmdpipe.specs.study import Cell, Scale, ScaleOverlay, Study
+
+# Where a key chooses between models: the key, and the models that it chooses from, the default first.
+UNIONS: dict[str, tuple[str, Mapping[Any, type[Spec]]]] = {
+    "data": ("family", FAMILIES),
+    "score": ("kind", {"trained": TrainedScore, "exact": ExactScore}),
+    "student.network": ("kind", {"mlp": MLP, "linear": Linear}),
+}
 
 
 @dataclass(frozen=True)
@@ -65,8 +74,9 @@ def expand(name: str, study: Study, scale_name: str, scale: Scale) -> list[Membe
     members = []
     for labels, choices in _points(source, study, overlay, scale_name):
         tree: dict[str, Any] = {}
-        for layer in (scale.set, study.base, overlay.set, *choices):
+        for layer in (study.base, overlay.set, *choices):
             lay_over(tree, layer, source)
+        lay_under(tree, scale.set, f"config/scales/{scale_name}.yaml")
         point = ", ".join(f"{axis}={label}" for axis, label in labels.items()) or "all"
         where = f"{source} ({point}, scale {scale_name})"
         cell = parse(Cell, tree, where)
@@ -90,21 +100,44 @@ def _points(
 
 
 def lay_over(tree: dict[str, Any], overrides: Mapping[str, Any], source: str) -> None:
-    """Set dotted keys in a nested mapping, in place. Naming another data family or kind drops its old settings.
+    """Set dotted keys in a nested mapping, in place. Another data family, score or network drops the old one's keys.
 
     Raises:
         UserError: if a key runs through something that is not a mapping.
     """
     for dotted, value in overrides.items():
-        *parents, last = dotted.split(".")
-        branch = tree
-        for key in parents:
-            branch = branch.setdefault(key, {})
-            if not isinstance(branch, dict):
-                raise UserError(f"{source}: key '{dotted}': '{key}' is a value, so nothing can stand below it")
-        if last in ("family", "kind") and branch.get(last, value) != value:
+        branch, last = _branch(tree, dotted, source)
+        tag = UNIONS.get(dotted.rpartition(".")[0], ("", {}))[0]
+        if last == tag and branch.get(last, value) != value:
             branch.clear()
         branch[last] = dict(value) if isinstance(value, dict) else value
+
+
+def lay_under(tree: dict[str, Any], defaults: Mapping[str, Any], source: str) -> None:
+    """Set those dotted keys of a scale that are not set yet and that concern the chosen family, score and network.
+
+    A scale says, for instance, how long teachers train; an exact teacher has no such key and is left alone.
+
+    Raises:
+        UserError: if a key runs through something that is not a mapping.
+    """
+    for dotted, value in defaults.items():
+        branch, last = _branch(tree, dotted, source)
+        tag, members = UNIONS.get(dotted.rpartition(".")[0], ("", {}))
+        chosen = members.get(branch.setdefault(tag, next(iter(members)))) if members else None
+        known_to_others = any(last in member.model_fields for member in members.values())
+        if chosen is None or last in chosen.model_fields or not known_to_others:
+            branch.setdefault(last, value)
+
+
+def _branch(tree: dict[str, Any], dotted: str, source: str) -> tuple[dict[str, Any], str]:
+    *parents, last = dotted.split(".")
+    branch = tree
+    for key in parents:
+        branch = branch.setdefault(key, {})
+        if not isinstance(branch, dict):
+            raise UserError(f"{source}: key '{dotted}': '{key}' is a value, so nothing can stand below it")
+    return branch, last
 
 
 def resolve(cell: Cell, seed: int, where: str) -> MetricsSpec:

@@ -1,0 +1,52 @@
+# Every helper that a rule uses. A rule's inputs and its one parameter come from the plan; nothing else decides.
+import sys
+
+from dmdpipe.artifacts.dag import plan_run
+from dmdpipe.artifacts.stages import find_stage
+from dmdpipe.errors import UserError
+
+try:
+    RUN = plan_run(config)
+except UserError as error:
+    sys.exit(f"dmdpipe: {error}")
+
+RESULTS = RUN.config.results
+SCALE = RUN.config.scale
+
+
+def manifest_of(step):
+    """The file that stands for a finished step."""
+    return f"{RESULTS}/{step.folder}/manifest.json"
+
+
+def planned(stage, wildcards):
+    """The step that a rule's wildcards name."""
+    return RUN.step(f"{find_stage(stage).folder}/{wildcards.step}")
+
+
+def parents_of(stage):
+    """Input function of a rule: the manifests of the step's parents."""
+
+    def parents(wildcards):
+        return [manifest_of(parent) for parent in planned(stage, wildcards).parents.values()]
+
+    return parents
+
+
+def spec_of(stage):
+    """Params function of a rule: the step's order as canonical JSON."""
+
+    def spec(wildcards):
+        return planned(stage, wildcards).canonical()
+
+    return spec
+
+
+def page_of(notebook):
+    """The page that a notebook of the report becomes."""
+    return f"{RESULTS}/{RUN.notebooks[notebook].folder}/notebook.html"
+
+
+def labels_of_page(wildcards):
+    """How the report's menu names a page."""
+    return {"page": wildcards.step.split("/")[1].replace("_", " ")}

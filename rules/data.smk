@@ -1,0 +1,30 @@
+# What everything starts from: prepared data, and the noise that teacher and students share.
+
+
+rule data:
+    input:
+        parents_of("data"),
+    output:
+        manifest=f"{RESULTS}/data/{{step}}/manifest.json",
+        data=f"{RESULTS}/data/{{step}}/data.safetensors",
+        facts=f"{RESULTS}/data/{{step}}/facts.json",
+    params:
+        spec=spec_of("data"),
+    log:
+        f"{RESULTS}/logs/data/{{step}}.log",
+    script:
+        "../workflow/scripts/data.py"
+
+
+rule noise:
+    input:
+        parents_of("noise"),
+    output:
+        manifest=f"{RESULTS}/noise/{{step}}/manifest.json",
+        noise=f"{RESULTS}/noise/{{step}}/noise.safetensors",
+    params:
+        spec=spec_of("noise"),
+    log:
+        f"{RESULTS}/logs/noise/{{step}}.log",
+    script:
+        "../workflow/scripts/noise.py"

@@ -1,0 +1,16 @@
+# One-step students, with snapshots of their weights over training time.
+
+
+rule student:
+    input:
+        parents_of("student"),
+    output:
+        manifest=f"{RESULTS}/students/{{step}}/manifest.json",
+        snapshots=f"{RESULTS}/students/{{step}}/snapshots.safetensors",
+        history=f"{RESULTS}/students/{{step}}/history.parquet",
+    params:
+        spec=spec_of("student"),
+    log:
+        f"{RESULTS}/logs/student/{{step}}.log",
+    script:
+        "../workflow/scripts/student.py"

@@ -1,0 +1,45 @@
+# From cells to studies, from studies to verdicts. These folders carry no digest: they are what people open.
+
+
+rule evidence:
+    input:
+        parents_of("evidence"),
+    output:
+        manifest=f"{RESULTS}/studies/{{step}}/manifest.json",
+        results=f"{RESULTS}/studies/{{step}}/results.parquet",
+        table=report(f"{RESULTS}/studies/{{step}}/results.csv", caption="../reports/results.rst", category="Tables"),
+        gallery=f"{RESULTS}/studies/{{step}}/gallery.parquet",
+    wildcard_constraints:
+        step="[^/]+/[^/]+",
+    params:
+        spec=spec_of("evidence"),
+    log:
+        f"{RESULTS}/logs/evidence/{{step}}.log",
+    script:
+        "../workflow/scripts/evidence.py"
+
+
+rule verdicts:
+    input:
+        parents_of("verdicts"),
+    output:
+        manifest=f"{RESULTS}/verdicts/{{step}}/manifest.json",
+        verdicts=report(f"{RESULTS}/verdicts/{{step}}/verdicts.csv", caption="../reports/verdicts.rst", category="Verdicts"),
+        criteria=f"{RESULTS}/verdicts/{{step}}/criteria.csv",
+        results=f"{RESULTS}/verdicts/{{step}}/results.parquet",
+        gallery=f"{RESULTS}/verdicts/{{step}}/gallery.parquet",
+    params:
+        spec=spec_of("verdicts"),
+    log:
+        f"{RESULTS}/logs/verdicts/{{step}}.log",
+    script:
+        "../workflow/scripts/verdicts.py"
+
+
+for study in RUN.studies.values():
+
+    rule:
+        name:
+            f"study_{study.name}"
+        input:
+            manifest_of(study.evidence),

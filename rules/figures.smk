@@ -1,0 +1,25 @@
+# The report's notebooks, executed on the verdicts step's tables.
+
+
+rule figures:
+    input:
+        parents_of("figures"),
+    output:
+        manifest=f"{RESULTS}/report/{{step}}/manifest.json",
+        notebook=f"{RESULTS}/report/{{step}}/notebook.ipynb",
+        page=report(
+            f"{RESULTS}/report/{{step}}/notebook.html",
+            caption="../reports/page.rst",
+            category="Report",
+            labels=labels_of_page,
+        ),
+    wildcard_constraints:
+        step="[^/]+/[^/]+",
+    params:
+        spec=spec_of("figures"),
+    log:
+        f"{RESULTS}/logs/figures/{{step}}.log",
+    resources:
+        notebook=1,
+    script:
+        "../workflow/scripts/figures.py"

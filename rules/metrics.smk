@@ -1,0 +1,15 @@
+# How much a student copies, and how far its distribution is from the teacher's.
+
+
+rule metrics:
+    input:
+        parents_of("metrics"),
+    output:
+        manifest=f"{RESULTS}/metrics/{{step}}/manifest.json",
+        metrics=f"{RESULTS}/metrics/{{step}}/metrics.parquet",
+    params:
+        spec=spec_of("metrics"),
+    log:
+        f"{RESULTS}/logs/metrics/{{step}}.log",
+    script:
+        "../workflow/scripts/metrics.py"

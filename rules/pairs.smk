@@ -1,0 +1,29 @@
+# The same noise through teacher and student.
+
+
+rule teacher_samples:
+    input:
+        parents_of("teacher_samples"),
+    output:
+        manifest=f"{RESULTS}/teacher_samples/{{step}}/manifest.json",
+        samples=f"{RESULTS}/teacher_samples/{{step}}/samples.safetensors",
+    params:
+        spec=spec_of("teacher_samples"),
+    log:
+        f"{RESULTS}/logs/teacher_samples/{{step}}.log",
+    script:
+        "../workflow/scripts/teacher_samples.py"
+
+
+rule pairs:
+    input:
+        parents_of("pairs"),
+    output:
+        manifest=f"{RESULTS}/pairs/{{step}}/manifest.json",
+        pairs=f"{RESULTS}/pairs/{{step}}/pairs.safetensors",
+    params:
+        spec=spec_of("pairs"),
+    log:
+        f"{RESULTS}/logs/pairs/{{step}}.log",
+    script:
+        "../workflow/scripts/pairs.py"

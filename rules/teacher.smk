@@ -1,0 +1,16 @@
+# The denoiser that stands for the data: trained, or exact where the score is known.
+
+
+rule teacher:
+    input:
+        parents_of("teacher"),
+    output:
+        manifest=f"{RESULTS}/teachers/{{step}}/manifest.json",
+        model=f"{RESULTS}/teachers/{{step}}/model.safetensors",
+        history=f"{RESULTS}/teachers/{{step}}/history.parquet",
+    params:
+        spec=spec_of("teacher"),
+    log:
+        f"{RESULTS}/logs/teacher/{{step}}.log",
+    script:
+        "../workflow/scripts/teacher.py"

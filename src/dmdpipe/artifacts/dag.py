@@ -1,0 +1,130 @@
+"""The whole DAG of a run: every step of every study, the verdicts over them, and the notebooks of the report."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dmdpipe.artifacts.plan import PlannedStep, plan
+from dmdpipe.errors import UserError
+from dmdpipe.specs.claims import Claims
+from dmdpipe.specs.config import CONFIG_FOLDER, load_config, members_of
+from dmdpipe.specs.grid import Member
+from dmdpipe.specs.problems import parse, read_yaml
+from dmdpipe.specs.report import FigureSpec, VerdictsSpec
+from dmdpipe.specs.study import CellRef, Config, EvidenceSpec
+
+REPORTS_FOLDER = Path("reports")
+NOTEBOOKS = ("overview", "dimension", "dynamics", "paired_grids", "initialisation", "start_quality", "gate")
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """One study at one scale: its members, and the step that gathers them."""
+
+    name: str
+    members: list[Member]
+    evidence: PlannedStep
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything that one configuration asks for."""
+
+    config: Config
+    studies: dict[str, StudyPlan]
+    verdicts: PlannedStep
+    notebooks: dict[str, PlannedStep]
+
+    @cached_property
+    def steps(self) -> dict[str, PlannedStep]:
+        """All steps by folder, every parent before its children; steps that studies share appear once."""
+        found: dict[str, PlannedStep] = {}
+
+        def visit(step: PlannedStep) -> None:
+            if step.folder not in found:
+                for parent in step.parents.values():
+                    visit(parent)
+                found[step.folder] = step
+
+        for step in [self.verdicts, *self.notebooks.values()]:
+            visit(step)
+        return found
+
+    def step(self, folder: str) -> PlannedStep:
+        """Return the step whose files lie in ``folder`` below the results.
+
+        Raises:
+            UserError: if this configuration has no such step.
+        """
+        if folder not in self.steps:
+            raise UserError(
+                f"{folder}: no step of the configured studies at scale '{self.config.scale}' is there"
+            )
+        return self.steps[folder]
+
+
+def steps_below(step: PlannedStep) -> Iterator[PlannedStep]:
+    """Yield a step and all that it depends on, each once, parents first."""
+    seen: set[str] = set()
+
+    def visit(current: PlannedStep) -> Iterator[PlannedStep]:
+        if current.folder not in seen:
+            seen.add(current.folder)
+            for parent in current.parents.values():
+                yield from visit(parent)
+            yield current
+
+    yield from visit(step)
+
+
+def plan_run(overrides: Mapping[str, Any] | None = None, folder: Path = CONFIG_FOLDER) -> RunPlan:
+    """Read the configuration and return the plan of a run.
+
+    Args:
+        overrides: keys of ``config.yaml`` given on the command line.
+        folder: the configuration folder.
+
+    Raises:
+        UserError: naming file and key, if anything in the configuration is wrong.
+    """
+    config = load_config(overrides, folder)
+    studies = {name: plan_study(name, config.scale, folder) for name in config.studies}
+    claims_file = folder / "claims.yaml"
+    claims = parse(Claims, read_yaml(claims_file), str(claims_file))
+    verdicts = PlannedStep(
+        "verdicts",
+        VerdictsSpec(scale=config.scale, studies=tuple(studies), claims=claims),
+        {name: study.evidence for name, study in studies.items()},
+    )
+    notebooks = {name: plan_notebook(name, config.scale, verdicts) for name in NOTEBOOKS}
+    return RunPlan(config, studies, verdicts, notebooks)
+
+
+def plan_study(name: str, scale: str, folder: Path = CONFIG_FOLDER) -> StudyPlan:
+    """Return one study at one scale; its evidence step reads the metrics and pairs of every member."""
+    members = members_of(name, scale, folder)
+    parents: dict[str, PlannedStep] = {}
+    cells = []
+    for member in members:
+        metrics = plan("metrics", member.spec)
+        pairs = metrics.parents["pairs"]
+        parents |= {metrics.folder: metrics, pairs.folder: pairs}
+        cells.append(CellRef(**member.labels(), metrics=metrics.folder, pairs=pairs.folder))
+    evidence = PlannedStep("evidence", EvidenceSpec(study=name, scale=scale, cells=tuple(cells)), parents)
+    return StudyPlan(name, members, evidence)
+
+
+def plan_notebook(name: str, scale: str, verdicts: PlannedStep) -> PlannedStep:
+    """Return the step that runs one notebook of the report on the verdicts step's tables."""
+    source = REPORTS_FOLDER / f"{name}.ipynb"
+    try:
+        sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({error.strerror}); the report needs it") from None
+    spec = FigureSpec(notebook=name, scale=scale, source_sha256=sha256)
+    return PlannedStep("figures", spec, {"verdicts": verdicts})

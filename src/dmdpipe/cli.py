@@ -1,0 +1,289 @@
+"""The ``dmdpipe`` command: what exists, what it costs, what came out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dmdpipe.errors import UserError, did_you_mean
+from dmdpipe.tables import Format, render
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Why do DMD students reproduce their teacher's noise-to-sample pairing?
+
+    \b
+    dmdpipe studies               what can be run
+    dmdpipe studies plan          how many steps, and about how long
+    dmdpipe run                   run the configured studies and make the report
+    dmdpipe verdicts              what became of the claims
+    dmdpipe results --format csv  every number behind them
+    """,
+)
+studies_app = typer.Typer(
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    help="""What exists, what it varies, and what it costs.
+
+    \b
+    dmdpipe studies                              list all studies
+    dmdpipe studies show dimension               one study: question, prediction, grid
+    dmdpipe studies plan dimension --scale smoke its steps and their cost
+    """,
+)
+config_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="""The configuration.
+
+    \b
+    dmdpipe config check                  every study at every scale, and the claims
+    """,
+)
+app.add_typer(studies_app, name="studies")
+app.add_typer(config_app, name="config")
+
+ScaleOption = Annotated[str | None, typer.Option("--scale", help="smoke, laptop, …; the configured one if left out")]
+FormatOption = Annotated[Format, typer.Option("--format", help="how to print")]
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user's is one line on stderr and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"dmdpipe: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def run(context: typer.Context) -> None:
+    """Run Snakemake on the configured studies, then make the report and print the verdicts.
+
+    \b
+    Everything after `run` goes to Snakemake:
+      dmdpipe run                          the laptop scale, all default studies
+      dmdpipe run --config scale=smoke     the same, small
+      dmdpipe run -n                       what would run, and why
+      dmdpipe run study_dimension          one study
+    """
+    from dmdpipe.runner import run_workflow
+
+    if {"-h", "--help"} & set(context.args):
+        typer.echo(context.get_help())
+        return
+    raise typer.Exit(run_workflow(context.args))
+
+
+@studies_app.callback()
+def studies(context: typer.Context) -> None:
+    """List all studies unless a subcommand says otherwise."""
+    if context.invoked_subcommand is None:
+        list_studies()
+
+
+@studies_app.command("list")
+def list_studies(form: FormatOption = Format.table) -> None:
+    """List all studies: number, name, title, axes, points at every scale, and whether it runs by default."""
+    import pandas as pd
+
+    from dmdpipe.specs.config import load_config, load_study, members_of, scale_names, study_names
+
+    default = load_config().studies
+    rows = []
+    for name in study_names():
+        study = load_study(name)
+        points = {scale: len({m.point for m in members_of(name, scale)}) for scale in scale_names()}
+        rows.append(
+            {
+                "number": study.number,
+                "name": name,
+                "title": study.title,
+                "varies": ", ".join(study.axes) or "-",
+                **{f"points_{scale}": count for scale, count in points.items()},
+                "default": name in default,
+            }
+        )
+    typer.echo(render(pd.DataFrame(rows), form))
+
+
+@studies_app.command("show")
+def show_study(
+    name: Annotated[str, typer.Argument(help="a study, e.g. dimension")], scale: ScaleOption = None
+) -> None:
+    """Show one study: its question, its prediction, and its grid at a scale.
+
+    Example: dmdpipe studies show sigma_max --scale laptop
+    """
+    from dmdpipe.specs.config import load_config, load_study, members_of
+
+    study = load_study(_known_study(name))
+    scale = scale or load_config().scale
+    members = members_of(name, scale)
+    typer.echo(f"study {study.number}: {study.title}\n\nquestion:   {study.question}\nprediction: {study.prediction}\n")
+    for axis, labels in study.axes.items():
+        typer.echo(f"varies {axis}: {', '.join(labels)}")
+    seeds = len({member.seed for member in members})
+    typer.echo(f"\nat scale {scale}, {seeds} seeds (teacher and student re-seeded):")
+    for point in dict.fromkeys(member.point for member in members):
+        typer.echo(f"  {point}")
+
+
+@studies_app.command("plan")
+def plan_studies(
+    name: Annotated[str | None, typer.Argument(help="a study; all configured ones if left out")] = None,
+    scale: ScaleOption = None,
+    form: FormatOption = Format.table,
+) -> None:
+    """Show how many steps will run, how many training updates they make, and about how long they take.
+
+    Steps that studies share are counted once. The times are estimates for one core, from measured milliseconds per
+    update; a run on n cores takes about an n-th.
+
+    Example: dmdpipe studies plan dimension --scale laptop
+    """
+    import pandas as pd
+
+    from dmdpipe.artifacts.dag import plan_run, plan_study, steps_below
+    from dmdpipe.cost import estimated_seconds, training_updates
+    from dmdpipe.specs.config import load_config
+
+    overrides = {"scale": scale} if scale else {}
+    if name:
+        steps = list(steps_below(plan_study(_known_study(name), load_config(overrides).scale).evidence))
+    else:
+        steps = list(plan_run(overrides).steps.values())
+    results = Path(load_config(overrides).results)
+    rows = pd.DataFrame(
+        {
+            "rule": step.stage,
+            "steps": 1,
+            "finished": int((results / step.folder / "manifest.json").exists()),
+            "updates": training_updates(step),
+            "core_minutes": estimated_seconds(step) / 60,
+        }
+        for step in steps
+    )
+    table = rows.groupby("rule", sort=False).sum().reset_index()
+    total = {"rule": "total", **table.drop(columns="rule").sum().to_dict()}
+    table = pd.concat([table, pd.DataFrame([total])], ignore_index=True)
+    integers = ["steps", "finished", "updates"]
+    typer.echo(render(table.astype(dict.fromkeys(integers, int)), form))
+    if form is Format.table:
+        minutes = total["core_minutes"]
+        typer.echo(f"\nabout {minutes:.0f} core minutes: {minutes / 2:.0f} minutes on 2 cores")
+
+
+@app.command()
+def results(
+    study: Annotated[str | None, typer.Option(help="one study; all if left out")] = None,
+    scale: ScaleOption = None,
+    metric: Annotated[str | None, typer.Option(help="one metric, e.g. rho")] = None,
+    readout: Annotated[bool, typer.Option("--readout", help="only the declared read-out step")] = False,
+    form: FormatOption = Format.table,
+) -> None:
+    """Print the tidy table of everything that was measured.
+
+    \b
+    dmdpipe results --study dimension --metric rho --readout
+    dmdpipe results --format csv > results.csv
+    """
+    table = _read_results(study, scale)
+    if metric:
+        if metric not in set(table["metric"]):
+            raise UserError(f"--metric: there is no '{metric}'{did_you_mean(metric, set(table['metric']))}")
+        table = table[table["metric"] == metric]
+    typer.echo(render(table[table["readout"]] if readout else table, form))
+
+
+@app.command()
+def verdicts(
+    scale: ScaleOption = None,
+    criteria: Annotated[bool, typer.Option("--criteria", help="every criterion with its numbers")] = False,
+    form: FormatOption = Format.table,
+) -> None:
+    """Print what became of each claim. Verdicts are computed from the results by the rules in config/claims.yaml.
+
+    Example: dmdpipe verdicts --format json
+    """
+    import pandas as pd
+
+    from dmdpipe.specs.config import load_config
+
+    config = load_config({"scale": scale} if scale else {})
+    folder = Path(config.results, "verdicts", config.scale)
+    path = folder / ("criteria.csv" if criteria else "verdicts.csv")
+    if not path.exists():
+        raise UserError(f"{path}: not there yet; run ./run --config scale={config.scale} first")
+    table = pd.read_csv(path)
+    if form is Format.table and not criteria:
+        typer.echo(verdict_text(table))
+    else:
+        typer.echo(render(table, form))
+
+
+def verdict_text(table: pd.DataFrame) -> str:
+    """Return the verdict table for a terminal: one claim a paragraph, the reason below it."""
+    import textwrap
+
+    width = max(len(title) for title in table["title"])
+    lines = []
+    for row in table.itertuples():
+        lines.append(f"{row.id:3} {row.title:{width}}  {row.verdict.upper()}")
+        lines += textwrap.wrap(row.reason, 100, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+@config_app.command("check")
+def check_config() -> None:
+    """Check the whole configuration: every study at every scale, every scale, the claims.
+
+    Prints one line and exits with 0 if all is well; else one line that names file and key, and exits with 2.
+    """
+    from dmdpipe.artifacts.dag import plan_run
+    from dmdpipe.specs.config import load_config, members_of, scale_names, study_names
+
+    counts = {scale: sum(len(members_of(name, scale)) for name in study_names()) for scale in scale_names()}
+    run_plan = plan_run()
+    typer.echo(
+        f"configuration is valid: {len(study_names())} studies, scales "
+        + ", ".join(f"{scale} ({count} students)" for scale, count in counts.items())
+        + f"; the configured run has {len(run_plan.steps)} steps at scale {load_config().scale}"
+    )
+
+
+def _known_study(name: str) -> str:
+    from dmdpipe.specs.config import study_names
+
+    if name not in study_names():
+        raise UserError(f"config/studies: there is no study '{name}'{did_you_mean(name, study_names())}")
+    return name
+
+
+def _read_results(study: str | None, scale: str | None) -> pd.DataFrame:
+    import pandas as pd
+
+    from dmdpipe.specs.config import load_config
+
+    config = load_config({"scale": scale} if scale else {})
+    names = [_known_study(study)] if study else config.studies
+    paths = [Path(config.results, "studies", name, config.scale, "results.parquet") for name in names]
+    found = [path for path in paths if path.exists()]
+    if not found:
+        raise UserError(f"{paths[0]}: not there yet; run ./run --config scale={config.scale} first")
+    return pd.concat([pd.read_parquet(path) for path in found], ignore_index=True)

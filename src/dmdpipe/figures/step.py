@@ -1,0 +1,37 @@
+"""The figures step: one notebook of the report, run on the verdicts step's tables."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import papermill
+
+from dmdpipe.errors import UserError
+from dmdpipe.figures.notebooks import run_notebook
+
+if TYPE_CHECKING:
+    from dmdpipe.artifacts.step import Step
+    from dmdpipe.specs.report import FigureSpec
+
+TABLES = ("verdicts", "criteria", "results", "gallery")
+
+
+def draw_figures(step: Step) -> None:
+    """The ``figures`` step: notebook.ipynb and .html, and every figure as PNG and PDF with its data as CSV.
+
+    Raises:
+        UserError: if the notebook was edited after the run was planned, or fails.
+    """
+    spec: FigureSpec = step.spec
+    source = Path("reports", f"{spec.notebook}.ipynb")
+    if hashlib.sha256(source.read_bytes()).hexdigest() != spec.source_sha256:
+        raise UserError(f"{source}: was edited after the run was planned; run again")
+    known = papermill.inspect_notebook(str(source))
+    parameters: dict[str, object] = {
+        table: step.parent_file("verdicts", f"{table}.parquet") for table in TABLES if table in known
+    }
+    run_notebook(source, {**parameters, "scale": spec.scale, "output": "."}, step.folder)
+    for suffix in (".ipynb", ".html"):
+        (step.folder / f"{spec.notebook}{suffix}").rename(step.folder / f"notebook{suffix}")

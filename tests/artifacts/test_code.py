@@ -1,0 +1,150 @@
+"""The code digest: what must change it, and what must not."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from dmdpipe.artifacts.code import SourceTree, normalised, own_sources
+from dmdpipe.errors import UserError
+
+TOY = {
+    "__init__.py": '"""A toy."""\n',
+    "specs.py": "COLOUR = 'red'\n",
+    "errors.py": "class Problem(Exception): ...\n",
+    "unreached.py": "x = 1\n",
+    "networks/__init__.py": "",
+    "networks/mlp.py": "import torch\n\nWIDTH = 64\n",
+    "networks/linear.py": "BIAS = False\n",
+    "loop/__init__.py": "from .rate import RATE\n",
+    "loop/rate.py": "RATE = 0.1\n",
+    "loop/late.py": "LATE = True\n",
+    "loop/only_types.py": "T = int\n",
+    "loop/train.py": '''
+from typing import TYPE_CHECKING
+import numpy as np
+from toy.specs import COLOUR
+from ..errors import Problem
+if TYPE_CHECKING:
+    from toy.loop.only_types import T
+
+def train(x):
+    """Train."""
+    from toy.loop import late
+    return x + 1  # one more
+''',
+}
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, text in TOY.items():
+        path = tmp_path / "toy" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path / "toy"
+
+
+def digest_of(*modules: str) -> str:
+    return SourceTree("toy").reach(*modules).digest
+
+
+def test_reach_is_the_closure_with_the_packages_on_the_way(toy: Path) -> None:
+    code = SourceTree("toy").reach("toy.loop.train")
+    assert list(code.modules) == ["toy", "toy.loop", "toy.loop.late", "toy.loop.rate", "toy.loop.train"]
+    assert code.libraries == ("numpy",)
+
+
+def test_selected_modules_are_reached_without_their_neighbours(toy: Path) -> None:
+    code = SourceTree("toy").reach("toy.loop.train", "toy.networks.mlp")
+    assert {"toy.networks", "toy.networks.mlp"} <= set(code.modules)
+    assert "toy.networks.linear" not in code.modules
+    assert "torch" in code.libraries
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("loop/train.py", "x + 1  # one more", "(x  +\n 1)"),
+        ("loop/train.py", '"""Train."""', '"""Train\n\n    longer."""'),
+        ("loop/train.py", '    """Train."""\n', ""),
+        ("loop/rate.py", "RATE = 0.1", 'RATE = 1e-1\n"""What stands below an attribute."""'),
+        ("__init__.py", "A toy", "Another toy"),
+        ("loop/only_types.py", "int", "float"),
+        ("specs.py", "red", "blue"),
+        ("errors.py", "...", "pass"),
+        ("unreached.py", "1", "2"),
+        ("networks/mlp.py", "64", "65"),
+    ],
+)
+def test_an_edit_that_cannot_matter_keeps_the_digest(toy: Path, module: str, old: str, new: str) -> None:
+    before = digest_of("toy.loop.train")
+    edit(toy / module, old, new)
+    assert digest_of("toy.loop.train") == before
+
+
+@pytest.mark.parametrize(
+    ("module", "old", "new"),
+    [
+        ("loop/train.py", "x + 1", "x + 2"),
+        ("loop/train.py", "x + 1", "1 + x"),
+        ("loop/rate.py", "0.1", "0.2"),
+        ("loop/late.py", "True", "1"),
+        ("loop/late.py", "True", "'True'"),
+        ("__init__.py", '"""A toy."""', "import os"),
+    ],
+)
+def test_an_edit_that_can_matter_changes_the_digest(toy: Path, module: str, old: str, new: str) -> None:
+    before = digest_of("toy.loop.train")
+    edit(toy / module, old, new)
+    assert digest_of("toy.loop.train") != before
+
+
+def test_the_digests_of_modules_name_the_one_that_changed(toy: Path) -> None:
+    before = SourceTree("toy").reach("toy.loop.train").modules
+    edit(toy / "loop/rate.py", "0.1", "0.2")
+    after = SourceTree("toy").reach("toy.loop.train").modules
+    assert [module for module in before if before[module] != after[module]] == ["toy.loop.rate"]
+
+
+def test_a_process_sees_the_code_as_it_first_looked(toy: Path) -> None:
+    sources = SourceTree("toy")
+    before = sources.reach("toy.loop.train")
+    edit(toy / "loop/rate.py", "0.1", "0.2")
+    assert sources.reach("toy.loop.train") is before
+
+
+def test_missing_modules_and_invalid_python_are_named(toy: Path) -> None:
+    with pytest.raises(ModuleNotFoundError, match="toy.absent"):
+        digest_of("toy.absent")
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        SourceTree("no_such_package")
+    (toy / "unreached.py").write_text("def :\n")
+    with pytest.raises(UserError, match="unreached.py"):
+        digest_of("toy.loop.train")
+
+
+def test_the_normalised_source_is_the_same_on_every_python() -> None:
+    """Pinned: where a Python parses otherwise, this fails there, before teachers are trained again."""
+    source = (
+        "def f(x): ...\n"
+        "class A:\n    y: int = 1\n"
+        "async def g(*, a=None, **k):\n    return f'{a!r:>{3}} {k[\"b\"]}\\n{{}}' + b'x'.hex() + str(1e-3)\n"
+        "match [1, *()]:\n    case [1, *_] if True: pass\n"
+    )
+    assert hashlib.sha256(normalised(source).encode()).hexdigest()[:16] == "554ea49a3ba0f843"
+
+
+def test_own_code_leaves_the_store_out_of_a_noise_bank() -> None:
+    modules = own_sources().reach("dmdpipe.pairing.bank").modules
+    assert "dmdpipe.seeds" in modules
+    assert not [name for name in modules if name.startswith(("dmdpipe.artifacts", "dmdpipe.specs"))]
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))

@@ -1,0 +1,339 @@
+"""Every claim can come out supported, refuted and inconclusive, for every reason, and rarely wrongly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from planted_studies import STUDIES, TWO_D, World, labels, metrics, table
+
+from dmdpipe.evidence.readings import Reading, read_criterion
+from dmdpipe.evidence.results import COLUMNS, results_table
+from dmdpipe.evidence.verdicts import (
+    FAMILYWISE_ERROR,
+    Verdict,
+    evaluate_claims,
+    findings_table,
+    judge_claim,
+    verdict_records,
+    verdict_table,
+)
+from dmdpipe.specs.claims import Criterion, load_claims
+
+CLAIMS = load_claims(Path(__file__).parents[2] / "config" / "claims.yaml", STUDIES)
+ALPHA = FAMILYWISE_ERROR / len(CLAIMS.claims)
+TESTED = {"C1", "C2", "C3", "C5", "C7", "H1"}
+
+
+def verdicts(results: pd.DataFrame) -> dict[str, Verdict]:
+    return {verdict.id: verdict for verdict in evaluate_claims(CLAIMS, results)}
+
+
+def outcomes(found: Mapping[str, Verdict]) -> dict[str, str]:
+    return {id_: verdict.verdict for id_, verdict in found.items() if id_ in TESTED}
+
+
+def causes(found: Mapping[str, Verdict]) -> dict[str, set[str]]:
+    return {id_: {one.cause for one in verdict.findings} for id_, verdict in found.items() if id_ in TESTED}
+
+
+def only(*studies: str) -> dict[str, list[dict[str, Any]]]:
+    return {study: STUDIES[study] for study in studies}
+
+
+def as_the_paper_says(point: Mapping[str, Any]) -> dict[str, float]:
+    """Freedom in 2-D, copying in high dimension whatever the start."""
+    rho = {2: 0.95, 4: 0.8, 16: 0.4, 64: 0.1}[point["d"]]
+    return {"rho": rho, "rho_affine": rho + 0.2, "rho_rotated": 1.0}
+
+
+def as_inherited(point: Mapping[str, Any]) -> dict[str, float]:
+    """The start decides; dimension only decides how good the start is."""
+    if point["init"] == "random-head":
+        return {"rho": 1.0, "rho_affine": 0.2, "rho_rotated": 1.0}
+    if point["init"] == "kd-rotated":
+        return {"rho": 1.0, "rho_affine": 0.2, "rho_rotated": 0.1}
+    if point["sigma_max"] == 80:
+        return {
+            "rho": {2: 0.05, 4: 0.8, 16: 0.3, 64: 0.25}[point["d"]],
+            "rho_affine": 0.18,
+            "rho_rotated": 1.0,
+        }
+    return {"rho": 0.22, "rho_affine": 0.18, "rho_rotated": 1.0}
+
+
+def without_copying(point: Mapping[str, Any]) -> dict[str, float]:
+    return {"rho": 1.0, "rho_affine": 0.2, "rho_rotated": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("world", "expected"),
+    [
+        (
+            as_the_paper_says,
+            {
+                "C1": "supported",
+                "C2": "supported",
+                "C3": "supported",
+                "C5": "supported",
+                "C7": "supported",
+                "H1": "refuted",
+            },
+        ),
+        (
+            as_inherited,
+            {
+                "C1": "refuted",
+                "C2": "refuted",
+                "C3": "supported",
+                "C5": "refuted",
+                "C7": "supported",
+                "H1": "supported",
+            },
+        ),
+        (
+            without_copying,
+            {
+                "C1": "supported",
+                "C2": "refuted",
+                "C3": "refuted",
+                "C5": "refuted",
+                "C7": "refuted",
+                "H1": "refuted",
+            },
+        ),
+    ],
+)
+def test_the_verdicts_of_three_worlds(world: World, expected: dict[str, str]) -> None:
+    assert outcomes(verdicts(table(world))) == expected
+
+
+def test_claims_without_a_study_are_inconclusive() -> None:
+    found = verdicts(pd.DataFrame(columns=COLUMNS))
+    for id_ in ("C4", "C6"):
+        assert found[id_].verdict == "inconclusive"
+        assert found[id_].reason.startswith("No study has been run: needs ")
+        assert found[id_].findings == ()
+
+
+@pytest.mark.parametrize("world", [as_the_paper_says, as_inherited, without_copying])
+def test_unconverged_runs_decide_nothing(world: World) -> None:
+    found = verdicts(table(world, seeds=3, gate=lambda point, seed: 2.1))
+    assert set(outcomes(found).values()) == {"inconclusive"}
+    assert all(cause == {"not converged"} for cause in causes(found).values())
+
+
+def test_two_seeds_decide_nothing() -> None:
+    found = verdicts(table(as_the_paper_says, seeds=2, spread=1e-6))
+    assert set(outcomes(found).values()) == {"inconclusive"}
+    assert all(cause == {"too few seeds"} for cause in causes(found).values())
+
+
+def test_without_studies_nothing_is_decided() -> None:
+    found = verdicts(pd.DataFrame(columns=COLUMNS))
+    assert set(outcomes(found).values()) == {"inconclusive"}
+    assert all(cause == {"no study"} for cause in causes(found).values())
+    assert "study 'low_dimension' has not been run" in found["C1"].reason
+
+
+def test_wide_intervals_decide_nothing() -> None:
+    found = verdicts(table(as_the_paper_says, spread=4.0))
+    assert set(outcomes(found).values()) == {"inconclusive"}
+    assert all(cause == {"interval crosses"} for cause in causes(found).values())
+
+
+def test_a_failing_criterion_refutes_though_another_is_undecided() -> None:
+    results = table(without_copying, gate=lambda point, seed: 9.0 if point["init"] == "kd-rotated" else 1.0)
+    verdict = verdicts(results)["H1"]
+    assert verdict.verdict == "refuted"
+    assert {finding.outcome for finding in verdict.findings} == {"fails", "holds", "undecided"}
+
+
+def test_an_undecided_criterion_keeps_a_claim_from_support() -> None:
+    results = table(as_inherited, gate=lambda point, seed: 9.0 if point["init"] == "kd-rotated" else 1.0)
+    verdict = verdicts(results)["H1"]
+    assert verdict.verdict == "inconclusive"
+    assert verdict.reason == (
+        "Undecided: a start at the rotated pairing stays there (not converged: 5 of 5 runs are over the gate,"
+        " which leaves 0 of 5 seeds where 3 are needed)."
+    )
+
+
+def test_a_run_over_the_gate_is_dropped_and_named() -> None:
+    misleading = 100.0
+
+    def gate(point: Mapping[str, Any], seed: int) -> float:
+        return 3.0 if point["data"] == "moons" and seed == 1 else 1.0
+
+    results = table(as_the_paper_says, gate=gate, studies=only("low_dimension"))
+    wrong = (results["data"] == "moons") & (results["seed"] == 1) & (results["metric"] == "rho")
+    results.loc[wrong, "value"] = misleading
+    (finding,) = verdicts(results)["C1"].findings
+    assert (finding.outcome, finding.n_seeds, finding.points) == ("holds", 4, 4)
+    assert (finding.runs, finding.runs_dropped) == (20, 1)
+    assert finding.dropped == "moons, d=2, start=teacher, sigma_max=80, dmd2: seed 1"
+    assert finding.value == pytest.approx(0.95, abs=0.02)
+    assert "1 of 20 runs dropped as not converged" in finding.reason
+
+
+def test_seeds_count_only_where_all_points_converged() -> None:
+    results = table(
+        as_the_paper_says,
+        gate=lambda point, seed: 3.0 if TWO_D.index(point["data"]) == seed else 1.0,
+        studies={"low_dimension": STUDIES["low_dimension"][:4]},
+    )
+    (finding,) = verdicts(results)["C1"].findings
+    assert (finding.cause, finding.n_seeds) == ("not converged", 1)
+
+
+def test_a_value_that_was_never_run_is_named() -> None:
+    studies = {"dimension": STUDIES["dimension"][:2]}
+    finding = verdicts(table(as_the_paper_says, seeds=3, studies=studies))["C5"].findings[0]
+    assert (finding.outcome, finding.cause) == ("undecided", "no matching run")
+    assert finding.reason == "study 'dimension' has no run with d 64, init teacher, sigma_max 80"
+
+
+def test_a_metric_that_was_never_measured_is_named() -> None:
+    results = table(lambda point: {"rho": 0.2}, seeds=3, studies=only("high_dimension"))
+    finding = verdicts(results)["C2"].findings[1]
+    assert (finding.outcome, finding.cause) == ("undecided", "no matching run")
+    assert finding.reason.startswith("no rho_affine for digits-8x8")
+
+
+def test_an_undefined_statistic_decides_nothing() -> None:
+    results = table(lambda point: {"rho": np.nan, "rho_affine": 0.2}, studies=only("high_dimension"))
+    found = verdicts(results)
+    assert causes(found)["C3"] == {"statistic undefined"}
+    assert outcomes(found)["C3"] == "inconclusive"
+
+
+def test_a_run_that_stands_twice_is_an_error() -> None:
+    results = table(as_the_paper_says, seeds=3, studies=only("low_dimension"))
+    with pytest.raises(ValueError, match="duplicate"):
+        evaluate_claims(CLAIMS, pd.concat([results, results], ignore_index=True))
+
+
+def test_scales_are_not_mixed() -> None:
+    results = table(as_the_paper_says, seeds=3, studies=only("low_dimension"))
+    with pytest.raises(ValueError, match="one scale at a time, got smoke, test"):
+        evaluate_claims(CLAIMS, pd.concat([results, results.assign(scale="smoke")], ignore_index=True))
+
+
+def criterion(statistic: Mapping[str, Any], **selection: Any) -> Criterion:
+    return Criterion.model_validate(
+        {"name": "n", "study": "s", "select": selection, "statistic": statistic}
+        | {"predicts": "below", "threshold": 0, "because": "b"}
+    )
+
+
+@pytest.fixture(scope="module")
+def random_study() -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """Return the runs of 4 seeds at four d, with their rho at the start and at the read-out, [S, P]."""
+    rng = np.random.default_rng(5)
+    start, end = rng.random((2, 4, 4))
+    cells = []
+    for seed in range(4):
+        for p, d in enumerate((64, 4, 256, 16)):
+            frame = metrics({"rho": end[seed, p], "cosine": start[seed, p] ** 2}, 1.0)
+            frame.loc[(frame["metric"] == "rho") & (frame["generator_step"] == 0), "value"] = start[seed, p]
+            cells.append(({**labels("digits-8x8", d), "seed": seed}, frame))
+    results = results_table("s", "test", cells, {})
+    return results[results["seed"] >= 0], start, end
+
+
+def test_readings_against_numpy(random_study: tuple[pd.DataFrame, np.ndarray, np.ndarray]) -> None:
+    runs, start, end = random_study
+    log_d = np.log2([64, 4, 256, 16])
+
+    def per_seed(statistic: Mapping[str, Any], **selection: Any) -> np.ndarray:
+        return read_criterion(criterion(statistic, **selection), runs).per_seed
+
+    np.testing.assert_allclose(per_seed({"value": {"metric": "rho"}}, d=[4, 16]), end[:, [1, 3]].mean(axis=1))
+    np.testing.assert_allclose(
+        per_seed({"difference": {"metric": "rho", "minus_metric": "cosine"}}), (end - start**2).mean(axis=1)
+    )
+    np.testing.assert_allclose(
+        per_seed({"difference": {"metric": "rho", "minus": {"d": [64, 256]}}}, d=4),
+        end[:, 1] - end[:, [0, 2]].mean(axis=1),
+    )
+    np.testing.assert_allclose(
+        per_seed({"slope": {"metric": "rho", "against": "d"}}), [np.polyfit(log_d, row, 1)[0] for row in end]
+    )
+
+    def ranks(row: np.ndarray) -> np.ndarray:
+        return row.argsort().argsort()
+
+    np.testing.assert_allclose(
+        per_seed({"rank_correlation": {"metric": "rho", "against": {"metric": "rho", "generator_step": 0}}}),
+        [np.corrcoef(ranks(a), ranks(b))[0, 1] for a, b in zip(start, end, strict=True)],
+    )
+
+
+def test_both_sides_of_a_difference_must_converge(
+    random_study: tuple[pd.DataFrame, np.ndarray, np.ndarray],
+) -> None:
+    runs, _, _ = random_study
+    unconverged = (runs["d"] == 64) & (runs["seed"] == 2)
+    runs = runs.assign(converged=runs["converged"] & ~unconverged)
+    reading = read_criterion(criterion({"difference": {"metric": "rho", "minus": {"d": 64}}}, d=4), runs)
+    assert (len(reading.per_seed), reading.seeds_run, reading.runs) == (3, 4, 8)
+    assert len(reading.dropped) == 1 and reading.dropped[0].endswith("seed 2")
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_wrong_decisive_verdicts_are_rare(seeds: int) -> None:
+    """With every criterion exactly at its threshold, any support or refutation is by chance."""
+    rng = np.random.default_rng(6)
+    studies = 1_000
+    counts = {claim.id: {"supported": 0, "refuted": 0, "inconclusive": 0} for claim in CLAIMS.claims}
+    any_supported = any_refuted = 0
+    for _ in range(studies):
+        found = set()
+        for claim in CLAIMS.claims:
+            readings = [
+                Reading(one.threshold + 0.1 * rng.standard_normal(seeds), seeds_run=seeds)
+                for one in claim.criteria
+            ]
+            verdict = judge_claim(claim, readings, ALPHA).verdict
+            counts[claim.id][verdict] += 1
+            found.add(verdict)
+        any_supported += "supported" in found
+        any_refuted += "refuted" in found
+    for id_ in TESTED:
+        wrong = counts[id_]["supported"] + counts[id_]["refuted"]
+        assert wrong / studies < 2 * ALPHA + 4 * np.sqrt(2 * ALPHA / studies), id_
+    assert any_supported / studies < FAMILYWISE_ERROR
+    assert 0.01 < any_refuted / studies < FAMILYWISE_ERROR
+
+
+def test_support_is_rare_where_one_criterion_is_at_its_threshold() -> None:
+    """The hardest null of a conjunction: all other criteria hold for certain."""
+    rng = np.random.default_rng(7)
+    claim = next(claim for claim in CLAIMS.claims if claim.id == "H1")
+    sides = [-1 if one.predicts == "below" else 1 for one in claim.criteria]
+    supported = 0
+    for _ in range(1_000):
+        readings = [
+            Reading(one.threshold + 0.1 * rng.standard_normal(5) + (5.0 * side if i else 0.0), seeds_run=5)
+            for i, (one, side) in enumerate(zip(claim.criteria, sides, strict=True))
+        ]
+        supported += judge_claim(claim, readings, ALPHA).verdict == "supported"
+    assert 0 < supported / 1_000 < 2 * ALPHA
+
+
+def test_tables_and_records_hold_the_same_verdicts() -> None:
+    results = table(
+        as_inherited, seeds=3, gate=lambda point, seed: 9.0 if point["init"] == "kd-rotated" else 1.0
+    )
+    found = evaluate_claims(CLAIMS, results)
+    summary, findings, records = verdict_table(found), findings_table(found), verdict_records(found)
+    assert summary["id"].tolist() == [record["id"] for record in records]
+    assert len(findings) == sum(len(record["findings"]) for record in records)
+    assert findings["claim"].value_counts()["H1"] == 4
+    assert json.loads(json.dumps(records, allow_nan=False)) == records
+    assert next(r for r in records if r["id"] == "H1")["findings"][3]["low"] is None

@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+import planted
+import pytest
+from matplotlib.colors import to_rgba
+
+from dmdpipe.errors import UserError
+from dmdpipe.figures import curves, gate, grids, starts, style, tables, verdicts
+
+
+@pytest.fixture(scope="module")
+def results() -> pd.DataFrame:
+    return tables.with_family(planted.results())
+
+
+@pytest.fixture(scope="module")
+def gallery() -> pd.DataFrame:
+    return tables.with_family(planted.gallery())
+
+
+def study(results: pd.DataFrame, name: str) -> pd.DataFrame:
+    return results[results["study"] == name]
+
+
+def drawn_points(axes) -> list[tuple[float, float]]:
+    return [
+        (float(x), float(y))
+        for line in axes.get_lines()
+        if line.get_marker() not in ("None", "", None)
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+    ]
+
+
+def faces(axes) -> dict[float, bool]:
+    """Return, by height, whether each mark without a line is filled."""
+    return {
+        float(y): to_rgba(line.get_markerfacecolor()) != to_rgba("white")
+        for line in axes.get_lines()
+        if line.get_linestyle() == "None"
+        for y in line.get_ydata()
+    }
+
+
+RESULT_PLOTS = [
+    curves.rho_against_dimension, curves.rho_over_time, starts.initialisation_controls, starts.start_quality,
+    gate.gate,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("plot", RESULT_PLOTS)
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_smoke_run_of_one_point_is_drawn(plot, seeds: int) -> None:
+    figure, data = plot(tables.with_family(planted.results(seeds, smoke=True)))
+    figure.draw_without_rendering()
+    assert len(data)
+
+
+def test_dimension_draws_every_value_and_interval_of_its_data(results: pd.DataFrame) -> None:
+    figure, data = curves.rho_against_dimension(study(results, "dimension"))
+    for axes, metrics in zip(
+        figure.axes,
+        (["rho", "rho_affine"], ["delta_e", "delta_e_null"], ["retrieval_at_1", "retrieval_null"]),
+        strict=True,
+    ):
+        rows = data[data["metric"].isin(metrics)]
+        heights = {round(y, 12) for _, y in drawn_points(axes)}
+        wanted = rows[(rows["seed"] == -1) | rows["metric"].eq(metrics[0])]
+        assert heights == {round(value, 12) for value in wanted["value"]}
+        bars = {
+            tuple(np.round(segment[:, 1], 12)) for bar in axes.collections for segment in bar.get_segments()
+        }
+        means = rows[(rows["seed"] == -1) & rows["metric"].eq(metrics[0])]
+        assert bars == set(zip(means["low"].round(12), means["high"].round(12), strict=True))
+
+
+def test_dimension_says_that_delta_e_is_a_reconstruction_everywhere(results: pd.DataFrame) -> None:
+    for plot in (curves.rho_against_dimension, starts.start_quality):
+        figure, _ = plot(results[results["study"] == "dimension"])
+        words = [axes.get_title(loc="left") + axes.get_xlabel() + axes.get_ylabel() for axes in figure.axes]
+        words += [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+        naming = [text for text in words if "ΔE" in text and "null" not in text]
+        assert naming
+        assert all("reconstruction" in text for text in naming)
+
+
+def test_runs_that_did_not_converge_are_hollow_and_the_others_filled(results: pd.DataFrame) -> None:
+    figure, data = curves.rho_against_dimension(study(results, "dimension"))
+    rho = data[data["metric"] == "rho"]
+    assert not rho["converged"].all()
+    filled = faces(figure.axes[0])
+    assert {value: filled[value] for value in rho["value"]} == dict(
+        zip(rho["value"], rho["converged"], strict=True)
+    )
+    assert style.NOT_CONVERGED in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_time_starts_at_step_0_and_has_a_panel_per_data_and_sigma_max(results: pd.DataFrame) -> None:
+    figure, data = curves.rho_over_time(study(results, "dimension"))
+    panels = [axes for axes in figure.axes if axes.get_lines()]
+    assert len(panels) == 6
+    for axes in panels:
+        assert min(x for x, _ in drawn_points(axes)) == 0
+        low, high = axes.get_xlim()
+        assert low < 0 < planted.STEPS[-1] < high
+    floor = data[data["metric"] == "rho_floor"]["value"]
+    assert all(
+        any(np.allclose(line.get_ydata(), floor.iloc[0]) for line in axes.get_lines()) for axes in panels
+    )
+
+
+def test_starts_show_both_targets_with_their_values(results: pd.DataFrame) -> None:
+    figure, data = starts.initialisation_controls(study(results, "start"))
+    shown = {round(x, 12) for axes in figure.axes for x, _ in drawn_points(axes)}
+    assert shown == {round(value, 12) for value in data["value"]}
+    assert set(data["metric"]) == {"rho", "rho_rotated"}
+
+
+def test_start_table_pairs_each_run_with_its_own_start(results: pd.DataFrame) -> None:
+    table = starts.start_table(results)
+    assert len(table) == 60
+    row = table.sample(1, random_state=0).iloc[0]
+    runs = results[
+        (results["point"] == row["point"])
+        & (results["seed"] == row["seed"])
+        & (results["study"] == row["study"])
+    ]
+    at_start = runs[runs["generator_step"] == 0].set_index("metric")["value"]
+    at_end = runs[runs["readout"]].set_index("metric")["value"]
+    assert row["rho"] == at_end["rho"]
+    for metric in ("rho", "jacobian_alignment", "delta_e", "scale_ratio"):
+        assert row[f"start_{metric}"] == at_start[metric]
+
+
+def test_gate_names_the_runs_over_it_and_only_those(results: pd.DataFrame) -> None:
+    figure, data = gate.gate(study(results, "dimension"))
+    axes = figure.axes[0]
+    labels = [tick.get_text() for tick in axes.get_yticklabels()]
+    named = {labels[round(note.xy[1])] for note in axes.texts if note.get_text().startswith("not converged")}
+    over = data.loc[data["value"] > gate.GATE, "point"]
+    assert named == {
+        "data=digits-8x8, start=random-head, sigma_max=8",
+        "data=digits-8x8, start=random-head, sigma_max=80",
+    }
+    assert named == set(over)
+    assert {round(x, 12) for x, _ in drawn_points(axes)} >= {round(value, 12) for value in data["value"]}
+
+
+def test_gate_counts_the_seeds_over_it(results: pd.DataFrame) -> None:
+    one = study(results, "dimension").copy()
+    one = one[one["point"] == one["point"].iloc[0]]
+    one.loc[(one["seed"] == 1) & one["readout"], "converged"] = False
+    figure, _ = gate.gate(one)
+    assert [note.get_text() for note in figure.axes[0].texts] == ["not converged: 1 of 3 seeds"]
+
+
+def test_grid_shows_each_noise_left_as_teacher_and_right_as_student(
+    gallery: pd.DataFrame, results: pd.DataFrame
+) -> None:
+    digits = gallery[gallery["family"] == "digits"]
+    figure, data = grids.paired_grid(digits, results)
+    assert [axes.get_title(loc="left").split("\n")[0] for axes in figure.axes] == [
+        "teacher", "edm-default", "random-head", "kd-rotated",
+    ]  # fmt: skip
+    point = digits.loc[digits["init"] == "kd-rotated", "point"].iloc[0]
+    images = {
+        (round(i.get_extent()[0] > 0.5), int(i.get_extent()[3] / 1.06)): i.get_array()
+        for i in figure.axes[3].images
+    }
+    for role, column in (("teacher", 0), ("student", 1)):
+        rows = digits[(digits["point"] == point) & (digits["role"] == role)].set_index("row")["x"]
+        pixels = (
+            data[(data["point"] == point) & (data["role"] == role)].set_index("row").filter(regex=r"^x\d+$")
+        )
+        for i in range(8):
+            np.testing.assert_array_equal(np.asarray(images[column, i]).ravel(), rows[i])
+            np.testing.assert_array_equal(pixels.loc[i], rows[i])
+
+
+def test_grid_states_the_rho_of_its_own_seed(gallery: pd.DataFrame, results: pd.DataFrame) -> None:
+    figure, _ = grids.paired_grid(gallery[gallery["family"] == "digits"], results)
+    readout = tables.at_readout(study(results, "start"), "rho")
+    mine = readout[(readout["data"] == "digits-4x4") & (readout["seed"] == 0)].set_index("init")["value"]
+    for axes in figure.axes:
+        start, rho = axes.get_title(loc="left").split("\n")
+        assert rho == f"ρ = {mine[start]:.2f}"
+
+
+def test_cloud_of_a_copy_has_the_teachers_colours_in_the_teachers_places(gallery: pd.DataFrame) -> None:
+    ring = gallery[(gallery["family"] == "ring") & (gallery["init"] == "teacher")].copy()
+    teacher = ring[ring["role"] == "teacher"].set_index("row")["x"]
+    ring["x"] = ring["row"].map(teacher)
+    figure, data = grids.paired_grid(ring)
+    left, right = (axes.collections[0] for axes in figure.axes[:2])
+    np.testing.assert_array_equal(left.get_offsets(), right.get_offsets())
+    np.testing.assert_array_equal(left.get_facecolors(), right.get_facecolors())
+    assert len(np.unique(left.get_facecolors(), axis=0)) > 8
+    np.testing.assert_array_equal(
+        data.loc[data["role"] == "teacher", ["x0", "x1"]], np.stack(teacher.tolist())
+    )
+
+
+def test_other_data_are_projected_on_the_teachers_leading_plane() -> None:
+    noise = np.random.default_rng(1)
+    basis = np.linalg.qr(noise.standard_normal((5, 5)))[0]
+    inner = noise.standard_normal((50, 5)) * [3, 2, 0.01, 0.01, 0.01]
+    teacher = inner @ basis.T
+    keys = {
+        "point": "p",
+        "study": "s",
+        "data": "mixture-5",
+        "d": 5,
+        "init": "teacher",
+        "sigma_max": 80.0,
+        "seed": 0,
+    }
+    rows = [
+        keys | {"row": i, "role": role, "x": list(x)}
+        for role in ("teacher", "student")
+        for i, x in enumerate(teacher)
+    ]
+    _, data = grids.paired_grid(tables.with_family(pd.DataFrame(rows)))
+    flat = data.loc[data["role"] == "teacher", ["x0", "x1"]].to_numpy()
+    centred = inner - inner.mean(axis=0)
+    # A projection on the leading plane keeps nearly all of every distance to the centre.
+    np.testing.assert_allclose(
+        np.linalg.norm(flat, axis=1), np.linalg.norm(centred[:, :2], axis=1), atol=0.03
+    )
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_over_seeds_prefers_aggregates_and_stands_in_for_missing_ones(seeds: int) -> None:
+    results = planted.results(seeds)
+    means = tables.over_seeds(results)
+    assert len(means) == len(means.drop_duplicates(["study", "point", "generator_step", "metric"]))
+    assert set(means["seed"]) == {-1}
+    assert means["low"].notna().all() == (seeds > 1)
+    plain = tables.over_seeds(results[results["seed"] != -1])
+    keys = ["study", "point", "generator_step", "metric"]
+    both = means.merge(plain, on=keys, suffixes=("", "_plain"))
+    np.testing.assert_allclose(both["value"], both["value_plain"])
+    assert (both["converged"] == both["converged_plain"]).all()
+
+
+def test_series_name_what_varies_and_nothing_else(results: pd.DataFrame) -> None:
+    rows = study(results, "dimension")
+    assert set(tables.series_of(rows, "recipe", "sigma_max")) == {
+        "teacher, σ_max = 8", "teacher, σ_max = 80", "random-head, σ_max = 8", "random-head, σ_max = 80",
+    }  # fmt: skip
+    assert set(tables.series_of(rows, "recipe", apart=["sigma_max"])) == {"teacher", "random-head"}
+    lr = pd.concat(
+        [rows.assign(point=rows["point"] + f", lr={rate}") for rate in ("1e-4", "2e-5")], ignore_index=True
+    )
+    assert "teacher, σ_max = 8, lr=2e-5" in set(tables.series_of(lr, "sigma_max"))
+
+
+def test_parts_leave_out_what_does_not_vary(results: pd.DataFrame) -> None:
+    assert [name for name, _ in tables.parts(results, ["study", "family"], varies="d")] == [
+        "dimension-digits"
+    ]
+    assert [name for name, _ in tables.parts(results, ["study"])] == ["dimension", "start"]
+
+
+def test_a_table_without_a_column_is_refused_by_name(tmp_path) -> None:
+    path = tmp_path / "results.parquet"
+    planted.results(1, smoke=True).drop(columns="readout").to_parquet(path)
+    with pytest.raises(UserError, match=r"results\.parquet: column 'readout' is missing"):
+        tables.read_results(path)
+    with pytest.raises(UserError, match="no such table"):
+        tables.read_results(tmp_path / "none.parquet")
+    with pytest.raises(UserError, match="must end in"):
+        tables.read_results(tmp_path / "results.xlsx")
+
+
+def test_an_empty_table_is_no_error(tmp_path) -> None:
+    path = tmp_path / "gallery.parquet"
+    planted.gallery()[:0].to_parquet(path)
+    assert list(tables.parts(tables.read_gallery(path), ["study", "data"])) == []
+
+
+def test_saved_figures_are_the_same_bytes_and_the_csv_the_same_numbers(
+    tmp_path, results: pd.DataFrame
+) -> None:
+    written = []
+    for folder in ("a", "b/c"):
+        figure, data = gate.gate(study(results, "start"))
+        paths = style.save_figure(figure, tmp_path / folder, "gate", data, {"Title": "Gate"})
+        written.append([path.read_bytes() for path in paths])
+        pd.testing.assert_frame_equal(pd.read_csv(paths[2]), data, check_dtype=False)
+    assert written[0] == written[1]
+    png, pdf, _ = written[0]
+    assert png.startswith(b"\x89PNG")
+    assert not re.search(rb"CreationDate|ModDate|atplotlib", pdf)
+
+
+def test_the_style_ignores_the_users_settings(tmp_path, results: pd.DataFrame) -> None:
+    import matplotlib
+
+    def drawing() -> bytes:
+        figure, data = gate.gate(study(results, "start"))
+        return style.save_figure(figure, tmp_path, "gate", data)[0].read_bytes()
+
+    plain = drawing()
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "savefig.dpi": 40}):
+        assert drawing() == plain
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_verdict_table_keeps_order_words_and_numbers_and_escapes_text() -> None:
+    html = verdicts.verdict_table(planted.verdicts(), planted.criteria())
+    assert re.findall(r"<b>(C\d)", html) == ["C1", "C2", "C4"]
+    assert re.findall(r">(refuted|supported|inconclusive)<", html) == ["refuted", "supported", "inconclusive"]
+    assert "copies &lt; &amp; &gt; &quot;quotes&quot;" in html
+    assert "0.05 [−0.01, 0.11]" in html
+    assert "2 criteria" in html
+    assert "nan" not in html.lower()
+    assert html == verdicts.verdict_table(planted.verdicts(), planted.criteria())
+
+
+def test_verdict_table_stands_without_criteria() -> None:
+    assert "<details" not in verdicts.verdict_table(planted.verdicts())

@@ -1,0 +1,7 @@
+"""Rule student: distil one student."""
+
+from dmdpipe.artifacts.step import open_step
+from dmdpipe.distill.loop import distil_student
+
+with open_step(snakemake.params.spec, snakemake.output.manifest, snakemake.log[0]) as step:
+    distil_student(step)
