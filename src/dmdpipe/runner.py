@@ -15,8 +15,6 @@ from dmdpipe.artifacts.dag import RunPlan, plan_run
 from dmdpipe.cost import seconds_by_rule
 from dmdpipe.errors import UserError
 
-PROFILE = Path("profiles/default")
-PROFILE_OPTIONS = ("--profile", "--workflow-profile")
 # Threads are part of a step's spec; a library must not take more on its own.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -36,9 +34,8 @@ def run_workflow(arguments: list[str]) -> int:
     run_plan = plan_run(overrides)
     results = Path(run_plan.config.results)
     _write_estimates(run_plan, results)
-    profile = [] if any(a.split("=")[0] in PROFILE_OPTIONS for a in arguments) else ["--profile", str(PROFILE)]
     os.environ.update({**ONE_THREAD, "DMDPIPE_RESULTS": str(results)})
-    status = _snakemake([*profile, *arguments])
+    status = _snakemake(arguments)
     if status == 0 and _is_whole_run(arguments):
         _report(run_plan, results, overrides)
     return status

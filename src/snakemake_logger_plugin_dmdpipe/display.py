@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections import deque
 from contextlib import suppress
@@ -16,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
+from snakemake_logger_plugin_dmdpipe.diversion import STDERR, Diversion
 from snakemake_logger_plugin_dmdpipe.tracking import Job, Tracker
 
 REFRESHES_PER_SECOND = 2
@@ -38,25 +38,33 @@ class Display:
         self._tracker = tracker
         self._progress = progress
         self._live: Live | None = None
+        self._diversion: Diversion | None = None
         self._status: RenderableType = ""
 
     def start(self) -> None:
         """Show the status area, if this is a terminal."""
         if not self.interactive or self._live:
             return
+        if os.isatty(STDERR):
+            self._diversion = Diversion(self.line)
+            self._console.file = self._diversion.terminal
         self._live = Live(
             console=self._console,
             refresh_per_second=REFRESHES_PER_SECOND,
             get_renderable=self._latest_status,
             transient=True,
-            redirect_stdout=sys.stdout.isatty(),
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
         self._live.start()
 
     def stop(self) -> None:
         """Take the status area away."""
-        if self._live:
-            live, self._live = self._live, None
+        diversion, self._diversion = self._diversion, None
+        if diversion:
+            diversion.stop()
+        live, self._live = self._live, None
+        if live:
             live.stop()
 
     def line(self, text: str, style: str = "") -> None:
@@ -99,7 +107,7 @@ class Display:
 def headline(tracker: Tracker, now: float) -> str:
     """Return `37/182 steps · 12:31 elapsed · about 08:40 left`."""
     left = tracker.seconds_left(now)
-    elapsed = f"{clock(now - (tracker.started or now)).zfill(5)} elapsed"
+    elapsed = f"{clock(now - tracker.started if tracker.started is not None else 0).zfill(5)} elapsed"
     about = f"about {'…' if left is None else clock(left).zfill(5)} left"
     failed = [f"{len(tracker.failed)} failed"] if tracker.failed else []
     return " · ".join([f"{tracker.done}/{tracker.total} steps", elapsed, about, *failed])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from planted_studies import STUDIES
 
+from dmdpipe.copying.measure import CONSTANT_METRICS, SNAPSHOT_METRICS
 from dmdpipe.errors import UserError
-from dmdpipe.specs.claims import Claims, load_claims
+from dmdpipe.specs.claims import Claims, MetricName, load_claims
 
 CLAIMS = Path(__file__).parents[2] / "config" / "claims.yaml"
 
@@ -40,6 +42,11 @@ def test_the_projects_own_claims() -> None:
     claims = load_claims(CLAIMS, STUDIES).claims
     assert [claim.id for claim in claims] == ["C1", "C2", "C3", "C4", "C5", "C6", "C7", "H1"]
     assert [claim.id for claim in claims if claim.without_study] == ["C4", "C6"]
+
+
+def test_claims_can_be_about_everything_that_is_measured() -> None:
+    measured = {*SNAPSHOT_METRICS, *CONSTANT_METRICS, "mode_agreement"}
+    assert set(get_args(MetricName)) == measured - {"converged"}
 
 
 def test_one_value_stands_for_a_list_of_one(tmp_path: Path) -> None:

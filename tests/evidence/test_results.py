@@ -100,6 +100,23 @@ def test_a_metric_that_is_undefined_for_a_seed_has_no_mean() -> None:
     assert np.isnan(row(results_table("s", "laptop", cells, {}), NEAR, AGGREGATE, 100, "rho")["value"])
 
 
+def test_a_diverged_student_stays_visible_and_breaks_nothing() -> None:
+    lost = pd.DataFrame(
+        [(0, "gate_ratio", np.inf), (0, "converged", 0.0), (0, "rho", np.nan)],
+        columns=["generator_step", "metric", "value"],
+    )
+    cells = [({**NEAR, "seed": s}, metrics({"rho": 0.2}, 1.0, steps=(0,))) for s in (0, 1)]
+    students = {seed: np.full((4, 2), value) for seed, value in enumerate([0.5, 1.5, np.nan])}
+    students[0][0] = students[1][1] = 2.0
+    errors = seed_pair_errors(students)
+    assert [pair for pair, error in errors.items() if np.isnan(error)] == [(0, 2), (1, 2)]
+    results = results_table("s", "laptop", [*cells, ({**NEAR, "seed": 2}, lost)], {NEAR["point"]: errors})
+    gate = row(results, NEAR, AGGREGATE, 0, "gate_ratio")
+    assert (gate["value"], gate["gate_ratio"], gate["converged"]) == (np.inf, np.inf, False)
+    assert np.isnan(row(results, NEAR, AGGREGATE, 0, "rho")["value"])
+    assert np.isnan(row(results, NEAR, AGGREGATE, 0, "seed_seed")["value"])
+
+
 def test_seed_pair_errors_reads_zero_for_a_copy_and_one_for_independence() -> None:
     rng = np.random.default_rng(4)
     first, other = rng.standard_normal((2, 2_000, 3))

@@ -24,8 +24,10 @@ from dmdpipe.evidence.verdicts import (
     verdict_table,
 )
 from dmdpipe.specs.claims import Criterion, load_claims
+from dmdpipe.specs.config import members_of
 
-CLAIMS = load_claims(Path(__file__).parents[2] / "config" / "claims.yaml", STUDIES)
+CONFIG = Path(__file__).parents[2] / "config"
+CLAIMS = load_claims(CONFIG / "claims.yaml", STUDIES)
 ALPHA = FAMILYWISE_ERROR / len(CLAIMS.claims)
 TESTED = {"C1", "C2", "C3", "C5", "C7", "H1"}
 
@@ -196,6 +198,18 @@ def test_a_value_that_was_never_run_is_named() -> None:
     finding = verdicts(table(as_the_paper_says, seeds=3, studies=studies))["C5"].findings[0]
     assert (finding.outcome, finding.cause) == ("undecided", "no matching run")
     assert finding.reason == "study 'dimension' has no run with d 64, init teacher, sigma_max 80"
+
+
+def test_the_declared_studies_hold_every_point_that_a_claim_needs() -> None:
+    names = {one.study for claim in CLAIMS.claims for one in claim.criteria}
+    declared = {}
+    for name in names:
+        members = members_of(name, "laptop", CONFIG)
+        declared[name] = [dict(member.labels()) for member in members if member.seed == 0]
+    found = verdicts(
+        table(lambda point: {"rho": 0.5, "rho_affine": 0.5, "rho_rotated": 0.5}, 3, studies=declared)
+    )
+    assert {one.cause for verdict in found.values() for one in verdict.findings} <= {"", "interval crosses"}
 
 
 def test_a_metric_that_was_never_measured_is_named() -> None:

@@ -27,13 +27,14 @@ def _run(
     return {
         "rho": rho, "rho_rotated": rotated, "rho_affine": 0.02 + 0.025 * np.log2(d), "rho_floor": 0.001,
         "delta_e": rho * matched, "delta_e_null": 0.95 * matched, "retrieval_at_1": max(0.0, 1 - rho) ** 2,
-        "retrieval_null": min(0.9, 0.001 * d), "jacobian_alignment": 0.9 - 0.8 * rho, "scale_ratio": 0.1 + 0.9 * done,
+        "retrieval_null": min(0.9, 0.001 * d), "jacobian_alignment": 0.9 - 0.8 * rho,
+        "scale_ratio": 0.1 + 0.9 * done,
         "sliced_w2_over_floor": ratio, "energy_over_floor": 0.9 * ratio, "gate_ratio": ratio,
     }  # fmt: skip
 
 
 def results(seeds: int = 3, smoke: bool = False) -> pd.DataFrame:
-    """Two studies, ``dimension`` (d × σ_max × start) and ``start`` (starts at two d), and their aggregates."""
+    """Two studies, ``dimension`` (d × σ_max × start) and ``start`` (starts at two d), aggregates too."""
     grid = [
         ("dimension", f"digits-{s}x{s}", s * s, init, sigma)
         for s in (2, 4, 8)
@@ -108,8 +109,12 @@ def gallery() -> pd.DataFrame:
                 "data": data,
                 "d": d,
             }
-            keys |= {"init": init, "sigma_max": 80.0, "seed": 0}
-            for role, x in (("teacher", teacher), ("student", student)):
+            keys |= {"init": init, "recipe": "dmd2", "sigma_max": 80.0, "seed": 0}
+            for role, x in (
+                ("noise", noise.standard_normal((n, d))),
+                ("teacher", teacher),
+                ("student", student),
+            ):
                 rows += [keys | {"row": i, "role": role, "x": list(x[i])} for i in range(n)]
     return pd.DataFrame(rows)
 
@@ -127,12 +132,13 @@ def verdicts() -> pd.DataFrame:
 
 
 def criteria() -> pd.DataFrame:
-    """Criteria of C1 and C2, with and without an interval."""
+    """Criteria of C1 and C2, with and without bounds."""
+    inf, nan = np.inf, np.nan
     return pd.DataFrame(
         [
-            ("C1", "ρ at d = 2", 0.05, -0.01, 0.11, 0.5, "above", "fails", 5, "ring"),
-            ("C2", "ρ at d = 64", 0.2, 0.15, 0.25, 0.5, "below", "holds", 5, "digits-8x8"),
-            ("C2", "ρ less affine", np.nan, np.nan, np.nan, 0.0, "below", "undecided", 0, "digits-8x8"),
+            ("C1", "ρ at d = 2", 0.05, -0.01, 0.11, 0.5, "above", "fails", "0.05 is below 0.5", 5),
+            ("C2", "ρ at d = 64", 0.2, -inf, 0.25, 0.5, "below", "holds", "0.2 is below 0.5", 5),
+            ("C2", "ρ less affine", nan, nan, nan, 0.0, "below", "undecided", "not converged", 0),
         ],
         columns=[
             *(
@@ -144,8 +150,8 @@ def criteria() -> pd.DataFrame:
                 "threshold",
                 "predicts",
                 "outcome",
+                "reason",
                 "n_seeds",
-                "points",
             ),
         ],
     )

@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import jinja2
 import nbformat
 import planted
 import pytest
@@ -79,7 +81,7 @@ def test_a_missing_notebook_is_named(tmp_path: Path) -> None:
 
 def test_an_objects_address_is_refused() -> None:
     shown = stream("stdout", "<thing object at 0x7f12>")
-    with pytest.raises(UserError, match="cell 1 shows the memory address"):
+    with pytest.raises(UserError, match="cell 1 shows an object's address"):
         normalise(executed(shown), Path("n.ipynb"), Path("/out"))
 
 
@@ -115,7 +117,9 @@ def test_report_notebooks_are_clean_and_captioned(name: str) -> None:
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
     assert code[0].metadata["tags"] == ["parameters"]
     assert book.cells[0].source.startswith("# ")
-    assert (REPORTS / f"{name}.rst").read_text(encoding="utf-8").strip()
+    caption = jinja2.Template((REPORTS / "page.rst").read_text(encoding="utf-8"))
+    step = SimpleNamespace(wildcards=SimpleNamespace(step=f"laptop/{name}"))
+    assert caption.render(snakemake=step).strip().endswith(".")
     prose = " ".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
     assert "ΔE" not in prose or "reconstruction" in prose
 

@@ -59,6 +59,15 @@ def test_a_smoke_run_of_one_point_is_drawn(plot, seeds: int) -> None:
     assert len(data)
 
 
+@pytest.mark.parametrize("plot", RESULT_PLOTS)
+def test_a_student_that_diverged_does_not_hide_the_others(plot) -> None:
+    results = tables.with_family(planted.results(2, smoke=True))
+    results.loc[results["seed"].isin([0, -1]), ["value", "low", "high"]] = np.nan
+    results.loc[results["seed"].isin([0, -1]), "converged"] = False
+    figure, _ = plot(results)
+    figure.draw_without_rendering()
+
+
 def test_dimension_draws_every_value_and_interval_of_its_data(results: pd.DataFrame) -> None:
     figure, data = curves.rho_against_dimension(study(results, "dimension"))
     for axes, metrics in zip(
@@ -214,6 +223,7 @@ def test_other_data_are_projected_on_the_teachers_leading_plane() -> None:
         "data": "mixture-5",
         "d": 5,
         "init": "teacher",
+        "recipe": "dmd2",
         "sigma_max": 80.0,
         "seed": 0,
     }
@@ -315,6 +325,7 @@ def test_verdict_table_keeps_order_words_and_numbers_and_escapes_text() -> None:
     assert re.findall(r">(refuted|supported|inconclusive)<", html) == ["refuted", "supported", "inconclusive"]
     assert "copies &lt; &amp; &gt; &quot;quotes&quot;" in html
     assert "0.05 [−0.01, 0.11]" in html
+    assert "0.2 [−∞, 0.25]" in html
     assert "2 criteria" in html
     assert "nan" not in html.lower()
     assert html == verdicts.verdict_table(planted.verdicts(), planted.criteria())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import logging
+import queue
+from logging.handlers import QueueListener
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from snakemake.logging import DefaultFormatter
+from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.common import LogEvent
 from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
 from snakemake_interface_logger_plugins.tests import MockOutputSettings, TestLogHandlerBase
@@ -70,7 +73,7 @@ def test_messages_pass_as_they_are(monkeypatch: pytest.MonkeyPatch, message: str
 
 
 def test_quiet_keeps_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    handler, stream = make_handler(monkeypatch, quiet={SimpleNamespace(name="ALL")})
+    handler, stream = make_handler(monkeypatch, quiet={Quietness.ALL})
     send(handler, "chat")
     send(handler, "trouble", logging.ERROR)
     assert stream.getvalue() == "trouble\n"
@@ -84,6 +87,18 @@ def test_an_error_inside_is_said_once_and_snakemakes_lines_follow(monkeypatch: p
     text = stream.getvalue()
     assert text.count("no progress display from here on: AttributeError") == 1
     assert text.endswith("first\nsecond\n")
+
+
+def test_snakemakes_listener_outlives_an_error_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler, stream = make_handler(monkeypatch)
+    records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    listener = QueueListener(records, handler)
+    listener.start()
+    for message, event in (("first", LogEvent.JOB_FINISHED), ("second", None)):
+        record = logging.makeLogRecord({"msg": message, "event": event, "levelno": logging.ERROR})
+        records.put(record)
+    listener.stop()
+    assert stream.getvalue().endswith("second\n")
 
 
 def test_a_closed_stream_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,9 @@ from typing import Any
 
 from dmdpipe.artifacts.plan import PlannedStep, plan
 from dmdpipe.errors import UserError
-from dmdpipe.specs.claims import Claims
-from dmdpipe.specs.config import CONFIG_FOLDER, load_config, members_of
+from dmdpipe.specs.claims import load_claims
+from dmdpipe.specs.config import CONFIG_FOLDER, load_config, members_of, study_names
 from dmdpipe.specs.grid import Member
-from dmdpipe.specs.problems import parse, read_yaml
 from dmdpipe.specs.report import FigureSpec, VerdictsSpec
 from dmdpipe.specs.study import CellRef, Config, EvidenceSpec
 
@@ -94,8 +93,7 @@ def plan_run(overrides: Mapping[str, Any] | None = None, folder: Path = CONFIG_F
     """
     config = load_config(overrides, folder)
     studies = {name: plan_study(name, config.scale, folder) for name in config.studies}
-    claims_file = folder / "claims.yaml"
-    claims = parse(Claims, read_yaml(claims_file), str(claims_file))
+    claims = load_claims(folder / "claims.yaml", study_names(folder))
     verdicts = PlannedStep(
         "verdicts",
         VerdictsSpec(scale=config.scale, studies=tuple(studies), claims=claims),

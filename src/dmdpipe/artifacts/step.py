@@ -259,8 +259,10 @@ def open_step(canonical: str, manifest: Path | str, log: Path | str | None = Non
         with _running(canonical, _results_root(canonical, Path(manifest))) as step:
             yield step
     except UserError as error:
-        print(f"dmdpipe: {error}", file=sys.stderr)
-        _write_log(log, f"{error}\n")
+        if log is None:
+            print(f"dmdpipe: {error}", file=sys.stderr)
+        else:
+            _write_log(log, f"{error}\n")
         raise SystemExit(1) from None
     except Exception:
         _write_log(log, traceback.format_exc())

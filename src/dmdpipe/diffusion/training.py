@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from dmdpipe.diffusion.determinism import exact_torch, generator
+from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.networks.denoiser import SIGMA_DATA, Denoiser, build_network
 from dmdpipe.seeds import derive_seed
@@ -50,34 +50,28 @@ def train_denoiser(spec: TrainedScore, data: Tensor, step: Step) -> tuple[nn.Mod
     network = build_network(spec.network, data.shape[1], derive_seed(spec.seed, "teacher", "init"))
     zero_output_layer(network)
     denoiser = Denoiser(network)
-    average = copy.deepcopy(network).requires_grad_(False)
-    optimiser = torch.optim.Adam(network.parameters(), lr=spec.learning_rate, fused=True)
+    optimiser = FlatOptimiser(FlatParameters(network))
+    average = optimiser.parameters.values.clone()
     batches = generator(derive_seed(spec.seed, "teacher", "batches"))
     noises = generator(derive_seed(spec.seed, "teacher", "noise"))
     losses = torch.zeros(-(-spec.steps // HISTORY_EVERY))
     state = TrainingState(
         step.resume,
-        {"network": network, "average": average},
-        {"adam": optimiser},
+        {"parameters": optimiser.parameters.values, "average": average, "losses": losses, **optimiser.state},
         {"batches": batches, "noises": noises},
-        {"losses": losses},
     )
     for i in range(state.resume(), spec.steps):
         x = data[torch.randint(len(data), (spec.batch,), generator=batches)]
         log_sigma = torch.randn(spec.batch, 1, generator=noises) * spec.log_sigma_std + spec.log_sigma_mean
         loss = edm_loss(denoiser, x, log_sigma.exp(), torch.randn(x.shape, generator=noises))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.param_groups[0]["lr"] = spec.learning_rate * min(1.0, (i + 1) / max(1, spec.warmup))
-        optimiser.step()
+        optimiser.step(loss, spec.learning_rate * min(1.0, (i + 1) / max(1, spec.warmup)))
         # A short average at the start, so that the zero output layer is forgotten.
-        decay = min(spec.ema, (i + 1) / (i + 10))
-        for mean, value in zip(average.parameters(), network.parameters(), strict=True):
-            mean.lerp_(value.detach(), 1 - decay)
+        average.lerp_(optimiser.parameters.values, 1 - min(spec.ema, (i + 1) / (i + 10)))
         losses[i // HISTORY_EVERY] += loss.detach() / HISTORY_EVERY
         step.progress(i + 1, spec.steps)
         state.save_now_and_then(i + 1)
-    return average, losses
+    optimiser.parameters.values.copy_(average)
+    return network.requires_grad_(False), losses
 
 
 def train_teacher(step: Step) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dmdpipe.diffusion.determinism import generator
+from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.training import zero_output_layer
 from dmdpipe.distill.regression import PairPool, regression_loss
 from dmdpipe.distill.student import Student, rotated, rotation_of
@@ -60,11 +62,8 @@ def start_linear(student: Student, spec: StudentSpec, teacher: ExactDenoiser) ->
 def regress(student: nn.Module, pool: PairPool, spec: StudentSpec) -> None:
     """Regress the student onto a pool of pairs (z, target) with Adam and a cosine decay, in place."""
     steps = spec.init.regression_steps
-    optimiser = torch.optim.Adam(student.parameters(), lr=REGRESSION_LEARNING_RATE, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    optimiser = FlatOptimiser(FlatParameters(student))
     batches = generator(derive_seed(spec.seed, "student", "init", "batches"))
-    for _ in range(steps):
-        optimiser.zero_grad()
-        regression_loss(student, *pool.draw(spec.batch, batches)).backward()
-        optimiser.step()
-        schedule.step()
+    for i in range(steps):
+        loss = regression_loss(student, *pool.draw(spec.batch, batches))
+        optimiser.step(loss, REGRESSION_LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * i / steps)))

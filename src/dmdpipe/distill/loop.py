@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dmdpipe.diffusion.determinism import exact_torch
+from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.diffusion.teacher import load_teacher
 from dmdpipe.distill.batches import make_batches
@@ -50,18 +51,10 @@ def learning_rate(spec: Optimiser, iteration: int, iterations: int) -> float:
     return spec.learning_rate * warm * cosine
 
 
-def make_optimiser(spec: Optimiser, module: nn.Module) -> torch.optim.Optimizer:
+def make_optimiser(spec: Optimiser, module: nn.Module) -> FlatOptimiser:
     """Return the optimiser that ``spec`` describes, over all parameters of ``module``."""
-    if spec.kind == "sgd":
-        return torch.optim.SGD(
-            module.parameters(), lr=spec.learning_rate, momentum=spec.beta1, weight_decay=spec.weight_decay
-        )
-    return torch.optim.AdamW(
-        module.parameters(),
-        lr=spec.learning_rate,
-        betas=(spec.beta1, spec.beta2),
-        weight_decay=spec.weight_decay,
-        fused=True,
+    return FlatOptimiser(
+        FlatParameters(module), spec.kind, spec.beta1, spec.beta2, spec.weight_decay, spec.clip
     )
 
 
@@ -130,9 +123,8 @@ class Distillation:
             regression = regression_loss(self.student, *pairs)
             loss = loss + self.recipe.regression_weight * regression
             log["regression_loss"] = float(regression.detach())
-        log["student_gradient"] = self._update(
-            self.student, self.student_optimiser, self.recipe.generator, loss, iteration
-        )
+        rate = learning_rate(self.recipe.generator, iteration, self.iterations)
+        log["student_gradient"] = float(self.student_optimiser.step(loss, rate))
         if isinstance(self.fake, LinearOracle):
             self.fake.refresh()
         return log
@@ -155,20 +147,8 @@ class Distillation:
         loss = fake_score_loss(
             self.fake(x + sigma * noise, sigma), x, sigma, weighting=self.recipe.fake_weighting
         )
-        self._update(self.fake, self.fake_optimiser, self.recipe.fake_score, loss, iteration)
+        self.fake_optimiser.step(loss, learning_rate(self.recipe.fake_score, iteration, self.iterations))
         return {"fake_loss": float(loss.detach())}
-
-    def _update(
-        self, module: nn.Module, optimiser: torch.optim.Optimizer, spec: Optimiser, loss: Tensor, iteration: int
-    ) -> float:
-        """Step against the loss's gradient; return the gradient's norm before clipping."""
-        optimiser.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(module.parameters(), spec.clip or math.inf)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(spec, iteration, self.iterations)
-        optimiser.step()
-        return float(norm)
 
 
 def distil(
@@ -205,45 +185,49 @@ def distil(
     pool = make_pool() if recipe.regression_weight else None
     loop = Distillation(recipe, student, teacher, fake, make_batches(spec, dim), pool, iterations)
 
-    evaluated = copy.deepcopy(student).requires_grad_(False)
+    current = loop.student_optimiser.parameters.values
+    evaluated = current.clone()
     steps = snapshot_steps(spec.generator_steps, spec.snapshots)
-    snapshots = {name: value.new_zeros(len(steps), *value.shape) for name, value in evaluated.state_dict().items()}
+    snapshots = current.new_zeros(len(steps), len(current))
     history = torch.full((spec.generator_steps, len(HISTORY)), math.nan, dtype=torch.float64)
-
-    def keep(generator_step: int) -> None:
-        if generator_step in steps:
-            for name, value in evaluated.state_dict().items():
-                snapshots[name][steps.index(generator_step)] = value
 
     state = None
     first = 0
     if step:
-        modules = {"student": student, "evaluated": evaluated}
-        optimisers = {"student": loop.student_optimiser}
+        tensors = {"student": current, "evaluated": evaluated, "snapshots": snapshots, "history": history}
+        tensors |= {f"student/{name}": tensor for name, tensor in loop.student_optimiser.state.items()}
         if loop.fake_optimiser:
-            modules["fake"] = fake
-            optimisers["fake"] = loop.fake_optimiser
-        arrays = {"history": history, **{f"snapshot/{name}": value for name, value in snapshots.items()}}
-        state = TrainingState(step.resume, modules, optimisers, loop.batches.generators, arrays)
+            tensors |= {f"fake/{name}": tensor for name, tensor in loop.fake_optimiser.state.items()}
+            tensors["fake"] = loop.fake_optimiser.parameters.values
+        state = TrainingState(step.resume, tensors, loop.batches.generators)
         first = state.resume()
         if isinstance(fake, LinearOracle):
             fake.refresh()
     if first == 0:
-        keep(0)
+        snapshots[0] = evaluated
     for iteration in range(first, iterations):
         log = loop.iterate(iteration)
         row = iteration // recipe.generator_every
         for name, value in log.items():
             history[row, HISTORY.index(name)] = value
         if loop.is_generator_turn(iteration):
-            decay = recipe.ema or 0.0
-            for average, value in zip(evaluated.parameters(), student.parameters(), strict=True):
-                average.lerp_(value.detach(), 1 - decay)
-            keep(row + 1)
+            evaluated.lerp_(current, 1 - (recipe.ema or 0.0))
+            if row + 1 in steps:
+                snapshots[steps.index(row + 1)] = evaluated
         if step and state:
             step.progress(row + 1, spec.generator_steps)
             state.save_now_and_then(iteration + 1)
-    return {"generator_step": torch.tensor(steps), **snapshots}, history
+    return {"generator_step": torch.tensor(steps), **unflatten(snapshots, student)}, history
+
+
+def unflatten(flat: Tensor, module: nn.Module) -> dict[str, Tensor]:
+    """Return stacked flat parameter vectors [K, P] as the module's named parameters, each [K, …]."""
+    named = dict(module.named_parameters())
+    pieces = flat.split([parameter.numel() for parameter in named.values()], dim=1)
+    return {
+        name: piece.reshape(len(flat), *parameter.shape)
+        for (name, parameter), piece in zip(named.items(), pieces, strict=True)
+    }
 
 
 def distil_student(step: Step) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from dmdpipe.figures import marks, style, tables
@@ -44,8 +45,10 @@ def gate(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         at = rows["point"].map(row_of) + offset
         marks.points(axes, rows["value"], at, rows["converged"], colour, marker, 5, alpha=0.8)
     axes.set_xscale("log", base=2)
-    highest = max(4.0, float(shown["value"].max()) * 1.2)
-    axes.set_xlim(min(0.5, float(shown["value"].min()) / 1.2), highest)
+    # A student that diverged has no distance.
+    finite = shown["value"].to_numpy(dtype=float)[np.isfinite(shown["value"])]
+    highest = max(4.0, 1.2 * float(finite.max(initial=0.0)))
+    axes.set_xlim(min(0.5, float(finite.min(initial=1.0)) / 1.2), highest)
     axes.axvline(GATE, color=style.VERMILLION, linewidth=1.4, zorder=0.95)
     axes.axvspan(GATE, highest, color=style.VERMILLION, alpha=0.06, linewidth=0, zorder=0.5)
     marks.reference(axes, 1.0, across=True)

@@ -70,7 +70,7 @@ def _samples(gallery: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def _titles(gallery: pd.DataFrame, results: pd.DataFrame | None) -> dict[str, str]:
     points = gallery.drop_duplicates("point")
-    names = dict(zip(points["point"], tables.series_of(points, apart=["sigma_max"]), strict=True))
+    names = dict(zip(points["point"], tables.series_of(points, "recipe", apart=["sigma_max"]), strict=True))
     if results is None:
         return names
     keys = ["study", "point", "seed"]

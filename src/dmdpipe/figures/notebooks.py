@@ -137,8 +137,8 @@ def normalise(notebook: NotebookNode, source: Path, folder: Path) -> NotebookNod
             ]
             if _MEMORY_ADDRESS in str(kept.outputs):
                 raise UserError(
-                    f"{source}: cell {number + 1} shows the memory address of an object (…{_MEMORY_ADDRESS}…), "
-                    "which differs in every run; show something else, or end the line with a semicolon"
+                    f"{source}: cell {number + 1} shows an object's address (…{_MEMORY_ADDRESS}…): "
+                    "it differs in every run; show something else, or end the line with a semicolon"
                 )
         cells.append(kept)
     metadata = {

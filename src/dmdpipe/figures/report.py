@@ -39,7 +39,7 @@ def show(draw: Draw, named: Iterable[tuple[str, pd.DataFrame]], folder: Path | s
         width = int(figure.get_figwidth() * figure.dpi)
         display(Image(data=paths[0].read_bytes(), format="png", width=width, alt=suptitle))
         files = ", ".join(path.name for path in paths)
-        say(f"Study and data: {name}. The figure and its data, in {Path(folder).name}/: {files}", small=True)
+        say(f"Study and data: {name}. Beside this page lie the figure and its data: {files}", small=True)
     if not drew:
         say(NOTHING)
 

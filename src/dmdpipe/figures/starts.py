@@ -153,7 +153,7 @@ def start_quality(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         marks.reference(axes, 1.0)
         axes.set_xlabel(label)
         if metric == "rho":
-            ends = [0.0, max(1.0, *table["rho"], *table["start_rho"].fillna(0.0))]
+            ends = [0.0, max(1.0, *table[["rho", "start_rho"]].fillna(0.0).to_numpy().ravel())]
             axes.plot(ends, ends, color=style.MUTED, linewidth=0.9, linestyle="--", zorder=0.9)
             axes.text(
                 0.2, 0.21, "training changed nothing", rotation=45, rotation_mode="anchor",

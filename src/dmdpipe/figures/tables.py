@@ -17,8 +17,21 @@ RESULT_COLUMNS = (
     *("metric", "value", "low", "high", "n_seeds", "gate_ratio", "converged", "readout"),
 )
 VERDICT_COLUMNS = ("id", "title", "verdict", "reason")
-CRITERION_COLUMNS = ("id", "criterion", "value", "low", "high", "threshold", "predicts", "outcome", "n_seeds")
-GALLERY_COLUMNS = ("point", "study", "data", "d", "init", "sigma_max", "seed", "row", "role", "x")
+CRITERION_COLUMNS = (
+    "id",
+    "criterion",
+    "value",
+    "low",
+    "high",
+    "threshold",
+    "predicts",
+    "outcome",
+    "reason",
+    "n_seeds",
+)
+GALLERY_COLUMNS = (
+    *("point", "study", "data", "d", "init", "recipe", "sigma_max", "seed", "row", "role", "x"),
+)
 
 DRAWN_COLUMNS = (
     *("study", "point", "data", "d", "init", "recipe", "sigma_max", "seed", "generator_step"),

@@ -10,7 +10,7 @@ import pandas as pd
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Background and text, at a contrast of at least 4.5 : 1; the word is there too, colour is never the only sign.
+# Background and text, at a contrast of at least 4.5 : 1; colour is never the only sign of a verdict.
 _COLOURS = {
     "supported": ("#D7F0E5", "#00543D"),
     "refuted": ("#FADFD2", "#8A3200"),
@@ -26,65 +26,62 @@ def verdict_table(verdicts: pd.DataFrame, criteria: pd.DataFrame | None = None) 
     """Return the verdict table: a row per claim, its verdict, the reason, and its criteria folded below.
 
     Args:
-        verdicts: columns id, title, verdict (supported, refuted, inconclusive) and reason; a column
-        ``statement``
-            is shown below the title if there is one. Rows keep their order.
-        criteria: columns id (the claim's), criterion, value, low, high, threshold, predicts (below, above),
-        outcome
-            and n_seeds; ``points`` is shown if there is one.
+        verdicts: columns id, title, verdict (supported, refuted, inconclusive) and reason; the columns
+            ``statement`` and ``level_of_evidence`` are shown where there are any. Rows keep their order.
+        criteria: columns id (the claim's), criterion, value, low, high (the bounds that decide), threshold,
+            predicts (below, above), outcome (holds, fails, undecided), reason and n_seeds.
 
     Returns:
         One HTML ``<table>`` with inline style, the same text for the same tables.
     """
-    head = "".join(f'<th style="{_CELL}">{name}</th>' for name in ("Claim", "Verdict", "Why"))
     body = "".join(_row(claim, criteria) for claim in verdicts.to_dict("records"))
     return (
         '<table class="verdicts" style="border-collapse:collapse;width:100%">'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        f"<thead>{_cells('th', 'Claim', 'Verdict', 'Why')}</thead><tbody>{body}</tbody></table>"
     )
 
 
 def _row(claim: Mapping[Any, Any], criteria: pd.DataFrame | None) -> str:
-    statement = claim.get("statement")
-    said = f'<br><span style="color:#555">{_text(statement)}</span>' if _known(statement) else ""
+    name = f"<b>{_text(claim['id'])}: {_text(claim['title'])}</b>"
+    for column, before in (("statement", ""), ("level_of_evidence", "Evidence: ")):
+        if _known(claim.get(column)):
+            name += f'<br><span style="color:#555;font-size:.9em">{before}{_text(claim[column])}</span>'
     mine = criteria[criteria["id"] == claim["id"]] if criteria is not None else pd.DataFrame()
-    return (
-        f'<tr><td style="{_CELL}"><b>{_text(claim["id"])}: {_text(claim["title"])}</b>{said}</td>'
-        f'<td style="{_CELL}">{_badge(claim["verdict"])}</td>'
-        f'<td style="{_CELL}">{_text(claim["reason"])}{_criteria(mine)}</td></tr>'
-    )
+    return _cells("td", name, _badge(claim["verdict"]), _text(claim["reason"]) + _criteria(mine))
 
 
 def _criteria(rows: pd.DataFrame) -> str:
     if rows.empty:
         return ""
-    names = ["Criterion", "Measured, with its interval", "The claim predicts", "Outcome", "Seeds"]
-    names += ["Read at"] if "points" in rows else []
-    head = "".join(f'<th style="{_CELL}">{name}</th>' for name in names)
-    lines = []
-    for row in rows.to_dict("records"):
-        cells = [
+    head = _cells("th", "Criterion", "Measured [bounds that decide]", "Claim predicts", "Outcome", "Seeds")
+    body = "".join(
+        _cells(
+            "td",
             _text(row["criterion"]),
             _measured(row["value"], row["low"], row["high"]),
             f"{_text(row['predicts'])} {_number(row['threshold'])}",
-            _badge(row["outcome"]),
+            f"{_badge(row['outcome'])}<br>{_text(row['reason'])}",
             f"{row['n_seeds']:.0f}" if _known(row["n_seeds"]) else "–",
-        ]
-        cells += [_text(row["points"])] if "points" in rows else []
-        lines.append("<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>")
+        )
+        for row in rows.to_dict("records")
+    )
     count = f"{len(rows)} criteri{'on' if len(rows) == 1 else 'a'}"
     return (
         f'<details style="margin-top:.4em"><summary style="cursor:pointer">{count}</summary>'
         '<table style="border-collapse:collapse;font-size:.9em;margin-top:.3em">'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></details>"
+        f"<thead>{head}</thead><tbody>{body}</tbody></table></details>"
     )
+
+
+def _cells(tag: str, *contents: str) -> str:
+    return "<tr>" + "".join(f'<{tag} style="{_CELL}">{content}</{tag}>' for content in contents) + "</tr>"
 
 
 def _measured(value: Any, low: Any, high: Any) -> str:
     if not _known(value):
         return "–"
     if not (_known(low) and _known(high)):
-        return f"{_number(value)} (no interval)"
+        return f"{_number(value)} (no bounds)"
     return f"{_number(value)} [{_number(low)}, {_number(high)}]"
 
 
@@ -95,7 +92,7 @@ def _badge(word: Any) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{float(value):.3g}".replace("-", "−") if _known(value) else "–"
+    return f"{float(value):.3g}".replace("-", "−").replace("inf", "∞") if _known(value) else "–"
 
 
 def _text(value: Any) -> str:

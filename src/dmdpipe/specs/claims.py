@@ -196,9 +196,8 @@ def load_claims(path: Path, studies: Collection[str]) -> Claims:
     """Return the claims in a YAML file; ``studies`` are the names of all studies that exist.
 
     Raises:
-        UserError: naming file and key, if the file cannot be read, a key is unknown or missing, a value is
-        not what
-            the key takes, or a criterion names no known study.
+        UserError: naming file and key, if a key is unknown or missing, a value is not what the key takes, or
+            a criterion names no known study; or naming the file, if it is no YAML file.
     """
     claims = parse(Claims, read_yaml(path), str(path))
     for i, claim in enumerate(claims.claims):

@@ -25,7 +25,7 @@ class Digits(_Family):
 
     family: Literal["digits"] = "digits"
     side: Literal[1, 2, 4, 8] = 8
-    dequantisation: float = Field(1.0, ge=0, le=1, description="width of the uniform noise, in grey levels (1/16)")
+    dequantisation: float = Field(1.0, ge=0, le=1, description="width of the centred uniform noise, in grey levels (1/16)")
 
 
 class Fashion(_Family):
@@ -33,7 +33,7 @@ class Fashion(_Family):
 
     family: Literal["fashion"] = "fashion"
     side: int = Field(28, ge=1, le=28)
-    dequantisation: float = Field(1.0, ge=0, le=1, description="width of the uniform noise, in grey levels (1/256)")
+    dequantisation: float = Field(1.0, ge=0, le=1, description="width of the centred uniform noise, in grey levels (1/256)")
 
 
 class Ring(_Family):
@@ -83,7 +83,9 @@ class Mixture(_Family):
     dim: PositiveInt = 16
     modes: PositiveInt = 8
     separation: PositiveFloat = Field(
-        8.0, description="distance of a mode's centre from the origin in standard deviations of a mode, over √2"
+        8.0,
+        description="root mean square distance between two modes' centres, in standard deviations of a mode "
+        "(centres lie at separation/√2 from the origin, in random directions)",
     )
 
 

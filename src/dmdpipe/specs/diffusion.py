@@ -67,7 +67,13 @@ class NoiseBankSpec(Spec):
     n_paired: PositiveInt = Field(1_000, description="noises z_i that teacher and student share")
     n_held_out: PositiveInt = Field(4_000, description="noises for fitting baselines, e.g. the best affine map")
     n_reference_sets: int = Field(4, ge=2, description="independent sets of n_paired noises: gate and its floor")
-    seed: int = Field(0, ge=0)
+    seed: Literal[0] = Field(0, description="one bank for everyone: rotated starts use its rotation, too")
+
+    @model_validator(mode="after")
+    def _enough_for_the_affine_baseline(self) -> NoiseBankSpec:
+        if self.n_held_out < 2 * self.dim:
+            raise ValueError(f"n_held_out ({self.n_held_out}) must be at least 2·d = {2 * self.dim}: an affine map is fitted on it")
+        return self
 
 
 class SamplerSpec(Spec):

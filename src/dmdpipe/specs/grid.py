@@ -61,7 +61,7 @@ def network_name(student: StudentSpec) -> str:
 def expand(name: str, study: Study, scale_name: str, scale: Scale) -> list[Member]:
     """Return all members of a study at a scale, in the order of its axes, seeds innermost.
 
-    Later layers win: the models' defaults, the scale, the study's base, the study at that scale, the axes.
+    Later layers win: the models' defaults, the scale, the study's base, the axes, the study at that scale.
 
     Raises:
         UserError: naming the file and the key, if anything is unknown, of the wrong type or impossible.
@@ -74,7 +74,7 @@ def expand(name: str, study: Study, scale_name: str, scale: Scale) -> list[Membe
     members = []
     for labels, choices in _points(source, study, overlay, scale_name):
         tree: dict[str, Any] = {}
-        for layer in (study.base, overlay.set, *choices):
+        for layer in (study.base, *choices, overlay.set):
             lay_over(tree, layer, source)
         lay_under(tree, scale.set, f"config/scales/{scale_name}.yaml")
         point = ", ".join(f"{axis}={label}" for axis, label in labels.items()) or "all"

@@ -64,7 +64,7 @@ class Recipe(Spec):
     fake_last: int = Field(999, ge=0)
     fake_weighting: Literal["edm", "none"] = Field("edm", description="1/σ² + 1/σ_data², or 1")
     fake: Literal["learned", "oracle"] = Field("learned", description="oracle: the student's exact score (linear only)")
-    generator: Optimiser = Optimiser(learning_rate=5e-5)
+    generator: Optimiser = Optimiser(learning_rate=1e-4)
     fake_score: Optimiser = Optimiser(learning_rate=5e-4)
     ema: float | None = Field(None, ge=0, lt=1, description="decay of the evaluated average of the student's weights")
 

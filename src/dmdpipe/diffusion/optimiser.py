@@ -1,0 +1,89 @@
+"""AdamW and gradient descent over one flat vector: for small networks the optimiser's overhead is worth avoiding.
+
+``torch.optim`` costs about two seconds of imports at its first use in a process, and many small tensors cost many
+small calls in every step. Here a network's parameters and gradients are views of two vectors, so a step is a handful
+of calls; the arithmetic is that of ``torch.optim.AdamW`` and ``torch.optim.SGD``, against which it is tested.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+ADAM_EPSILON = 1e-8
+
+
+class FlatParameters:
+    """One vector that holds all parameters of a network, and one that holds their gradients.
+
+    The network's own parameters become views of them: it can be called, loaded and saved as before.
+
+    Args:
+        module: a network whose parameters have one dtype; changed in place.
+    """
+
+    def __init__(self, module: nn.Module):
+        parameters = list(module.parameters())
+        self.values = torch.cat([p.detach().reshape(-1) for p in parameters])
+        self.gradient = torch.zeros_like(self.values)
+        sizes = [p.numel() for p in parameters]
+        pieces = zip(parameters, self.values.split(sizes), self.gradient.split(sizes), strict=True)
+        for parameter, values, gradient in pieces:
+            parameter.data = values.view_as(parameter)
+            if parameter.requires_grad:
+                parameter.grad = gradient.view_as(parameter)
+
+
+@dataclass
+class FlatOptimiser:
+    """AdamW (decoupled weight decay, arXiv 1711.05101) or SGD with momentum, over flat parameters.
+
+    Attributes:
+        parameters: what is optimised.
+        kind: ``adamw`` or ``sgd``.
+        beta1: Adam's β₁, or the momentum.
+        beta2: Adam's β₂.
+        weight_decay: per step, times the learning rate.
+        clip: bound on the gradient's norm, or None.
+    """
+
+    parameters: FlatParameters
+    kind: str = "adamw"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+    clip: float | None = None
+    state: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        zeros = torch.zeros_like(self.parameters.values)
+        self.state = {"steps": torch.zeros(1, dtype=torch.int64), "first": zeros}
+        if self.kind == "adamw":
+            self.state["second"] = zeros.clone()
+
+    def step(self, loss: Tensor, learning_rate: float) -> Tensor:
+        """Back-propagate a loss and take one step; return the gradient's norm before clipping, a scalar."""
+        values, gradient = self.parameters.values, self.parameters.gradient
+        gradient.zero_()
+        loss.backward()
+        norm = gradient.norm()
+        if self.clip is not None:
+            gradient.mul_((self.clip / (norm + 1e-6)).clamp(max=1.0))
+        self.state["steps"] += 1
+        first = self.state["first"]
+        if self.kind == "sgd":
+            gradient.add_(values, alpha=self.weight_decay)
+            first.mul_(self.beta1).add_(gradient)
+            values.add_(first, alpha=-learning_rate)
+            return norm
+        steps = int(self.state["steps"])
+        second = self.state["second"]
+        values.mul_(1 - learning_rate * self.weight_decay)
+        first.lerp_(gradient, 1 - self.beta1)
+        second.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+        scale = second.sqrt().div_(math.sqrt(1 - self.beta2**steps)).add_(ADAM_EPSILON)
+        values.addcdiv_(first, scale, value=-learning_rate / (1 - self.beta1**steps))
+        return norm
