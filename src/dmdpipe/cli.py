@@ -123,9 +123,7 @@ def list_studies(form: FormatOption = Format.table) -> None:
 
 
 @studies_app.command("show")
-def show_study(
-    name: Annotated[str, typer.Argument(help="a study, e.g. dimension")], scale: ScaleOption = None
-) -> None:
+def show_study(name: Annotated[str, typer.Argument(help="a study, e.g. dimension")], scale: ScaleOption = None) -> None:
     """Show one study: its question, its prediction, and its grid at a scale.
 
     Example: dmdpipe studies show sigma_max --scale laptop
@@ -243,9 +241,9 @@ def verdict_text(table: pd.DataFrame) -> str:
 
     width = max(len(title) for title in table["title"])
     lines = []
-    for row in table.itertuples():
-        lines.append(f"{row.id:3} {row.title:{width}}  {row.verdict.upper()}")
-        lines += textwrap.wrap(row.reason, 100, initial_indent="      ", subsequent_indent="      ")
+    for row in table.astype(str).to_dict("records"):
+        lines.append(f"{row['id']:3} {row['title']:{width}}  {row['verdict'].upper()}")
+        lines += textwrap.wrap(row["reason"], 100, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ def weights(network: Any, dim: int) -> int:
 
 def seconds_by_rule(steps: Iterable[PlannedStep]) -> Mapping[str, float]:
     """Return the mean estimate per rule."""
-    total: Counter[str] = Counter()
+    total: defaultdict[str, float] = defaultdict(float)
     count: Counter[str] = Counter()
     for step in steps:
         total[step.stage] += estimated_seconds(step)

@@ -65,7 +65,17 @@ def config_overrides(arguments: list[str]) -> dict[str, Any]:
 def _is_whole_run(arguments: list[str]) -> bool:
     """Whether the arguments ask for the default target and really run it."""
     options_only = not [w for w in arguments if not w.startswith("-") and "=" not in w and not w.isdigit()]
-    looks_only = {"-n", "--dry-run", "--dryrun", "--unlock", "--lint", "--dag", "--rulegraph", "--summary", "--list"}
+    looks_only = {
+        "-n",
+        "--dry-run",
+        "--dryrun",
+        "--unlock",
+        "--lint",
+        "--dag",
+        "--rulegraph",
+        "--summary",
+        "--list",
+    }
     return options_only and not looks_only & set(arguments)
 
 

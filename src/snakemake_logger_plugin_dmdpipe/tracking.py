@@ -127,9 +127,7 @@ class Tracker:
         """
         with self._lock:
             running = list(self.running.values())
-        reports = (
-            [report for path in folder.glob("*.json") if (report := read_report(path))] if running else []
-        )
+        reports = [report for path in folder.glob("*.json") if (report := read_report(path))] if running else []
         rows: list[tuple[Job, Report | None, float | None]] = []
         for job in running:
             report = next((report for report in reports if report.is_of(job)), None)

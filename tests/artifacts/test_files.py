@@ -54,10 +54,7 @@ def test_tensors_make_the_same_bytes_in_another_order_and_process() -> None:
         "sys.stdout.buffer.write(encode_tensors(tensors, {'a': [2], 'b': 1}))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    assert (
-        subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment).stdout
-        == encoded
-    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment).stdout == encoded
     assert decode_about(encoded, "here") == {"a": [2], "b": 1}
 
 
@@ -74,24 +71,14 @@ HOSTILE = {
     "nested deeply": file_with(b"[" * 100_000),
     "not JSON": file_with(b'{"a":'),
     "not UTF-8": file_with(b"\xff\xfe"),
-    "a type that NumPy lacks": file_with(
-        {"a": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}, b"12"
-    ),
-    "a type that nobody has": file_with(
-        {"a": {"dtype": "O", "shape": [1], "data_offsets": [0, 8]}}, b"12345678"
-    ),
-    "overflowing shape": file_with(
-        {"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 4]}}, b"1234"
-    ),
+    "a type that NumPy lacks": file_with({"a": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}, b"12"),
+    "a type that nobody has": file_with({"a": {"dtype": "O", "shape": [1], "data_offsets": [0, 8]}}, b"12345678"),
+    "overflowing shape": file_with({"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 4]}}, b"1234"),
     "empty but huge": file_with({"a": {"dtype": "F32", "shape": [0, 2**63], "data_offsets": [0, 0]}}),
-    "too many dimensions": file_with(
-        {"a": {"dtype": "F32", "shape": [0] + [1] * 200, "data_offsets": [0, 0]}}
-    ),
+    "too many dimensions": file_with({"a": {"dtype": "F32", "shape": [0] + [1] * 200, "data_offsets": [0, 0]}}),
     "negative": file_with({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"1234"),
     "beyond the end": file_with({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"1234"),
-    "overlapping": file_with(
-        {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "ab"}, b"1234"
-    ),
+    "overlapping": file_with({name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "ab"}, b"1234"),
     "metadata that is no text": file_with({"__metadata__": {"dmdpipe": 3}}),
 }
 
@@ -163,9 +150,7 @@ def test_an_unreadable_file_is_told(tmp_path: Path) -> None:
         read_bytes(tmp_path / "absent")
 
 
-def test_a_failed_atomic_write_leaves_the_old_file_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_atomic_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"old")
 
@@ -208,9 +193,7 @@ def test_checkpoints_come_back_and_replace_each_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "foreign"])
-def test_a_damaged_checkpoint_counts_as_none(
-    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_checkpoint_counts_as_none(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     save_checkpoint(tmp_path, {"w": np.ones(100)}, {"step": 2})
     (path,) = tmp_path.iterdir()
     data = path.read_bytes()

@@ -83,9 +83,7 @@ def set_at(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (set_at("result", "parents", "up", "folder", value="/etc"), "without '..'"),
     ],
 )
-def test_a_changed_manifest_is_refused(
-    folder: Path, change: Callable[[dict[str, Any]], None], says: str
-) -> None:
+def test_a_changed_manifest_is_refused(folder: Path, change: Callable[[dict[str, Any]], None], says: str) -> None:
     manifest = manifest_json()
     change(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -154,9 +152,7 @@ def test_the_environment_asks_torch_only_for_code_that_imports_it(
     assert (without.libraries, without.device, without.threads) == ({}, "cpu", 2)
 
 
-def test_the_lock_is_that_of_the_folder_named_by_the_variable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_lock_is_that_of_the_folder_named_by_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DMDPIPE_LOCKS", str(tmp_path))
     assert lock_digest() == "unlocked"
     (tmp_path / "base.txt").write_text("numpy==2\n")

@@ -31,9 +31,7 @@ def metrics_of(teacher: TeacherSpec, **student: object) -> MetricsSpec:
 
 
 DIGITS = metrics_of(TeacherSpec(data=Digits()), seed=3)
-LINEAR = metrics_of(
-    TeacherSpec(data=Gaussian(), score=ExactScore()), network=Linear(), recipe={"fake": "oracle"}
-)
+LINEAR = metrics_of(TeacherSpec(data=Gaussian(), score=ExactScore()), network=Linear(), recipe={"fake": "oracle"})
 
 
 def everything_before(step: PlannedStep) -> Iterator[PlannedStep]:
@@ -113,10 +111,7 @@ def test_every_entry_and_every_module_that_a_spec_can_select_exists() -> None:
     for spec, stage in product((DIGITS, LINEAR), STAGES.values()):
         for step in everything_before(plan("metrics", spec)):
             if step.stage == stage.name:
-                assert (
-                    own_sources().reach(stage.entry.partition(":")[0]).modules.items()
-                    <= step.code.modules.items()
-                )
+                assert own_sources().reach(stage.entry.partition(":")[0]).modules.items() <= step.code.modules.items()
 
 
 def test_an_edit_upstream_changes_the_orders_of_all_below_and_of_no_other(

@@ -19,9 +19,7 @@ def rng():
 def test_without_noise_rows_are_block_means_of_the_images(side):
     raw = draw(Digits(side=side, dequantisation=0, n_train=1437, n_held_out=360), rng())
     block = 8 // side
-    pooled = (
-        load_digits().images.reshape(1797, side, block, side, block).mean(axis=(2, 4)).reshape(1797, -1) / 16
-    )
+    pooled = load_digits().images.reshape(1797, side, block, side, block).mean(axis=(2, 4)).reshape(1797, -1) / 16
     rows = np.concatenate([raw.train, raw.held_out])
     assert_allclose(rows[np.lexsort(rows.T)], pooled[np.lexsort(pooled.T)], atol=1e-14)
 
@@ -37,9 +35,7 @@ def test_every_image_is_on_one_side_of_the_split():
 
 def test_no_held_out_row_shows_a_training_image():
     raw = draw(Digits(n_train=3000, n_held_out=1000), rng())
-    train, held_out = (
-        {row.tobytes() for row in np.rint(rows * 16).astype(int)} for rows in (raw.train, raw.held_out)
-    )
+    train, held_out = ({row.tobytes() for row in np.rint(rows * 16).astype(int)} for rows in (raw.train, raw.held_out))
     assert (len(train), len(held_out)) == (1437, 360)
     assert not train & held_out
 

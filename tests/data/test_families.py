@@ -41,9 +41,7 @@ def test_the_exact_distribution_has_the_moments_of_the_samples(family, spec):
     standard_error = np.sqrt(covariance.diagonal().max() / N)
     assert_allclose(raw.train.mean(axis=0), mean, atol=5 * standard_error)
     scale = covariance.diagonal().max()
-    assert_allclose(
-        np.cov(raw.train.T).reshape(covariance.shape), covariance, atol=5 * scale * np.sqrt(2 / N)
-    )
+    assert_allclose(np.cov(raw.train.T).reshape(covariance.shape), covariance, atol=5 * scale * np.sqrt(2 / N))
     assert_allclose(exact.mean(), mean, atol=1e-15)
     assert_allclose(exact.mean_variance(), covariance.trace() / len(mean), rtol=1e-12)
 

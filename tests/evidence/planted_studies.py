@@ -13,9 +13,7 @@ from dmdpipe.evidence.results import results_table
 Labels = Mapping[str, Any]
 
 
-def labels(
-    data: str, d: int, init: str = "teacher", sigma_max: float = 80.0, recipe: str = "dmd2"
-) -> dict[str, Any]:
+def labels(data: str, d: int, init: str = "teacher", sigma_max: float = 80.0, recipe: str = "dmd2") -> dict[str, Any]:
     point = f"{data}, d={d}, start={init}, sigma_max={sigma_max:g}, {recipe}"
     return {
         "point": point,
@@ -34,9 +32,7 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
     "high_dimension": [labels("digits-8x8", 64), labels("digits-8x8", 64, recipe="regression")],
     "dimension": [labels(f"digits-{side}x{side}", side**2) for side in (2, 4, 8)],
     "sigma_max": [
-        labels(f"digits-{side}x{side}", side**2, sigma_max=sigma_max)
-        for side in (2, 8)
-        for sigma_max in (80.0, 8.0)
+        labels(f"digits-{side}x{side}", side**2, sigma_max=sigma_max) for side in (2, 8) for sigma_max in (80.0, 8.0)
     ],
     "initialisation": [
         labels("digits-8x8", 64, init)
@@ -47,9 +43,7 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
 World = Callable[[Labels], Mapping[str, float]]
 
 
-def metrics(
-    values: Mapping[str, float], gate_ratio: float, steps: tuple[int, ...] = (0, 100)
-) -> pd.DataFrame:
+def metrics(values: Mapping[str, float], gate_ratio: float, steps: tuple[int, ...] = (0, 100)) -> pd.DataFrame:
     """Return a student's metrics table: at the first steps unlike at the last, which holds ``values``."""
     rows = []
     for step in steps:
@@ -78,10 +72,7 @@ def table(
                     (
                         {**point, "seed": seed},
                         metrics(
-                            {
-                                name: value + spread * rng.standard_normal()
-                                for name, value in world(point).items()
-                            },
+                            {name: value + spread * rng.standard_normal() for name, value in world(point).items()},
                             gate(point, seed),
                             steps=(100,),
                         ),

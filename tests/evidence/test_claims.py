@@ -65,8 +65,7 @@ def test_one_value_stands_for_a_list_of_one(tmp_path: Path) -> None:
         (
             "metric: rho",
             "metric: rho_rotatd",
-            "claims.0.criteria.0.statistic.value.metric: unknown metric 'rho_rotatd'"
-            " (did you mean 'rho_rotated'?)",
+            "claims.0.criteria.0.statistic.value.metric: unknown metric 'rho_rotatd' (did you mean 'rho_rotated'?)",
         ),
         (
             "init: teacher",

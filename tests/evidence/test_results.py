@@ -20,8 +20,7 @@ PAIRS = {(0, 1): 0.4, (0, 2): 0.5, (1, 2): 0.6}
 def results() -> pd.DataFrame:
     points = {"near": NEAR, "far": FAR}
     cells = [
-        ({**points[name], "seed": seed}, metrics({"rho": rho}, GATES[name, seed]))
-        for (name, seed), rho in RHO.items()
+        ({**points[name], "seed": seed}, metrics({"rho": rho}, GATES[name, seed])) for (name, seed), rho in RHO.items()
     ]
     return results_table("s", "laptop", cells, {NEAR["point"]: PAIRS, FAR["point"]: {}})
 
@@ -59,9 +58,7 @@ def test_seeds_keep_their_values_without_bounds(results: pd.DataFrame) -> None:
 
 def test_aggregates_hold_mean_interval_and_the_worst_gate(results: pd.DataFrame) -> None:
     mean = row(results, NEAR, AGGREGATE, 100, "rho")
-    assert (mean["value"], mean["low"], mean["high"]) == pytest.approx(
-        tuple(student_t_interval([0.2, 0.3, 0.7]))
-    )
+    assert (mean["value"], mean["low"], mean["high"]) == pytest.approx(tuple(student_t_interval([0.2, 0.3, 0.7])))
     assert (mean["n_seeds"], mean["gate_ratio"], mean["converged"]) == (3, 2.5, False)
     alone = row(results, FAR, AGGREGATE, 100, "rho")
     assert (alone["value"], alone["n_seeds"], alone["converged"]) == (0.9, 1, True)

@@ -206,9 +206,7 @@ def test_the_declared_studies_hold_every_point_that_a_claim_needs() -> None:
     for name in names:
         members = members_of(name, "laptop", CONFIG)
         declared[name] = [dict(member.labels()) for member in members if member.seed == 0]
-    found = verdicts(
-        table(lambda point: {"rho": 0.5, "rho_affine": 0.5, "rho_rotated": 0.5}, 3, studies=declared)
-    )
+    found = verdicts(table(lambda point: {"rho": 0.5, "rho_affine": 0.5, "rho_rotated": 0.5}, 3, studies=declared))
     assert {one.cause for verdict in found.values() for one in verdict.findings} <= {"", "interval crosses"}
 
 
@@ -310,8 +308,7 @@ def test_wrong_decisive_verdicts_are_rare(seeds: int) -> None:
         found = set()
         for claim in CLAIMS.claims:
             readings = [
-                Reading(one.threshold + 0.1 * rng.standard_normal(seeds), seeds_run=seeds)
-                for one in claim.criteria
+                Reading(one.threshold + 0.1 * rng.standard_normal(seeds), seeds_run=seeds) for one in claim.criteria
             ]
             verdict = judge_claim(claim, readings, ALPHA).verdict
             counts[claim.id][verdict] += 1
@@ -341,9 +338,7 @@ def test_support_is_rare_where_one_criterion_is_at_its_threshold() -> None:
 
 
 def test_tables_and_records_hold_the_same_verdicts() -> None:
-    results = table(
-        as_inherited, seeds=3, gate=lambda point, seed: 9.0 if point["init"] == "kd-rotated" else 1.0
-    )
+    results = table(as_inherited, seeds=3, gate=lambda point, seed: 9.0 if point["init"] == "kd-rotated" else 1.0)
     found = evaluate_claims(CLAIMS, results)
     summary, findings, records = verdict_table(found), findings_table(found), verdict_records(found)
     assert summary["id"].tolist() == [record["id"] for record in records]

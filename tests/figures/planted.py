@@ -9,9 +9,7 @@ STEPS = (0, 1, 4, 16, 63, 250, 1000)
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
-def _run(
-    data: str, d: int, init: str, sigma_max: float, step: int, noise: np.random.Generator
-) -> dict[str, float]:
+def _run(data: str, d: int, init: str, sigma_max: float, step: int, noise: np.random.Generator) -> dict[str, float]:
     done = np.log1p(step) / np.log1p(STEPS[-1])
     wrong_start = sigma_max > 10 and d < 8
     start, end = {
@@ -59,8 +57,7 @@ def results(seeds: int = 3, smoke: bool = False) -> pd.DataFrame:
         for step in STEPS:
             mark = {"generator_step": step, "readout": step == STEPS[-1]}
             runs = [
-                _run(data, d, init, sigma, step, np.random.default_rng([number, seed, step]))
-                for seed in range(seeds)
+                _run(data, d, init, sigma, step, np.random.default_rng([number, seed, step])) for seed in range(seeds)
             ]
             for metric in runs[0]:
                 values = np.array([run[metric] for run in runs])
@@ -87,11 +84,7 @@ def gallery() -> pd.DataFrame:
     rows = []
     for data, d, n in (("ring", 2, 200), ("digits-4x4", 16, 8)):
         angle = 2 * np.pi * noise.integers(0, 8, n) / 8
-        teacher = (
-            np.stack([np.cos(angle), np.sin(angle)], 1) * 0.7
-            if d == 2
-            else 0.5 * noise.standard_normal((n, d))
-        )
+        teacher = np.stack([np.cos(angle), np.sin(angle)], 1) * 0.7 if d == 2 else 0.5 * noise.standard_normal((n, d))
         teacher = teacher + 0.03 * noise.standard_normal((n, d))
         for init, copies in (
             ("teacher", 0.9),
@@ -100,9 +93,7 @@ def gallery() -> pd.DataFrame:
             ("kd-rotated", 0.0),
         ):
             other = teacher[noise.permutation(n)]
-            student = np.where(noise.random((n, 1)) < copies, teacher, other) + 0.03 * noise.standard_normal(
-                (n, d)
-            )
+            student = np.where(noise.random((n, 1)) < copies, teacher, other) + 0.03 * noise.standard_normal((n, d))
             keys = {
                 "point": f"data={data}, start={init}, sigma_max=80",
                 "study": "start",

@@ -79,9 +79,7 @@ def test_dimension_draws_every_value_and_interval_of_its_data(results: pd.DataFr
         heights = {round(y, 12) for _, y in drawn_points(axes)}
         wanted = rows[(rows["seed"] == -1) | rows["metric"].eq(metrics[0])]
         assert heights == {round(value, 12) for value in wanted["value"]}
-        bars = {
-            tuple(np.round(segment[:, 1], 12)) for bar in axes.collections for segment in bar.get_segments()
-        }
+        bars = {tuple(np.round(segment[:, 1], 12)) for bar in axes.collections for segment in bar.get_segments()}
         means = rows[(rows["seed"] == -1) & rows["metric"].eq(metrics[0])]
         assert bars == set(zip(means["low"].round(12), means["high"].round(12), strict=True))
 
@@ -101,9 +99,7 @@ def test_runs_that_did_not_converge_are_hollow_and_the_others_filled(results: pd
     rho = data[data["metric"] == "rho"]
     assert not rho["converged"].all()
     filled = faces(figure.axes[0])
-    assert {value: filled[value] for value in rho["value"]} == dict(
-        zip(rho["value"], rho["converged"], strict=True)
-    )
+    assert {value: filled[value] for value in rho["value"]} == dict(zip(rho["value"], rho["converged"], strict=True))
     assert style.NOT_CONVERGED in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
@@ -116,9 +112,7 @@ def test_time_starts_at_step_0_and_has_a_panel_per_data_and_sigma_max(results: p
         low, high = axes.get_xlim()
         assert low < 0 < planted.STEPS[-1] < high
     floor = data[data["metric"] == "rho_floor"]["value"]
-    assert all(
-        any(np.allclose(line.get_ydata(), floor.iloc[0]) for line in axes.get_lines()) for axes in panels
-    )
+    assert all(any(np.allclose(line.get_ydata(), floor.iloc[0]) for line in axes.get_lines()) for axes in panels)
 
 
 def test_starts_show_both_targets_with_their_values(results: pd.DataFrame) -> None:
@@ -131,11 +125,11 @@ def test_starts_show_both_targets_with_their_values(results: pd.DataFrame) -> No
 def test_start_table_pairs_each_run_with_its_own_start(results: pd.DataFrame) -> None:
     table = starts.start_table(results)
     assert len(table) == 60
+    shared = pd.concat([results, results[results["study"] == "start"].assign(study="zeta")], ignore_index=True)
+    pd.testing.assert_frame_equal(starts.start_table(shared), table)
     row = table.sample(1, random_state=0).iloc[0]
     runs = results[
-        (results["point"] == row["point"])
-        & (results["seed"] == row["seed"])
-        & (results["study"] == row["study"])
+        (results["point"] == row["point"]) & (results["seed"] == row["seed"]) & (results["study"] == row["study"])
     ]
     at_start = runs[runs["generator_step"] == 0].set_index("metric")["value"]
     at_end = runs[runs["readout"]].set_index("metric")["value"]
@@ -176,14 +170,11 @@ def test_grid_shows_each_noise_left_as_teacher_and_right_as_student(
     ]  # fmt: skip
     point = digits.loc[digits["init"] == "kd-rotated", "point"].iloc[0]
     images = {
-        (round(i.get_extent()[0] > 0.5), int(i.get_extent()[3] / 1.06)): i.get_array()
-        for i in figure.axes[3].images
+        (round(i.get_extent()[0] > 0.5), int(i.get_extent()[3] / 1.06)): i.get_array() for i in figure.axes[3].images
     }
     for role, column in (("teacher", 0), ("student", 1)):
         rows = digits[(digits["point"] == point) & (digits["role"] == role)].set_index("row")["x"]
-        pixels = (
-            data[(data["point"] == point) & (data["role"] == role)].set_index("row").filter(regex=r"^x\d+$")
-        )
+        pixels = data[(data["point"] == point) & (data["role"] == role)].set_index("row").filter(regex=r"^x\d+$")
         for i in range(8):
             np.testing.assert_array_equal(np.asarray(images[column, i]).ravel(), rows[i])
             np.testing.assert_array_equal(pixels.loc[i], rows[i])
@@ -207,9 +198,7 @@ def test_cloud_of_a_copy_has_the_teachers_colours_in_the_teachers_places(gallery
     np.testing.assert_array_equal(left.get_offsets(), right.get_offsets())
     np.testing.assert_array_equal(left.get_facecolors(), right.get_facecolors())
     assert len(np.unique(left.get_facecolors(), axis=0)) > 8
-    np.testing.assert_array_equal(
-        data.loc[data["role"] == "teacher", ["x0", "x1"]], np.stack(teacher.tolist())
-    )
+    np.testing.assert_array_equal(data.loc[data["role"] == "teacher", ["x0", "x1"]], np.stack(teacher.tolist()))
 
 
 def test_other_data_are_projected_on_the_teachers_leading_plane() -> None:
@@ -228,17 +217,13 @@ def test_other_data_are_projected_on_the_teachers_leading_plane() -> None:
         "seed": 0,
     }
     rows = [
-        keys | {"row": i, "role": role, "x": list(x)}
-        for role in ("teacher", "student")
-        for i, x in enumerate(teacher)
+        keys | {"row": i, "role": role, "x": list(x)} for role in ("teacher", "student") for i, x in enumerate(teacher)
     ]
     _, data = grids.paired_grid(tables.with_family(pd.DataFrame(rows)))
     flat = data.loc[data["role"] == "teacher", ["x0", "x1"]].to_numpy()
     centred = inner - inner.mean(axis=0)
     # A projection on the leading plane keeps nearly all of every distance to the centre.
-    np.testing.assert_allclose(
-        np.linalg.norm(flat, axis=1), np.linalg.norm(centred[:, :2], axis=1), atol=0.03
-    )
+    np.testing.assert_allclose(np.linalg.norm(flat, axis=1), np.linalg.norm(centred[:, :2], axis=1), atol=0.03)
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -261,16 +246,12 @@ def test_series_name_what_varies_and_nothing_else(results: pd.DataFrame) -> None
         "teacher, σ_max = 8", "teacher, σ_max = 80", "random-head, σ_max = 8", "random-head, σ_max = 80",
     }  # fmt: skip
     assert set(tables.series_of(rows, "recipe", apart=["sigma_max"])) == {"teacher", "random-head"}
-    lr = pd.concat(
-        [rows.assign(point=rows["point"] + f", lr={rate}") for rate in ("1e-4", "2e-5")], ignore_index=True
-    )
+    lr = pd.concat([rows.assign(point=rows["point"] + f", lr={rate}") for rate in ("1e-4", "2e-5")], ignore_index=True)
     assert "teacher, σ_max = 8, lr=2e-5" in set(tables.series_of(lr, "sigma_max"))
 
 
 def test_parts_leave_out_what_does_not_vary(results: pd.DataFrame) -> None:
-    assert [name for name, _ in tables.parts(results, ["study", "family"], varies="d")] == [
-        "dimension-digits"
-    ]
+    assert [name for name, _ in tables.parts(results, ["study", "family"], varies="d")] == ["dimension-digits"]
     assert [name for name, _ in tables.parts(results, ["study"])] == ["dimension", "start"]
 
 
@@ -291,9 +272,7 @@ def test_an_empty_table_is_no_error(tmp_path) -> None:
     assert list(tables.parts(tables.read_gallery(path), ["study", "data"])) == []
 
 
-def test_saved_figures_are_the_same_bytes_and_the_csv_the_same_numbers(
-    tmp_path, results: pd.DataFrame
-) -> None:
+def test_saved_figures_are_the_same_bytes_and_the_csv_the_same_numbers(tmp_path, results: pd.DataFrame) -> None:
     written = []
     for folder in ("a", "b/c"):
         figure, data = gate.gate(study(results, "start"))

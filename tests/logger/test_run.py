@@ -111,9 +111,7 @@ def test_terminal_shows_running_jobs(workflow: Path) -> None:
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
     assert re.search(r"[01]/3 steps · 00:0\d elapsed · about (…|\d\d:\d\d) left", plain)
     assert re.search(r"teacher +digits_seed0 +3,200/4,000 .*… left", plain)
-    assert re.search(r"(\n|\x1b\[2K)from the job\r\n", seen), (
-        "on a line of its own, not behind the status area"
-    )
+    assert re.search(r"(\n|\x1b\[2K)from the job\r\n", seen), "on a line of its own, not behind the status area"
     assert not re.search(r"\[\d/3\]", plain), "no line per finished job on a terminal"
     assert re.search(r"3/3 steps done in \d+ s\s*$", plain)
 

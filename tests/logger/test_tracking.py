@@ -55,9 +55,7 @@ def test_a_rule_not_seen_yet_takes_the_mean_of_all_jobs() -> None:
     ("cores", "planned", "expected"),
     [(4, 9, 8 * 6 / 4), (4, 3, 2 * 6 / 2), (4, 2, 6.0), (1, 3, 12.0)],
 )
-def test_work_is_spread_over_cores_but_not_thinner_than_jobs(
-    cores: int, planned: int, expected: float
-) -> None:
+def test_work_is_spread_over_cores_but_not_thinner_than_jobs(cores: int, planned: int, expected: float) -> None:
     tracker = run_of({"teacher": planned}, cores=cores)
     complete(tracker, 0, "teacher", 6.0)
     assert tracker.seconds_left(100.0) == pytest.approx(expected)
@@ -114,9 +112,7 @@ def test_a_job_is_named_by_its_step_without_the_digest() -> None:
     step = f"digits-8x8_mlp-64x3_seed0-{DIGEST}"
     job = make_job("teacher", {"step": step}, [f"results/teachers/{step}/manifest.json"], 3.0)
     assert job == Job("teacher", "digits-8x8_mlp-64x3_seed0", DIGEST, 3.0)
-    evidence = make_job(
-        "evidence", {"step": "dimension/smoke"}, ["results/studies/dimension/smoke/manifest.json"], 3.0
-    )
+    evidence = make_job("evidence", {"step": "dimension/smoke"}, ["results/studies/dimension/smoke/manifest.json"], 3.0)
     assert evidence == Job("evidence", "dimension/smoke", "", 3.0)
     assert make_job("all", {}, [], 3.0) == Job("all", "", "", 3.0)
 

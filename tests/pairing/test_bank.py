@@ -20,9 +20,7 @@ from dmdpipe.specs.diffusion import NoiseBankSpec
 def bank(**fields):
     written = {}
     spec = NoiseBankSpec(**fields)
-    make_noise_bank(
-        SimpleNamespace(spec=spec, write_tensors=lambda name, value: written.update({name: value}))
-    )
+    make_noise_bank(SimpleNamespace(spec=spec, write_tensors=lambda name, value: written.update({name: value})))
     assert written.keys() == {"noise.safetensors"}
     return written["noise.safetensors"]
 

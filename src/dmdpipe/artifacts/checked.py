@@ -57,9 +57,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); run the step that makes it again"
-        ) from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); run the step that makes it again") from None
 
 
 def parse_json(adapter: TypeAdapter[T], text: bytes | str, where: str) -> T:

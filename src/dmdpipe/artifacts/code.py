@@ -96,9 +96,7 @@ class SourceTree:
                 cache_dir=None,
             )
         except SourceSyntaxError as error:
-            raise UserError(
-                f"the code cannot be read: {' '.join(str(error).split())}; mend that file"
-            ) from None
+            raise UserError(f"the code cannot be read: {' '.join(str(error).split())}; mend that file") from None
 
     def _is_ours(self, module: str) -> bool:
         return module == self.package or module.startswith(f"{self.package}.")
@@ -136,11 +134,7 @@ def _skeleton(node: object) -> object:
 
 def _is_docstring(node: object) -> bool:
     """Any text that stands alone as a statement: it does nothing, wherever it stands."""
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 @cache

@@ -61,9 +61,7 @@ class RunPlan:
             UserError: if this configuration has no such step.
         """
         if folder not in self.steps:
-            raise UserError(
-                f"{folder}: no step of the configured studies at scale '{self.config.scale}' is there"
-            )
+            raise UserError(f"{folder}: no step of the configured studies at scale '{self.config.scale}' is there")
         return self.steps[folder]
 
 

@@ -23,9 +23,7 @@ from dmdpipe.specs.study import EvidenceSpec
 Parents = dict[str, tuple[str, Any]]
 
 ROUNDING = Equality(kind="tolerance", reason="other instruction sets and devices round otherwise")
-TRAINING = Equality(
-    kind="statistical", reason="training amplifies the rounding of other instruction sets and devices"
-)
+TRAINING = Equality(kind="statistical", reason="training amplifies the rounding of other instruction sets and devices")
 # What the notebooks of the report import.
 FIGURE_MODULES = ("curves", "gate", "grids", "report", "starts", "tables", "verdicts")
 

@@ -64,14 +64,10 @@ class Step:
         self.digest = self.stage.digest(self.spec)
         self.code = reach(self.stage.entry_modules(self.spec))
         if self.code.digest != self.order.code:
-            raise UserError(
-                f"{self.stage.name} {self.label}: its code was edited after the run was planned; run again"
-            )
+            raise UserError(f"{self.stage.name} {self.label}: its code was edited after the run was planned; run again")
         self.target = inside(results, self.stage.path(self.spec))
         self.parents = {role: self._read_parent(role, results) for role in self.order.parents}
-        self._parent_folders = {
-            role: inside(results, parent.folder) for role, parent in self.order.parents.items()
-        }
+        self._parent_folders = {role: inside(results, parent.folder) for role, parent in self.order.parents.items()}
 
         self._private = results / ".tmp" / f"{self.digest}-{os.getpid()}-{secrets.token_hex(4)}"
         # As deep below the results as the target, so that relative paths to parents hold in both places.
@@ -88,9 +84,7 @@ class Step:
         path = inside(results, declared.folder) / manifests.FILE_NAME
         found = manifests.read_manifest(path)
         if found.result.digest != declared.digest:
-            raise UserError(
-                f"{path}: belongs to another spec than the {role} that is needed; delete it and run again"
-            )
+            raise UserError(f"{path}: belongs to another spec than the {role} that is needed; delete it and run again")
         return found
 
     def _resume_key(self) -> str:
@@ -203,9 +197,7 @@ class Step:
             "spec": self.order.spec,
             "digest": self.digest,
             "seeds": manifests.seeds_in(self.order.spec),
-            "payload": {
-                path.name: _synced_fingerprint(path) for path in sorted(self.folder.iterdir())
-            },
+            "payload": {path.name: _synced_fingerprint(path) for path in sorted(self.folder.iterdir())},
             "parents": {
                 role: {
                     "folder": self.order.parents[role].folder,

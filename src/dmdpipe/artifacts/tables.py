@@ -35,6 +35,4 @@ def decode_table(data: bytes, where: str) -> pd.DataFrame:
     try:
         return pq.read_table(pa.BufferReader(data)).to_pandas(ignore_metadata=True)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(
-            f"{where}: is no valid parquet file ({one_line(error)}); run its step again"
-        ) from None
+        raise UserError(f"{where}: is no valid parquet file ({one_line(error)}); run its step again") from None

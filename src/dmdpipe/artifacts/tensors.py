@@ -34,9 +34,7 @@ def decode_tensors(data: bytes, where: str) -> dict[str, NDArray[Any]]:
     try:
         return safetensors.numpy.load(data)
     except KeyError as error:
-        raise UserError(
-            f"{where}: holds tensors of type {error}, which NumPy lacks; run its step again"
-        ) from None
+        raise UserError(f"{where}: holds tensors of type {error}, which NumPy lacks; run its step again") from None
     except (safetensors.SafetensorError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{where}: is no valid safetensors file ({reason}); run its step again") from None

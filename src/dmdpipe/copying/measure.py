@@ -257,10 +257,7 @@ def measure(
     } | ({} if modes is None else {"modes": modes})
     # The student has K snapshots and may be large: it is converted one snapshot at a time.
     as_stored = ("student", "generator_step")
-    arrays = {
-        name: np.asarray(value, dtype=None if name in as_stored else np.float64)
-        for name, value in given.items()
-    }
+    arrays = {name: np.asarray(value, dtype=None if name in as_stored else np.float64) for name, value in given.items()}
     _check(arrays)
     instrument = _set_up(arrays, projections, whitened_variance)
 

@@ -35,9 +35,7 @@ class NullReading(NamedTuple):
     retrieval_at_1: float
 
 
-def dimension_matched_null(
-    d: int, n: int, correlation: float = WEAK_CORRELATION, *, seed: int
-) -> NullReading:
+def dimension_matched_null(d: int, n: int, correlation: float = WEAK_CORRELATION, *, seed: int) -> NullReading:
     """Return ΔE and retrieval@1 of n pairs of iid standard normal vectors in d dimensions, weakly correlated.
 
     Every coordinate of s_i and t_i has the given correlation, so ρ is 1 − correlation in every d, while ΔE

@@ -91,13 +91,9 @@ def _find(name: str) -> Path | None:
         if path.is_file():
             return path
     if chosen and not Path(chosen).is_dir():
-        raise UserError(
-            f"{FOLDER_VARIABLE} names {chosen}, which is not a folder: correct or unset the variable"
-        )
+        raise UserError(f"{FOLDER_VARIABLE} names {chosen}, which is not a folder: correct or unset the variable")
     if chosen:
-        raise UserError(
-            f"{chosen} (from {FOLDER_VARIABLE}) has no {name}.gz: put it there or unset the variable"
-        )
+        raise UserError(f"{chosen} (from {FOLDER_VARIABLE}) has no {name}.gz: put it there or unset the variable")
     return None
 
 

@@ -48,9 +48,7 @@ def prepare(spec: DataSpec) -> tuple[dict[str, NDArray], dict[str, Any]]:
     mean = raw.train.mean(axis=0) if raw.exact is None else raw.exact.mean()
     variance = float(raw.train.var(axis=0).mean()) if raw.exact is None else raw.exact.mean_variance()
     if variance == 0:
-        raise UserError(
-            f"data.n_train: all rows of {data_name(spec)} are equal at n_train {spec.n_train}; raise it"
-        )
+        raise UserError(f"data.n_train: all rows of {data_name(spec)} are equal at n_train {spec.n_train}; raise it")
     raw_spread = variance**0.5
     scale = SIGMA_DATA / raw_spread
 

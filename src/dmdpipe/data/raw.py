@@ -71,9 +71,7 @@ class RawData:
     """How many distinct images stand behind ``train``, for image families."""
 
 
-def draw_mixture(
-    mixture: GaussianMixture, n_train: int, n_held_out: int, rng: np.random.Generator
-) -> RawData:
+def draw_mixture(mixture: GaussianMixture, n_train: int, n_held_out: int, rng: np.random.Generator) -> RawData:
     """Return samples of a mixture, with its centres as the known modes if it has more than one."""
     return RawData(
         train=mixture.sample(n_train, rng),

@@ -47,7 +47,5 @@ def teacher_map(denoiser: DenoiserFunction, z: Tensor, noise_range: NoiseRange, 
 
     Works through fixed chunks of rows, so memory does not grow with N.
     """
-    chunks = [
-        probability_flow(denoiser, noise_range.sigma_max * rows, noise_range, steps) for rows in z.split(CHUNK)
-    ]
+    chunks = [probability_flow(denoiser, noise_range.sigma_max * rows, noise_range, steps) for rows in z.split(CHUNK)]
     return torch.cat(chunks)

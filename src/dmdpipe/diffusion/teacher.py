@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,18 +17,18 @@ if TYPE_CHECKING:
     from dmdpipe.diffusion.exact import ExactDenoiser
     from dmdpipe.specs.diffusion import TeacherSpec
 
+    Teacher = Denoiser | ExactDenoiser
 
-def load_teacher(
-    spec: TeacherSpec, tensors: Mapping[str, np.ndarray], dtype: torch.dtype = torch.float32
-) -> Denoiser | ExactDenoiser:
+
+def load_teacher(spec: TeacherSpec, tensors: Mapping[str, np.ndarray], dtype: torch.dtype = torch.float32) -> Teacher:
     """Return the teacher's denoiser D(x [B, d], σ [B, 1]) → [B, d] from the tensors of ``model.safetensors``.
 
     Parameters require no gradient.
     """
     if spec.score.kind == "exact":
-        from dmdpipe.diffusion.exact import ExactDenoiser
-
-        return ExactDenoiser(tensors, dtype)
+        # By name, so that an edit of it does not touch the steps of trained teachers.
+        exact: type[ExactDenoiser] = import_module("dmdpipe.diffusion.exact").ExactDenoiser
+        return exact(tensors, dtype)
     network = build_network(spec.score.network, dimension(spec.data), seed=0)
     load_weights(network, tensors)
     return Denoiser(network.to(dtype).requires_grad_(False))

@@ -37,8 +37,8 @@ def edm_loss(denoiser: nn.Module, x: Tensor, sigma: Tensor, noise: Tensor) -> Te
 
 def zero_output_layer(network: nn.Module) -> None:
     """Set the output layer to zero, EDM's default start: D(x, σ) is then c_skip·x."""
-    nn.init.zeros_(network.output.weight)
-    nn.init.zeros_(network.output.bias)
+    for parameter in network.get_submodule("output").parameters():
+        nn.init.zeros_(parameter)
 
 
 def train_denoiser(spec: TrainedScore, data: Tensor, step: Step) -> tuple[nn.Module, Tensor]:

@@ -18,7 +18,7 @@ from dmdpipe.seeds import derive_seed
 
 if TYPE_CHECKING:
     from dmdpipe.diffusion.exact import ExactDenoiser
-    from dmdpipe.networks.denoiser import Denoiser
+    from dmdpipe.diffusion.teacher import Teacher
     from dmdpipe.specs.student import StudentSpec
 
 REGRESSION_LEARNING_RATE = 1e-3
@@ -27,7 +27,7 @@ REGRESSION_LEARNING_RATE = 1e-3
 def initialise(
     student: Student,
     spec: StudentSpec,
-    teacher: Denoiser | ExactDenoiser,
+    teacher: Teacher,
     make_pool: Callable[[Callable[[Tensor], Tensor] | None], PairPool],
 ) -> None:
     """Set the student's weights to the start that ``spec.init`` names (see ``dmdpipe.specs.student.Init``).
@@ -38,10 +38,10 @@ def initialise(
         teacher: D(x, σ), the source of copied weights; for a linear student an exact Gaussian teacher.
         make_pool: makes the pool of pairs (z, T(Qz)) to regress onto, given z ↦ Qz; called for ``kd-rotated`` only.
     """
-    if spec.network.kind == "linear":
-        start_linear(student, spec, teacher)
+    if not isinstance(teacher, nn.Module):
+        start_linear(student.get_parameter("generator.matrix"), spec, teacher)
     elif spec.init.kind == "edm-default":
-        zero_output_layer(student.generator.network)
+        zero_output_layer(student.get_submodule("generator.network"))
     elif spec.init.kind in ("teacher", "rotated", "kd-rotated"):
         student.generator.load_state_dict(teacher.state_dict())
     if spec.init.kind == "kd-rotated":
@@ -49,14 +49,14 @@ def initialise(
         regress(student, make_pool(rotated(lambda z: z, rotation)), spec)
 
 
-def start_linear(student: Student, spec: StudentSpec, teacher: ExactDenoiser) -> None:
-    """Set A to the Gaussian teacher's one-step answer A₀ = σ_max·Σ(Σ + σ_max²)⁻¹ (Q acts on the input if rotated)."""
+def start_linear(matrix: nn.Parameter, spec: StudentSpec, teacher: ExactDenoiser) -> None:
+    """Set A [d, d] to the Gaussian teacher's one-step answer A₀ = σ_max·Σ(Σ + σ_max²)⁻¹ (Q acts on the input)."""
     covariance = teacher.covariance()
     sigma_max = spec.noise_range.sigma_max
     identity = torch.eye(len(covariance), dtype=covariance.dtype)
     answer = sigma_max * covariance @ torch.linalg.inv(covariance + sigma_max**2 * identity)
     with torch.no_grad():
-        student.generator.matrix.copy_(answer)
+        matrix.copy_(answer)
 
 
 def regress(student: nn.Module, pool: PairPool, spec: StudentSpec) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from dmdpipe.artifacts.step import Step
     from dmdpipe.diffusion.sampler import DenoiserFunction
+    from dmdpipe.diffusion.teacher import Teacher
     from dmdpipe.distill.batches import RandomBatches
     from dmdpipe.specs.student import Optimiser, Recipe, StudentSpec
 
@@ -53,9 +54,7 @@ def learning_rate(spec: Optimiser, iteration: int, iterations: int) -> float:
 
 def make_optimiser(spec: Optimiser, module: nn.Module) -> FlatOptimiser:
     """Return the optimiser that ``spec`` describes, over all parameters of ``module``."""
-    return FlatOptimiser(
-        FlatParameters(module), spec.kind, spec.beta1, spec.beta2, spec.weight_decay, spec.clip
-    )
+    return FlatOptimiser(FlatParameters(module), spec.kind, spec.beta1, spec.beta2, spec.weight_decay, spec.clip)
 
 
 class Distillation:
@@ -85,7 +84,7 @@ class Distillation:
         self.recipe = recipe
         self.student = student
         self.teacher = teacher
-        self.fake = fake
+        self.fake: Any = fake
         self.batches = batches
         self.pool = pool
         self.iterations = iterations
@@ -104,7 +103,7 @@ class Distillation:
             with torch.no_grad():
                 x = self.student(z)
         if self.fake_optimiser and (self.recipe.fake_trains_with_generator or not generator_turn):
-            log |= self._fake_step(x.detach(), iteration)
+            log |= self._fake_step(x.detach(), self.fake_optimiser, iteration)
         return log
 
     def is_generator_turn(self, iteration: int) -> bool:
@@ -114,8 +113,8 @@ class Distillation:
     def _generator_step(self, x: Tensor, iteration: int) -> dict[str, float]:
         log: dict[str, float] = {}
         loss = x.new_zeros(())
-        if self.recipe.dm_weight:
-            gradient = self._dm_gradient(x.detach())
+        if self.fake:
+            gradient = self._dm_gradient(x.detach(), self.fake)
             loss = loss + self.recipe.dm_weight * dm_loss(x, gradient)
             log["dm_gradient"] = float(gradient.square().mean().sqrt())
         if self.pool:
@@ -130,30 +129,27 @@ class Distillation:
         return log
 
     @torch.no_grad()
-    def _dm_gradient(self, x: Tensor) -> Tensor:
+    def _dm_gradient(self, x: Tensor, fake: DenoiserFunction) -> Tensor:
         sigma, noise = self.batches.diffusion("dm")
         noisy = x + sigma * noise
         return dm_gradient(
             x,
             self.teacher(noisy, sigma),
-            self.fake(noisy, sigma),
+            fake(noisy, sigma),
             normalise=self.recipe.normalise,
             normaliser_offset=self.recipe.normaliser_offset,
             normaliser_min=self.recipe.normaliser_min,
         )
 
-    def _fake_step(self, x: Tensor, iteration: int) -> dict[str, float]:
+    def _fake_step(self, x: Tensor, optimiser: FlatOptimiser, iteration: int) -> dict[str, float]:
         sigma, noise = self.batches.diffusion("fake")
-        loss = fake_score_loss(
-            self.fake(x + sigma * noise, sigma), x, sigma, weighting=self.recipe.fake_weighting
-        )
-        self.fake_optimiser.step(loss, learning_rate(self.recipe.fake_score, iteration, self.iterations))
+        denoised = self.fake(x + sigma * noise, sigma)
+        loss = fake_score_loss(denoised, x, sigma, weighting=self.recipe.fake_weighting)
+        optimiser.step(loss, learning_rate(self.recipe.fake_score, iteration, self.iterations))
         return {"fake_loss": float(loss.detach())}
 
 
-def distil(
-    spec: StudentSpec, teacher: DenoiserFunction, step: Step | None = None
-) -> tuple[dict[str, Tensor], Tensor]:
+def distil(spec: StudentSpec, teacher: Teacher, step: Step | None = None) -> tuple[dict[str, Tensor], Tensor]:
     """Distil one student; return its snapshots and the history of its training.
 
     Args:
@@ -178,8 +174,8 @@ def distil(
     initialise(student, spec, teacher, make_pool)
     fake: nn.Module | LinearOracle | None = None
     if recipe.dm_weight and recipe.fake == "oracle":
-        fake = LinearOracle(student.generator.matrix)
-    elif recipe.dm_weight:
+        fake = LinearOracle(student.get_parameter("generator.matrix"))
+    elif recipe.dm_weight and isinstance(teacher, nn.Module):
         fake = copy.deepcopy(teacher).requires_grad_(True)
     iterations = (spec.generator_steps - 1) * recipe.generator_every + 1
     pool = make_pool() if recipe.regression_weight else None
@@ -235,9 +231,7 @@ def distil_student(step: Step) -> None:
     import pandas as pd
 
     spec: StudentSpec = step.spec
-    teacher = load_teacher(
-        spec.teacher, step.read_tensors("teacher", "model.safetensors"), getattr(torch, spec.dtype)
-    )
+    teacher = load_teacher(spec.teacher, step.read_tensors("teacher", "model.safetensors"), getattr(torch, spec.dtype))
     snapshots, history = distil(spec, teacher, step)
     step.write_tensors("snapshots.safetensors", {name: value.numpy() for name, value in snapshots.items()})
     table = pd.DataFrame(history.numpy(), columns=list(HISTORY))

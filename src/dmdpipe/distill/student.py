@@ -26,6 +26,8 @@ class Student(nn.Module):
         rotation: Q [d, d], or None for the identity.
     """
 
+    rotation: Tensor | None
+
     def __init__(self, generator: nn.Module, sigma_max: float, rotation: Tensor | None = None):
         super().__init__()
         self.generator = generator

@@ -16,12 +16,8 @@ if TYPE_CHECKING:
 def judge_claims(step: Step) -> None:
     """The ``verdicts`` step: the studies' common results and gallery, the verdicts, and their criteria."""
     spec: VerdictsSpec = step.spec
-    results = pd.concat(
-        [step.read_table(study, "results.parquet") for study in spec.studies], ignore_index=True
-    )
-    gallery = pd.concat(
-        [step.read_table(study, "gallery.parquet") for study in spec.studies], ignore_index=True
-    )
+    results = pd.concat([step.read_table(study, "results.parquet") for study in spec.studies], ignore_index=True)
+    gallery = pd.concat([step.read_table(study, "gallery.parquet") for study in spec.studies], ignore_index=True)
     verdicts = evaluate_claims(spec.claims, results)
     tables = {
         "verdicts": verdict_table(verdicts),

@@ -110,9 +110,7 @@ def _read(criterion: Criterion, runs: pd.DataFrame) -> Reading:
     )
 
 
-def _per_seed(
-    criterion: Criterion, selected: pd.DataFrame, other: pd.DataFrame, seeds: pd.Index
-) -> np.ndarray:
+def _per_seed(criterion: Criterion, selected: pd.DataFrame, other: pd.DataFrame, seeds: pd.Index) -> np.ndarray:
     statistic = criterion.statistic
     if value := statistic.value:
         return mean_over_points(_values(selected, value.metric, seeds).to_numpy())
@@ -131,9 +129,7 @@ def _per_seed(
     return rank_correlation(values.to_numpy(), against[values.columns].to_numpy())
 
 
-def _values(
-    runs: pd.DataFrame, metric: str, seeds: pd.Index, generator_step: int | None = None
-) -> pd.DataFrame:
+def _values(runs: pd.DataFrame, metric: str, seeds: pd.Index, generator_step: int | None = None) -> pd.DataFrame:
     at_step = runs["readout"] if generator_step is None else runs["generator_step"] == generator_step
     rows = runs[at_step & (runs["metric"] == metric) & runs["seed"].isin(seeds)]
     values = rows.pivot(index="seed", columns="point", values="value").reindex(seeds)

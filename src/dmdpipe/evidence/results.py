@@ -58,9 +58,7 @@ def results_table(
     table = pd.concat([part for part in parts if len(part)], ignore_index=True)
     order = {point: i for i, point in enumerate(of_seeds["point"].unique())}
     table = table.assign(_order=table["point"].map(order))
-    table = table.sort_values(
-        ["_order", "generator_step", "metric", "seed"], kind="stable", ignore_index=True
-    )
+    table = table.sort_values(["_order", "generator_step", "metric", "seed"], kind="stable", ignore_index=True)
     return table[COLUMNS]
 
 
@@ -113,9 +111,7 @@ def seed_pair_errors(students: Mapping[int, np.ndarray]) -> dict[tuple[int, int]
     }
 
 
-def seed_seed_rows(
-    over_seeds: pd.DataFrame, seed_pairs: Mapping[str, dict[tuple[int, int], float]]
-) -> pd.DataFrame:
+def seed_seed_rows(over_seeds: pd.DataFrame, seed_pairs: Mapping[str, dict[tuple[int, int], float]]) -> pd.DataFrame:
     """Return one row ``seed_seed`` per point with two seeds or more, at its read-out step, with its gate."""
     at_readout = over_seeds[over_seeds["readout"]].drop_duplicates("point")
     at_readout = at_readout[at_readout["point"].isin([point for point, pairs in seed_pairs.items() if pairs])]

@@ -98,9 +98,7 @@ def evaluate_claims(claims: Claims, results: pd.DataFrame) -> list[Verdict]:
 def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """Return one row per claim: id, title, statement, level_of_evidence, verdict, reason."""
     columns = [field.name for field in fields(Verdict) if field.name != "findings"]
-    return pd.DataFrame(
-        [[getattr(verdict, column) for column in columns] for verdict in verdicts], columns=columns
-    )
+    return pd.DataFrame([[getattr(verdict, column) for column in columns] for verdict in verdicts], columns=columns)
 
 
 def findings_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:

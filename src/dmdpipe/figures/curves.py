@@ -53,13 +53,9 @@ def rho_against_dimension(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             mine = means[(mean_series == name) & (means["metric"] == metric)].sort_values("d")
             dots = seeds[(seed_series == name) & (seeds["metric"] == metric)]
             null = means[(mean_series == name) & (means["metric"] == baseline)].sort_values("d")
-            axes.plot(
-                null["d"] * dodge, null["value"], ":", marker="_", color=one.colour, linewidth=1.4, alpha=0.8
-            )
+            axes.plot(null["d"] * dodge, null["value"], ":", marker="_", color=one.colour, linewidth=1.4, alpha=0.8)
             axes.plot(mine["d"] * dodge, mine["value"], linestyle=one.line, color=one.colour)
-            marks.points(
-                axes, dots["d"] * dodge, dots["value"], dots["converged"], one.colour, "o", 3, alpha=0.45
-            )
+            marks.points(axes, dots["d"] * dodge, dots["value"], dots["converged"], one.colour, "o", 3, alpha=0.45)
             marks.intervals(axes, mine["d"] * dodge, mine, one.colour)
             marks.points(axes, mine["d"] * dodge, mine["value"], mine["converged"], one.colour, one.marker, 7)
         if metric != "retrieval_at_1":
@@ -76,7 +72,7 @@ def rho_against_dimension(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     ]
     marks.legend_below(figure, keys)
     family = ", ".join(sorted(shown["family"].unique()))
-    marks.headline(figure, f"Does a student copy more as the dimension grows?  {family}")
+    marks.headline(figure, "Does a student copy more as the dimension grows?", f"{family}, {marks.study_of(shown)}")
     return figure, tables.drawn(shown)
 
 
@@ -96,9 +92,7 @@ def rho_over_time(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     shown = results[results["metric"].isin(["rho", "rho_floor", "rho_affine"])]
     means = tables.over_seeds(shown)
     seeds = tables.per_seed(shown)
-    mean_series, seed_series = (
-        tables.series_of(rows, "recipe", apart=["sigma_max"]) for rows in (means, seeds)
-    )
+    mean_series, seed_series = (tables.series_of(rows, "recipe", apart=["sigma_max"]) for rows in (means, seeds))
     look = marks.looks(means, mean_series)
     panels = marks.panels(means)
     n_columns = min(3, len(panels))
@@ -113,18 +107,10 @@ def rho_over_time(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         for name, one in look.items():
             runs = seeds[there & (seed_series == name) & (seeds["metric"] == "rho")]
             for _, run in runs.sort_values("generator_step").groupby(["point", "seed"], sort=True):
-                axes.plot(
-                    run["generator_step"], run["value"], one.line, color=one.colour, linewidth=0.7, alpha=0.5
-                )
-            mean = means[here & (mean_series == name) & (means["metric"] == "rho")].sort_values(
-                "generator_step"
-            )
-            axes.plot(
-                mean["generator_step"], mean["value"], linestyle=one.line, color=one.colour, linewidth=2.4
-            )
-            marks.points(
-                axes, mean["generator_step"], mean["value"], mean["converged"], one.colour, one.marker, 5
-            )
+                axes.plot(run["generator_step"], run["value"], one.line, color=one.colour, linewidth=0.7, alpha=0.5)
+            mean = means[here & (mean_series == name) & (means["metric"] == "rho")].sort_values("generator_step")
+            axes.plot(mean["generator_step"], mean["value"], linestyle=one.line, color=one.colour, linewidth=2.4)
+            marks.points(axes, mean["generator_step"], mean["value"], mean["converged"], one.colour, one.marker, 5)
         for metric, line in (("rho_floor", "--"), ("rho_affine", ":")):
             level = means[here & (means["metric"] == metric)].groupby("generator_step")["value"].mean()
             axes.plot(level.index, level, linestyle=line, color=style.INK, linewidth=1.2)
@@ -145,7 +131,7 @@ def rho_over_time(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         *marks.converged_keys(means.loc[means["metric"] == "rho", "converged"]),
     ]
     marks.legend_below(figure, keys, columns=2 if n_columns < 2 else 3)
-    marks.headline(figure, "When is the pairing decided?  ρ over training")
+    marks.headline(figure, "When is the pairing decided?", f"ρ over training, {marks.study_of(shown)}")
     return figure, tables.drawn(shown)
 
 
@@ -168,7 +154,5 @@ def _step_axis(axes: Axes, steps: np.ndarray) -> None:
     decades = [10.0**k for k in range(math.ceil(math.log10(first)), math.floor(math.log10(last)) + 1)]
     ticks = [0.0, *decades] if decades else [0.0, last]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value:g}" if value < 1e4 else f"{value / 1e3:g}k")
-    )
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1e4 else f"{value / 1e3:g}k"))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -67,15 +67,12 @@ def gate(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     axes.xaxis.set_major_locator(LogLocator(base=2))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(
-        "distance of S(z) to the teacher's samples, over its floor (1 = as near as a second teacher set)"
-    )
+    axes.set_xlabel("distance of S(z) to the teacher's samples, over its floor (1 = as near as a second teacher set)")
     keys = [
         *(marks.key(label, colour, marker=marker) for _, label, marker, colour, _ in _DISTANCES),
         marks.key(f"gate: {GATE:g} × floor", style.VERMILLION, "-"),
         *marks.converged_keys(shown["converged"]),
     ]
     marks.legend_below(figure, keys)
-    study = ", ".join(sorted(shown["study"].unique()))
-    marks.headline(figure, f"Has the student learned the distribution at all?  Study “{study}”")
+    marks.headline(figure, "Has the student learned the distribution at all?", marks.study_of(shown))
     return figure, tables.drawn(shown)

@@ -48,7 +48,7 @@ def paired_grid(gallery: pd.DataFrame, results: pd.DataFrame | None = None) -> t
     else:
         figure, table = _clouds(samples, titles)
     sigma_max = gallery["sigma_max"].iloc[0]
-    marks.headline(figure, f"The same noise through teacher and student\n{data}, σ_max = {sigma_max:g}")
+    marks.headline(figure, "The same noise through teacher and student", f"{data}, σ_max = {sigma_max:g}")
     return figure, table
 
 
@@ -56,13 +56,10 @@ def _samples(gallery: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return teacher and student arrays [n, d] of every point, by start and in the noise's order."""
     result = {}
     points = gallery.drop_duplicates("point").sort_values("point")
-    for point in points.sort_values("init", key=lambda inits: inits.map(style.init_rank), kind="stable")[
-        "point"
-    ]:
+    for point in points.sort_values("init", key=lambda inits: inits.map(style.init_rank), kind="stable")["point"]:
         rows = gallery[gallery["point"] == point].sort_values("row")
         teacher, student = (
-            np.stack(rows.loc[rows["role"] == role, "x"].tolist()).astype(float)
-            for role in ("teacher", "student")
+            np.stack(rows.loc[rows["role"] == role, "x"].tolist()).astype(float) for role in ("teacher", "student")
         )
         result[point] = (teacher, student)
     return result
@@ -79,9 +76,7 @@ def _titles(gallery: pd.DataFrame, results: pd.DataFrame | None) -> dict[str, st
     return names
 
 
-def _images(
-    samples: dict[str, tuple[np.ndarray, np.ndarray]], titles: dict[str, str]
-) -> tuple[Figure, pd.DataFrame]:
+def _images(samples: dict[str, tuple[np.ndarray, np.ndarray]], titles: dict[str, str]) -> tuple[Figure, pd.DataFrame]:
     teachers = np.concatenate([teacher for teacher, _ in samples.values()])
     side = math.isqrt(teachers.shape[1])
     low, high = np.percentile(teachers, (1, 99))
@@ -106,18 +101,14 @@ def _images(
         axes.set_title(titles[point], fontsize=9)
         if axes is not all_axes[0]:
             axes.set_yticklabels([])
-        frames += [
-            _frame(point, titles[point], role, images[:n]) for role, images in zip(_ROLES, pair, strict=True)
-        ]
+        frames += [_frame(point, titles[point], role, images[:n]) for role, images in zip(_ROLES, pair, strict=True)]
     return figure, pd.concat(frames, ignore_index=True)
 
 
 _ROLES = ("teacher", "student")
 
 
-def _clouds(
-    samples: dict[str, tuple[np.ndarray, np.ndarray]], titles: dict[str, str]
-) -> tuple[Figure, pd.DataFrame]:
+def _clouds(samples: dict[str, tuple[np.ndarray, np.ndarray]], titles: dict[str, str]) -> tuple[Figure, pd.DataFrame]:
     teachers = np.concatenate([teacher for teacher, _ in samples.values()])
     plane, centre = _leading_plane(teachers)
     width = 3.0
@@ -139,9 +130,7 @@ def _clouds(
         for axes in row:
             axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
             axes.tick_params(labelbottom=False, labelleft=False, length=0)
-        frames += [
-            _frame(point, titles[point], role, x) for role, x in zip(_ROLES, (teacher, student), strict=True)
-        ]
+        frames += [_frame(point, titles[point], role, x) for role, x in zip(_ROLES, (teacher, student), strict=True)]
     return figure, pd.concat(frames, ignore_index=True)
 
 

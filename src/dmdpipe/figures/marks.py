@@ -99,9 +99,7 @@ def intervals(axes: Axes, at: ArrayLike, rows: pd.DataFrame, colour: str, across
     known = np.isfinite(rows["low"].to_numpy(dtype=float)) & np.isfinite(rows["high"].to_numpy(dtype=float))
     if known.any():
         where = np.asarray(at, dtype=float)[known]
-        bars(
-            where, rows["low"].to_numpy()[known], rows["high"].to_numpy()[known], color=colour, linewidth=1.6
-        )
+        bars(where, rows["low"].to_numpy()[known], rows["high"].to_numpy()[known], color=colour, linewidth=1.6)
 
 
 def reference(axes: Axes, value: float, across: bool = False) -> None:
@@ -110,14 +108,10 @@ def reference(axes: Axes, value: float, across: bool = False) -> None:
     line(value, color=style.MUTED, linewidth=0.9, zorder=0.9)
 
 
-def key(
-    label: str, colour: str, line: Any = "none", marker: str = "", hollow: bool = False, **kwargs: Any
-) -> Line2D:
+def key(label: str, colour: str, line: Any = "none", marker: str = "", hollow: bool = False, **kwargs: Any) -> Line2D:
     """Return a legend entry."""
     face = "white" if hollow else colour
-    return Line2D(
-        [], [], color=colour, linestyle=line, marker=marker, markerfacecolor=face, label=label, **kwargs
-    )
+    return Line2D([], [], color=colour, linestyle=line, marker=marker, markerfacecolor=face, label=label, **kwargs)
 
 
 def look_keys(table: dict[str, Look]) -> list[Line2D]:
@@ -135,6 +129,11 @@ def legend_below(figure: Figure, keys: Sequence[Line2D], columns: int = 4) -> No
     figure.legend(handles=list(keys), loc="outside lower left", ncols=min(columns, len(keys)))
 
 
-def headline(figure: Figure, question: str) -> None:
-    """Write the question that the figure answers above it."""
-    figure.suptitle(question, x=0.005, ha="left")
+def headline(figure: Figure, question: str, about: str) -> None:
+    """Write the question that the figure answers above it, and what it is about: a study, a data set."""
+    figure.suptitle(f"{question}\n{about}", x=0.005, ha="left")
+
+
+def study_of(table: pd.DataFrame) -> str:
+    """Return the studies of a table as a headline names them."""
+    return "study " + ", ".join(f"“{name}”" for name in sorted(table["study"].unique()))

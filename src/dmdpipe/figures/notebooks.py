@@ -80,8 +80,7 @@ def run_notebook(
     folder.mkdir(parents=True, exist_ok=True)
     _check_parameters(source, parameters)
     relative = {
-        name: _relative(value, folder) if isinstance(value, Path) else value
-        for name, value in parameters.items()
+        name: _relative(value, folder) if isinstance(value, Path) else value for name, value in parameters.items()
     }
     with tempfile.TemporaryDirectory(prefix="dmdpipe-") as private:
         raw = Path(private) / "raw.ipynb"
@@ -104,9 +103,7 @@ def run_notebook(
             ) from error
         except (CellTimeoutError, DeadKernelError) as error:
             kept = _keep(raw, log or folder / f"{source.stem}.failed.ipynb")
-            raise UserError(
-                f"{source}: stopped: {_first_line(str(error))}; the executed notebook is {kept}"
-            ) from error
+            raise UserError(f"{source}: stopped: {_first_line(str(error))}; the executed notebook is {kept}") from error
         notebook = _read(raw)
         if log is not None:
             _keep(raw, log)

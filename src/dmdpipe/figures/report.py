@@ -34,7 +34,7 @@ def show(draw: Draw, named: Iterable[tuple[str, pd.DataFrame]], folder: Path | s
     for name, rows in named:
         drew = True
         figure, data = draw(rows, **kwargs)
-        suptitle = figure.get_suptitle()
+        suptitle = figure.get_suptitle().replace("\n", " ")
         paths = style.save_figure(figure, folder, f"{draw.__name__}-{name}", data, {"Title": suptitle})
         width = int(figure.get_figwidth() * figure.dpi)
         display(Image(data=paths[0].read_bytes(), format="png", width=width, alt=suptitle))
@@ -50,9 +50,7 @@ def scale_note(results: pd.DataFrame, scale: str) -> None:
     runs = results[results["seed"] != AGGREGATE]
     points, seeds = len(runs.groupby(["study", "point"])), runs["seed"].nunique()
     words = [f"{points} point{'s' * (points != 1)}", f"{seeds} seed{'s' * (seeds != 1)} at most"]
-    warning = " Too few seeds for an interval or a verdict: this run only shows that the pipeline works." * (
-        seeds < 3
-    )
+    warning = " Too few seeds for an interval or a verdict: this run only shows that the pipeline works." * (seeds < 3)
     say(f"Scale “{scale}”: studies {studies or 'none'}; {', '.join(words)}.{warning}")
 
 

@@ -43,9 +43,7 @@ def initialisation_controls(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame
     shown = tables.at_readout(results, *(metric for metric, *_ in targets))
     means = tables.over_seeds(shown)
     seeds = tables.per_seed(shown)
-    mean_series, seed_series = (
-        tables.series_of(rows, "recipe", apart=["sigma_max"]) for rows in (means, seeds)
-    )
+    mean_series, seed_series = (tables.series_of(rows, "recipe", apart=["sigma_max"]) for rows in (means, seeds))
     look = marks.looks(means, mean_series)
     row_of = {name: row for row, name in enumerate(look)}
     panels = marks.panels(means)
@@ -76,9 +74,7 @@ def initialisation_controls(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame
                     alpha=0.45,
                 )
                 marks.intervals(axes, np.full(len(mine), y), mine, one.colour, across=True)
-                marks.points(
-                    axes, mine["value"], np.full(len(mine), y), mine["converged"], one.colour, marker, 7
-                )
+                marks.points(axes, mine["value"], np.full(len(mine), y), mine["converged"], one.colour, marker, 7)
         marks.reference(axes, 0.0, across=True)
         marks.reference(axes, 1.0, across=True)
         axes.grid(axis="y", visible=False)
@@ -97,13 +93,14 @@ def initialisation_controls(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame
         *marks.converged_keys(shown["converged"]),
     ]
     marks.legend_below(figure, keys, columns=2 if n_columns < 2 else 4)
-    marks.headline(figure, "Where does the pairing come from?  The start as a control")
+    marks.headline(figure, "Where does the pairing come from?", f"starts as controls, {marks.study_of(shown)}")
     return figure, tables.drawn(shown)
 
 
 def start_table(results: pd.DataFrame) -> pd.DataFrame:
     """Return one row per run: ρ at the read-out beside the quality of its start (generator step 0).
 
+    A run that several studies share stands once, under the first.
     Columns: study, point, data, d, init, recipe, sigma_max, seed, converged (at the read-out), rho, and
     start_rho, start_jacobian_alignment, start_delta_e, start_scale_ratio.
     """
@@ -112,12 +109,9 @@ def start_table(results: pd.DataFrame) -> pd.DataFrame:
     end = tables.at_readout(seeds, "rho")[[*runs, "converged", "value"]].rename(columns={"value": "rho"})
     metrics = [metric for metric, _ in _QUALITIES]
     start = seeds[(seeds["generator_step"] == 0) & seeds["metric"].isin(metrics)]
-    wide = (
-        start.pivot(index=runs, columns="metric", values="value")
-        .reindex(columns=metrics)
-        .add_prefix("start_")
-    )
-    return end.merge(wide.reset_index(), on=runs).sort_values(runs).reset_index(drop=True)
+    wide = start.pivot(index=runs, columns="metric", values="value").reindex(columns=metrics).add_prefix("start_")
+    table = end.merge(wide.reset_index(), on=runs).sort_values(runs)
+    return table.drop_duplicates([*runs[2:], "rho", *wide.columns]).reset_index(drop=True)
 
 
 @style.styled
@@ -169,5 +163,5 @@ def start_quality(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         *marks.converged_keys(table["converged"]),
     ]
     marks.legend_below(figure, keys, columns=5)
-    marks.headline(figure, "Does the end depend on the start?  ρ against the quality of S₀")
+    marks.headline(figure, "Does the end depend on the start?", "ρ against the quality of the untrained student S₀")
     return figure, table

@@ -6,8 +6,6 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import papermill
-
 from dmdpipe.errors import UserError
 from dmdpipe.figures.notebooks import run_notebook
 
@@ -24,6 +22,8 @@ def draw_figures(step: Step) -> None:
     Raises:
         UserError: if the notebook was edited after the run was planned, or fails.
     """
+    import papermill
+
     spec: FigureSpec = step.spec
     source = Path("reports", f"{spec.notebook}.ipynb")
     if hashlib.sha256(source.read_bytes()).hexdigest() != spec.source_sha256:

@@ -29,9 +29,7 @@ CRITERION_COLUMNS = (
     "reason",
     "n_seeds",
 )
-GALLERY_COLUMNS = (
-    *("point", "study", "data", "d", "init", "recipe", "sigma_max", "seed", "row", "role", "x"),
-)
+GALLERY_COLUMNS = (*("point", "study", "data", "d", "init", "recipe", "sigma_max", "seed", "row", "role", "x"),)
 
 DRAWN_COLUMNS = (
     *("study", "point", "data", "d", "init", "recipe", "sigma_max", "seed", "generator_step"),
@@ -78,9 +76,7 @@ def with_family(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(family=table["data"].astype(str).str.split("-").str[0])
 
 
-def parts(
-    table: pd.DataFrame, by: Sequence[str], varies: str | None = None
-) -> Iterator[tuple[str, pd.DataFrame]]:
+def parts(table: pd.DataFrame, by: Sequence[str], varies: str | None = None) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield ``(name, rows)`` for every combination of values of the columns ``by``, in sorted order.
 
     Args:
@@ -152,9 +148,7 @@ def series_of(table: pd.DataFrame, *columns: str, apart: Sequence[str] = ()) -> 
     for key, points in table.groupby(same, sort=True)["point"]:
         variants |= {(*key, point): rest for point, rest in own_words(points).items()}
     rest = [variants[row] for row in table[[*same, "point"]].itertuples(index=False, name=None)]
-    return label + pd.Series(
-        [f", {words}" if words else "" for words in rest], index=table.index, dtype=object
-    )
+    return label + pd.Series([f", {words}" if words else "" for words in rest], index=table.index, dtype=object)
 
 
 def own_words(points: pd.Series) -> dict[str, str]:

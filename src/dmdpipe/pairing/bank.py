@@ -35,9 +35,7 @@ def make_noise_bank(step: Step) -> None:
     ``paired`` [N, d], ``held_out`` [M, d], ``reference`` [R, N, d] and ``rotation`` [d, d].
     """
     spec = step.spec
-    reference = [
-        noise_rows(spec.dim, spec.n_paired, spec.seed, f"reference/{r}") for r in range(spec.n_reference_sets)
-    ]
+    reference = [noise_rows(spec.dim, spec.n_paired, spec.seed, f"reference/{r}") for r in range(spec.n_reference_sets)]
     step.write_tensors(
         "noise.safetensors",
         {

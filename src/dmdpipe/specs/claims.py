@@ -112,9 +112,7 @@ class At(Spec):
     """A metric at a generator step."""
 
     metric: Metric = Field(description="name of the metric")
-    generator_step: NonNegativeInt | None = Field(
-        None, description="0 is the start; null is the read-out step"
-    )
+    generator_step: NonNegativeInt | None = Field(None, description="0 is the start; null is the read-out step")
 
 
 class RankCorrelation(Spec):
@@ -148,9 +146,7 @@ class Criterion(Spec):
     study: str = Field(min_length=1, description="the study whose runs are read")
     select: Selection = Field(Selection(), description="which of its points")
     statistic: Statistic = Field(description="the number that every seed yields")
-    predicts: Literal["below", "above"] = Field(
-        description="the side of the threshold on which the claim puts it"
-    )
+    predicts: Literal["below", "above"] = Field(description="the side of the threshold on which the claim puts it")
     threshold: FiniteFloat = Field(description="in the units of the statistic")
     because: str = Field(min_length=1, description="why this statistic and this threshold")
 
@@ -161,9 +157,7 @@ class Claim(Spec):
     id: str = Field(min_length=1, description="short id, e.g. C1")
     title: str = Field(min_length=1, description="a few words")
     statement: str = Field(min_length=1, description="what is claimed, in plain words")
-    level_of_evidence: str = Field(
-        min_length=1, description="what a verdict here rests on, and how far it reaches"
-    )
+    level_of_evidence: str = Field(min_length=1, description="what a verdict here rests on, and how far it reaches")
     criteria: tuple[Criterion, ...] = Field(
         (), description="all must hold to support the claim, one failing refutes it"
     )

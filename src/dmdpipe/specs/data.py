@@ -25,7 +25,9 @@ class Digits(_Family):
 
     family: Literal["digits"] = "digits"
     side: Literal[1, 2, 4, 8] = 8
-    dequantisation: float = Field(1.0, ge=0, le=1, description="width of the centred uniform noise, in grey levels (1/16)")
+    dequantisation: float = Field(
+        1.0, ge=0, le=1, description="width of the centred uniform noise, in grey levels (1/16)"
+    )
 
 
 class Fashion(_Family):
@@ -33,7 +35,9 @@ class Fashion(_Family):
 
     family: Literal["fashion"] = "fashion"
     side: int = Field(28, ge=1, le=28)
-    dequantisation: float = Field(1.0, ge=0, le=1, description="width of the centred uniform noise, in grey levels (1/256)")
+    dequantisation: float = Field(
+        1.0, ge=0, le=1, description="width of the centred uniform noise, in grey levels (1/256)"
+    )
 
 
 class Ring(_Family):

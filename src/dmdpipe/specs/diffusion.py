@@ -72,7 +72,9 @@ class NoiseBankSpec(Spec):
     @model_validator(mode="after")
     def _enough_for_the_affine_baseline(self) -> NoiseBankSpec:
         if self.n_held_out < 2 * self.dim:
-            raise ValueError(f"n_held_out ({self.n_held_out}) must be at least 2·d = {2 * self.dim}: an affine map is fitted on it")
+            raise ValueError(
+                f"n_held_out ({self.n_held_out}) must be at least 2·d = {2 * self.dim}: an affine map is fitted on it"
+            )
         return self
 
 

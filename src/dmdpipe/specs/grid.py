@@ -70,7 +70,9 @@ def expand(name: str, study: Study, scale_name: str, scale: Scale) -> list[Membe
     source = f"config/studies/{name}.yaml"
     for axis in overlay.axes:
         if axis not in study.axes:
-            raise UserError(f"{source}: scales.{scale_name}.axes: unknown axis '{axis}'{did_you_mean(axis, study.axes)}")
+            raise UserError(
+                f"{source}: scales.{scale_name}.axes: unknown axis '{axis}'{did_you_mean(axis, study.axes)}"
+            )
     members = []
     for labels, choices in _points(source, study, overlay, scale_name):
         tree: dict[str, Any] = {}
@@ -153,9 +155,7 @@ def resolve(cell: Cell, seed: int, where: str) -> MetricsSpec:
         settings["network"] = cell.score.network if cell.score.kind == "trained" else settings["network"]
     if settings["network"] is None:
         raise UserError(f"{where}: student.network: an exact teacher has no network to copy; name one")
-    student = parse(
-        StudentSpec, {**settings, "teacher": teacher, "noise_range": cell.noise_range, "seed": seed}, where
-    )
+    student = parse(StudentSpec, {**settings, "teacher": teacher, "noise_range": cell.noise_range, "seed": seed}, where)
     bank = NoiseBankSpec(dim=dimension(cell.data), **cell.bank.model_dump())
     samples = TeacherSamplesSpec(teacher=teacher, bank=bank, noise_range=cell.noise_range, sampler=cell.sampler)
     return MetricsSpec(pairs=PairsSpec(student=student, teacher_samples=samples), **cell.metrics.model_dump())

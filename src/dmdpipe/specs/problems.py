@@ -26,9 +26,11 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path}: no such file; expected a YAML file there") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
+    except yaml.MarkedYAMLError as error:
+        where = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{where}: not valid YAML ({error.problem})") from None
     except yaml.YAMLError as error:
-        where = f" line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
-        raise UserError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
 
 
 def parse(model: type[M], value: Any, source: str) -> M:
@@ -65,7 +67,9 @@ def fields_at(model: type[BaseModel], keys: list[str]) -> list[str]:
     """Return the names of the fields that are allowed below a path of keys, across the members of a union."""
     models: list[type[BaseModel]] = [model]
     for key in keys:
-        below = [m for outer in models if key in outer.model_fields for m in _models_in(outer.model_fields[key].annotation)]
+        below = [
+            m for outer in models if key in outer.model_fields for m in _models_in(outer.model_fields[key].annotation)
+        ]
         tagged = [m for m in models if key in _tags(m)]
         models = below or tagged or models
     return sorted({name for m in models for name in m.model_fields})
@@ -75,7 +79,9 @@ def _without_tags(model: type[BaseModel], keys: list[str]) -> list[str]:
     kept = []
     models: list[type[BaseModel]] = [model]
     for key in keys:
-        below = [m for outer in models if key in outer.model_fields for m in _models_in(outer.model_fields[key].annotation)]
+        below = [
+            m for outer in models if key in outer.model_fields for m in _models_in(outer.model_fields[key].annotation)
+        ]
         is_field = any(key in m.model_fields for m in models)
         if is_field or not any(key in _tags(m) for m in models):
             kept.append(key)

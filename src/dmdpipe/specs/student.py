@@ -44,7 +44,8 @@ class Recipe(Spec):
 
     dmd2 (arXiv 2405.14867, EDM branch): every fifth iteration the generator steps, then the fake score trains on that
     same batch. fastgen (NVlabs/FastGen): every fifth iteration the student steps *instead of* the fake score,
-    unweighted fake loss, normaliser + 1e-6, grid indices 2…998, an average of the student's weights is evaluated.
+    unweighted fake loss, normaliser + 1e-6, grid indices 2…998, no warm-up, an average of the student's weights is
+    evaluated.
     regression: no distribution matching; the student regresses onto T(z) (knowledge distillation).
     """
 
@@ -64,7 +65,7 @@ class Recipe(Spec):
     fake_last: int = Field(999, ge=0)
     fake_weighting: Literal["edm", "none"] = Field("edm", description="1/σ² + 1/σ_data², or 1")
     fake: Literal["learned", "oracle"] = Field("learned", description="oracle: the student's exact score (linear only)")
-    generator: Optimiser = Optimiser(learning_rate=1e-4)
+    generator: Optimiser = Optimiser()
     fake_score: Optimiser = Optimiser(learning_rate=5e-4)
     ema: float | None = Field(None, ge=0, lt=1, description="decay of the evaluated average of the student's weights")
 
@@ -73,23 +74,36 @@ class Recipe(Spec):
     def _start_from_the_published_recipe(cls, given: Any) -> Any:
         if isinstance(given, str):
             given = {"name": given}
-        if isinstance(given, dict):
-            preset = PRESETS.get(given.get("name", "dmd2"), {})
-            return {**preset, **given}
-        return given
+        return merged(PRESETS.get(given.get("name", "dmd2"), {}), given) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        for first, last, what in ((self.dm_first, self.dm_last, "dm"), (self.fake_first, self.fake_last, "fake")):
+        for first, last, what in (
+            (self.dm_first, self.dm_last, "dm"),
+            (self.fake_first, self.fake_last, "fake"),
+        ):
             if not first <= last < self.grid_size:
-                raise ValueError(f"{what}_first ≤ {what}_last < grid_size must hold, got {first}, {last}, {self.grid_size}")
+                raise ValueError(
+                    f"{what}_first ≤ {what}_last < grid_size must hold, got {first}, {last}, {self.grid_size}"
+                )
         if self.dm_weight == 0 and self.regression_weight == 0:
             raise ValueError("dm_weight and regression_weight are both 0: nothing would train the student")
         return self
 
 
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Return two nested mappings as one; where both have a value, that of ``above`` counts."""
+    both = {
+        key: merged(below[key], above[key])
+        for key in above
+        if isinstance(below.get(key), dict) and isinstance(above[key], dict)
+    }
+    return {**below, **above, **both}
+
+
+_LEARNING_RATES = {"generator": {"learning_rate": 1e-4}, "fake_score": {"learning_rate": 5e-4}}
 PRESETS: dict[str, dict[str, Any]] = {
-    "dmd2": {},
+    "dmd2": _LEARNING_RATES,
     "fastgen": {
         "fake_trains_with_generator": False,
         "normaliser_offset": 1e-6,
@@ -99,8 +113,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "fake_last": 998,
         "fake_weighting": "none",
         "ema": 0.9996,
+        "generator": {"learning_rate": 1e-4, "warmup": 0},
+        "fake_score": {"learning_rate": 5e-4, "warmup": 0},
     },
-    "regression": {"dm_weight": 0.0, "regression_weight": 1.0, "generator_every": 1},
+    "regression": {
+        "dm_weight": 0.0,
+        "regression_weight": 1.0,
+        "generator_every": 1,
+        "generator": {"learning_rate": 1e-3, "decay": "cosine"},
+    },
 }
 
 
@@ -115,7 +136,8 @@ class StudentSpec(Spec):
     generator_steps: PositiveInt = 1_000
     batch: PositiveInt = 256
     batches: Literal["random", "expected"] = Field(
-        "random", description="expected: batches with exact moments, so that a linear student feels the mean gradient"
+        "random",
+        description="expected: batches with exact moments, so that a linear student feels the mean gradient",
     )
     snapshots: PositiveInt = Field(10, description="number of log-spaced generator steps at which weights are kept")
     dtype: Literal["float32", "float64"] = "float32"
@@ -135,7 +157,9 @@ class StudentSpec(Spec):
             raise ValueError("batches 'expected' needs network.kind 'linear' and recipe.fake 'oracle'")
         if self.network.kind == "mlp" and self.init.kind in ("teacher", "rotated", "kd-rotated"):
             if self.teacher.score.kind != "trained":
-                raise ValueError(f"init.kind '{self.init.kind}' copies weights: the teacher's score.kind must be 'trained'")
+                raise ValueError(
+                    f"init.kind '{self.init.kind}' copies weights: the teacher's score.kind must be 'trained'"
+                )
             if self.network != self.teacher.score.network:
                 raise ValueError(f"init.kind '{self.init.kind}' copies weights: network must equal the teacher's")
         if self.network.kind == "mlp" and self.recipe.fake == "learned" and self.teacher.score.kind != "trained":

@@ -26,7 +26,9 @@ class BankSettings(Spec):
 class StudentSettings(Spec):
     """What a study may say about its students; teacher and seed follow from the rest."""
 
-    network: Annotated[MLP | Linear, Field(discriminator="kind")] | None = Field(None, description="none: the teacher's")
+    network: Annotated[MLP | Linear, Field(discriminator="kind")] | None = Field(
+        None, description="none: the teacher's"
+    )
     init: Init = Init()
     recipe: Recipe = Recipe()
     generator_steps: PositiveInt = 1_000
