@@ -8,10 +8,10 @@ rule data:
         manifest=f"{RESULTS}/data/{{step}}/manifest.json",
         data=f"{RESULTS}/data/{{step}}/data.safetensors",
         facts=f"{RESULTS}/data/{{step}}/facts.json",
-    params:
-        spec=spec_of("data"),
     log:
         f"{RESULTS}/logs/data/{{step}}.log",
+    params:
+        spec=spec_of("data"),
     script:
         "../workflow/scripts/data.py"
 
@@ -22,9 +22,9 @@ rule noise:
     output:
         manifest=f"{RESULTS}/noise/{{step}}/manifest.json",
         noise=f"{RESULTS}/noise/{{step}}/noise.safetensors",
-    params:
-        spec=spec_of("noise"),
     log:
         f"{RESULTS}/logs/noise/{{step}}.log",
+    params:
+        spec=spec_of("noise"),
     script:
         "../workflow/scripts/noise.py"

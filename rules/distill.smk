@@ -8,9 +8,9 @@ rule student:
         manifest=f"{RESULTS}/students/{{step}}/manifest.json",
         snapshots=f"{RESULTS}/students/{{step}}/snapshots.safetensors",
         history=f"{RESULTS}/students/{{step}}/history.parquet",
-    params:
-        spec=spec_of("student"),
     log:
         f"{RESULTS}/logs/student/{{step}}.log",
+    params:
+        spec=spec_of("student"),
     script:
         "../workflow/scripts/student.py"

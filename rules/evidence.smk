@@ -9,12 +9,12 @@ rule evidence:
         results=f"{RESULTS}/studies/{{step}}/results.parquet",
         table=report(f"{RESULTS}/studies/{{step}}/results.csv", caption="../reports/results.rst", category="Tables"),
         gallery=f"{RESULTS}/studies/{{step}}/gallery.parquet",
+    log:
+        f"{RESULTS}/logs/evidence/{{step}}.log",
     wildcard_constraints:
         step="[^/]+/[^/]+",
     params:
         spec=spec_of("evidence"),
-    log:
-        f"{RESULTS}/logs/evidence/{{step}}.log",
     script:
         "../workflow/scripts/evidence.py"
 
@@ -24,14 +24,16 @@ rule verdicts:
         parents_of("verdicts"),
     output:
         manifest=f"{RESULTS}/verdicts/{{step}}/manifest.json",
-        verdicts=report(f"{RESULTS}/verdicts/{{step}}/verdicts.csv", caption="../reports/verdicts.rst", category="Verdicts"),
+        verdicts=report(
+            f"{RESULTS}/verdicts/{{step}}/verdicts.csv", caption="../reports/verdicts.rst", category="Verdicts"
+        ),
         criteria=f"{RESULTS}/verdicts/{{step}}/criteria.csv",
         results=f"{RESULTS}/verdicts/{{step}}/results.parquet",
         gallery=f"{RESULTS}/verdicts/{{step}}/gallery.parquet",
-    params:
-        spec=spec_of("verdicts"),
     log:
         f"{RESULTS}/logs/verdicts/{{step}}.log",
+    params:
+        spec=spec_of("verdicts"),
     script:
         "../workflow/scripts/verdicts.py"
 

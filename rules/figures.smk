@@ -13,13 +13,13 @@ rule figures:
             category="Report",
             labels=labels_of_page,
         ),
-    wildcard_constraints:
-        step="[^/]+/[^/]+",
-    params:
-        spec=spec_of("figures"),
     log:
         f"{RESULTS}/logs/figures/{{step}}.log",
+    wildcard_constraints:
+        step="[^/]+/[^/]+",
     resources:
         notebook=1,
+    params:
+        spec=spec_of("figures"),
     script:
         "../workflow/scripts/figures.py"

@@ -7,9 +7,9 @@ rule metrics:
     output:
         manifest=f"{RESULTS}/metrics/{{step}}/manifest.json",
         metrics=f"{RESULTS}/metrics/{{step}}/metrics.parquet",
-    params:
-        spec=spec_of("metrics"),
     log:
         f"{RESULTS}/logs/metrics/{{step}}.log",
+    params:
+        spec=spec_of("metrics"),
     script:
         "../workflow/scripts/metrics.py"

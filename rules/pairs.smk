@@ -7,10 +7,10 @@ rule teacher_samples:
     output:
         manifest=f"{RESULTS}/teacher_samples/{{step}}/manifest.json",
         samples=f"{RESULTS}/teacher_samples/{{step}}/samples.safetensors",
-    params:
-        spec=spec_of("teacher_samples"),
     log:
         f"{RESULTS}/logs/teacher_samples/{{step}}.log",
+    params:
+        spec=spec_of("teacher_samples"),
     script:
         "../workflow/scripts/teacher_samples.py"
 
@@ -21,9 +21,9 @@ rule pairs:
     output:
         manifest=f"{RESULTS}/pairs/{{step}}/manifest.json",
         pairs=f"{RESULTS}/pairs/{{step}}/pairs.safetensors",
-    params:
-        spec=spec_of("pairs"),
     log:
         f"{RESULTS}/logs/pairs/{{step}}.log",
+    params:
+        spec=spec_of("pairs"),
     script:
         "../workflow/scripts/pairs.py"

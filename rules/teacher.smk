@@ -8,9 +8,9 @@ rule teacher:
         manifest=f"{RESULTS}/teachers/{{step}}/manifest.json",
         model=f"{RESULTS}/teachers/{{step}}/model.safetensors",
         history=f"{RESULTS}/teachers/{{step}}/history.parquet",
-    params:
-        spec=spec_of("teacher"),
     log:
         f"{RESULTS}/logs/teacher/{{step}}.log",
+    params:
+        spec=spec_of("teacher"),
     script:
         "../workflow/scripts/teacher.py"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dmdpipe.errors import UserError, did_you_mean
-from dmdpipe.tables import Format, render
+from dmdpipe.tables import Format, render, verdict_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -233,18 +233,6 @@ def verdicts(
         typer.echo(verdict_text(table))
     else:
         typer.echo(render(table, form))
-
-
-def verdict_text(table: pd.DataFrame) -> str:
-    """Return the verdict table for a terminal: one claim a paragraph, the reason below it."""
-    import textwrap
-
-    width = max(len(title) for title in table["title"])
-    lines = []
-    for row in table.astype(str).to_dict("records"):
-        lines.append(f"{row['id']:3} {row['title']:{width}}  {row['verdict'].upper()}")
-        lines += textwrap.wrap(row["reason"], 100, initial_indent="      ", subsequent_indent="      ")
-    return "\n".join(lines)
 
 
 @config_app.command("check")

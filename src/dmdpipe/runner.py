@@ -14,6 +14,7 @@ import yaml
 from dmdpipe.artifacts.dag import RunPlan, plan_run
 from dmdpipe.cost import seconds_by_rule
 from dmdpipe.errors import UserError
+from dmdpipe.tables import verdict_text
 
 # Threads are part of a step's spec; a library must not take more on its own.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -98,8 +99,6 @@ def _write_estimates(run_plan: RunPlan, results: Path) -> None:
 
 def _report(run_plan: RunPlan, results: Path, overrides: dict[str, Any]) -> None:
     import pandas as pd
-
-    from dmdpipe.cli import verdict_text
 
     folder = results / "report" / run_plan.config.scale
     report = folder / "report.html"

@@ -1,7 +1,8 @@
-"""Printing tables: CSV and JSON for programs, aligned columns for people."""
+"""Printing tables: CSV and JSON for programs, aligned columns and paragraphs for people."""
 
 from __future__ import annotations
 
+import textwrap
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -26,3 +27,13 @@ def render(table: pd.DataFrame, form: Format) -> str:
             return table.to_json(orient="records", indent=1, double_precision=15)
         case Format.table:
             return table.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.4g}")
+
+
+def verdict_text(table: pd.DataFrame) -> str:
+    """Return the verdict table for a terminal: one claim a paragraph, the reason below it."""
+    width = max(len(title) for title in table["title"])
+    lines = []
+    for row in table.astype(str).to_dict("records"):
+        lines.append(f"{row['id']:3} {row['title']:{width}}  {row['verdict'].upper()}")
+        lines += textwrap.wrap(row["reason"], 100, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def judge_claims(step: Step) -> None:
-    """The ``verdicts`` step: the studies' common results and gallery, the verdicts, and their criteria."""
+    """The ``verdicts`` step: the studies' common results and gallery, the verdicts, and their criteria.
+
+    verdicts.csv, which opens the report, is short: claims' full statements stand in verdicts.parquet and .json.
+    """
     spec: VerdictsSpec = step.spec
     results = pd.concat([step.read_table(study, "results.parquet") for study in spec.studies], ignore_index=True)
     gallery = pd.concat([step.read_table(study, "gallery.parquet") for study in spec.studies], ignore_index=True)
@@ -25,7 +28,8 @@ def judge_claims(step: Step) -> None:
     }
     for name, table in tables.items():
         step.write_table(f"{name}.parquet", table)
-        step.write_text(f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+        short = table.drop(columns=["statement", "level_of_evidence"], errors="ignore")
+        step.write_text(f"{name}.csv", short.to_csv(index=False, lineterminator="\n"))
     step.write_json("verdicts.json", verdict_records(verdicts))
     step.write_table("results.parquet", results)
     step.write_table("gallery.parquet", gallery)
