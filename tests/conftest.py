@@ -1,0 +1,106 @@
+"""What several folders of tests share: a private copy of the checkout, and the command line run inside it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("config", "envs", "profiles", "reports", "rules", "src", "workflow", "Snakefile")
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A copy of everything that a run reads. Its own ``src`` is what runs in it."""
+
+    folder: Path
+
+    def __truediv__(self, path: str) -> Path:
+        return self.folder / path
+
+    def edit(self, path: str, old: str, new: str) -> None:
+        """Replace ``old``, which must be there, in a file."""
+        text = (self.folder / path).read_text()
+        assert old in text, f"{path} has no {old!r}"
+        (self.folder / path).write_text(text.replace(old, new))
+
+    def files(self) -> set[str]:
+        """Return every file that a run may have made or changed, by its path."""
+        made = (path for path in self.folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+        return {str(path.relative_to(self.folder)) for path in made}
+
+    def dmdpipe(self, *arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run the command ``dmdpipe`` here, as a user does."""
+        command = [str(Path(sys.executable).with_name("dmdpipe")), *arguments]
+        return self.run(command, timeout, environment)
+
+    def python(self, program: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a Python program here."""
+        return self.run([sys.executable, "-c", program], timeout, environment)
+
+    def run(
+        self, command: list[str], timeout: float, environment: dict[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command with this copy's library before any other."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DMDPIPE_", "PYTEST"))}
+        variables = {**inherited, "PYTHONPATH": str(self.folder / "src"), "OMP_NUM_THREADS": "1", **environment}
+        return subprocess.run(
+            command, cwd=self.folder, env=variables, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+
+def copy_checkout(target: Path) -> Checkout:
+    """Copy the checkout's sources, without anything that a run has made."""
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, target / part, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        else:
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target / part)
+    return Checkout(target)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    """A fresh copy of the checkout."""
+    return copy_checkout(tmp_path / "checkout")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command line ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def dmdpipe(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """The command line inside ``checkout``, in this process. It never starts Snakemake: that would end in 99."""
+    from dmdpipe import cli, runner
+
+    monkeypatch.chdir(checkout.folder)
+    monkeypatch.setattr(runner, "_snakemake", lambda arguments: 99)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # typer puts its own there
+    for name in ("DMDPIPE_RESULTS", *runner.ONE_THREAD):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))  # the runner sets them for its children
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["dmdpipe", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return Outcome(int(ended.value.code or 0), out, err)
+
+    return run

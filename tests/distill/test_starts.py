@@ -1,0 +1,205 @@
+"""Where students start: every S₀ against its definition, and what depends on the seed and what does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from dmdpipe.data.rotations import haar_rotation
+from dmdpipe.diffusion.sampler import teacher_map
+from dmdpipe.diffusion.teacher import load_teacher
+from dmdpipe.distill.initialisation import initialise
+from dmdpipe.distill.loop import distil
+from dmdpipe.distill.regression import make_pair_pool
+from dmdpipe.distill.student import build_student, rotation_of
+from dmdpipe.networks.denoiser import build_network
+from dmdpipe.pairing.bank import noise_rows
+from dmdpipe.seeds import derive_seed
+from dmdpipe.specs.data import Moons
+from dmdpipe.specs.diffusion import NoiseRange, TeacherSpec, TrainedScore
+from dmdpipe.specs.network import MLP
+from dmdpipe.specs.student import StudentSpec
+
+SMALL = MLP(width=16, depth=2, embedding=8)
+TEACHER = TeacherSpec(data=Moons(), score=TrainedScore(network=SMALL))
+SIGMA_MAX = 80.0
+C_SKIP = 0.25 / (SIGMA_MAX**2 + 0.25)
+KINDS = ("teacher", "rotated", "edm-default", "random-head", "random-no-skip")
+
+
+def teacher(dtype=torch.float32):
+    network = build_network(SMALL, 2, seed=77)
+    return load_teacher(TEACHER, {name: value.numpy() for name, value in network.state_dict().items()}, dtype)
+
+
+def start(kind, seed=0, noise_range=None, **fields):
+    """Return the student at its start, as the distillation makes it."""
+    spec = StudentSpec(
+        teacher=TEACHER,
+        network=SMALL,
+        init={"kind": kind, **fields.pop("init", {})},
+        seed=seed,
+        noise_range=noise_range or NoiseRange(),
+        generator_steps=1,
+        batch=fields.pop("batch", 4),
+        **fields,
+    )
+    snapshots, _ = distil(spec, teacher(getattr(torch, spec.dtype)))
+    student = build_student(spec)
+    student.load_state_dict({name: value[0] for name, value in snapshots.items() if name != "generator_step"})
+    return student.requires_grad_(False)
+
+
+def noise(n=200, dtype=torch.float32):
+    return torch.randn(n, 2, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def answer(z, sigma=SIGMA_MAX):
+    """D_teacher(σ·z, σ)."""
+    return teacher(z.dtype)(sigma * z, z.new_full((len(z), 1), sigma))
+
+
+def test_edm_default_is_a_multiple_of_the_noise_itself():
+    z = noise(dtype=torch.float64)
+    assert_close(start("edm-default", dtype="float64")(z), C_SKIP * SIGMA_MAX * z, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("sigma_max", [2.0, 80.0])
+def test_the_teachers_start_is_its_answer_at_the_largest_noise_level(sigma_max):
+    z = noise()
+    assert torch.equal(start("teacher", noise_range=NoiseRange(sigma_max=sigma_max))(z), answer(z, sigma_max))
+
+
+def test_the_rotated_start_is_the_teachers_behind_the_banks_rotation():
+    z = noise()
+    student = start("rotated")
+    rotation = torch.from_numpy(haar_rotation(2)).float()
+    assert torch.equal(student(z), answer(z @ rotation.T))
+    assert torch.equal(student(z), start("teacher")(z @ rotation.T))
+    assert (student(z) - start("teacher")(z)).abs().max() > 0.1
+    # Sample by sample, Q·z with z as a column.
+    assert_close(student(z[:1]), answer((rotation @ z[0])[None]))
+
+
+def test_random_starts_differ_in_their_skip_connection_only():
+    """The same fresh weights with and without c_skip·σ_max·z."""
+    z = noise(dtype=torch.float64)
+    with_skip, without = (start(kind, dtype="float64") for kind in ("random-head", "random-no-skip"))
+    assert_close(with_skip(z) - without(z), C_SKIP * SIGMA_MAX * z)
+    assert without(z).std() > 1e-3
+    for found, given in zip(with_skip.parameters(), without.parameters(), strict=True):
+        assert torch.equal(found, given)
+
+
+def test_a_random_head_is_a_network_inside_edms_preconditioning():
+    z = noise()
+    network = build_network(SMALL, 2, seed=0).requires_grad_(False)
+    fresh = start("random-head").state_dict()
+    network.load_state_dict({name.removeprefix("generator.network."): value for name, value in fresh.items()})
+    total = torch.tensor(SIGMA_MAX**2 + 0.25)
+    label = torch.tensor(SIGMA_MAX).log().div(4).expand(200, 1)
+    inside = SIGMA_MAX * 0.5 / total.sqrt() * network(SIGMA_MAX * z / total.sqrt(), label)
+    assert_close(start("random-no-skip")(z), inside)
+    assert_close(start("random-head")(z), inside + C_SKIP * SIGMA_MAX * z)
+
+
+def test_edm_default_keeps_fresh_hidden_layers():
+    silenced, fresh = start("edm-default").state_dict(), start("random-head").state_dict()
+    for name, value in silenced.items():
+        if "output" in name:
+            assert not value.any() and fresh[name].any()
+        else:
+            assert torch.equal(value, fresh[name])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_seed_gives_the_same_bytes(kind):
+    z = noise()
+    torch.manual_seed(1)
+    first = start(kind)(z)
+    torch.manual_seed(2)
+    assert torch.equal(start(kind)(z), first)
+
+
+@pytest.mark.parametrize(("kind", "random"), [(k, k.startswith("random")) for k in KINDS])
+def test_another_seed_gives_another_map_where_weights_are_fresh(kind, random):
+    z = noise()
+    assert torch.equal(start(kind, seed=0)(z), start(kind, seed=1)(z)) != random
+
+
+def test_the_five_starts_are_five_maps():
+    """The closest two differ by c_skip·σ_max = 0.003 per unit of noise: at this σ_max the skip is nearly nothing."""
+    outputs = torch.stack([start(kind)(noise()).flatten() for kind in KINDS])
+    distances = torch.cdist(outputs, outputs) / noise().norm()
+    assert (distances + torch.eye(5)).min().item() == pytest.approx(C_SKIP * SIGMA_MAX, rel=1e-3)
+
+
+def test_initialising_from_the_teacher_leaves_the_teacher_alone():
+    frozen = teacher()
+    before = {name: value.clone() for name, value in frozen.state_dict().items()}
+    spec = StudentSpec(teacher=TEACHER, network=SMALL, batch=4)
+    student = build_student(spec)
+    initialise(student, spec, frozen, lambda turn=None: None)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(frozen.state_dict()[name], value) for name, value in before.items())
+    assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+# kd-rotated
+
+
+@pytest.fixture(scope="module")
+def regressed():
+    recipe = {"regression_pairs": 1024}
+    return start("kd-rotated", init={"regression_steps": 800}, batch=128, recipe=recipe)
+
+
+def test_kd_rotated_starts_at_the_turned_teacher_map(regressed):
+    """On noise that the regression never saw: close to T∘Q, far from T, though its network takes z unrotated."""
+    z = noise(500)
+    rotation = torch.from_numpy(haar_rotation(2)).float()
+    straight, turned = (teacher_map(teacher(), noise, NoiseRange(), 32) for noise in (z, z @ rotation.T))
+    assert regressed.rotation is None
+
+    def error(target):
+        return (((regressed(z) - target) ** 2).mean() / target.var()).item()
+
+    assert error(turned) < 0.01
+    assert error(straight) > 20 * error(turned)
+    before = ((start("teacher")(z) - turned) ** 2).mean() / turned.var()
+    assert error(turned) < before / 10
+
+
+def test_kd_rotated_starts_from_the_teachers_weights_not_fresh_ones():
+    """After one step of the regression, Adam has moved no weight by more than its rate."""
+    student = start("kd-rotated", init={"regression_steps": 1}, recipe={"regression_pairs": 8})
+    for name, value in teacher().state_dict().items():
+        moved = (student.state_dict()[f"generator.{name}"] - value).abs().max().item()
+        assert 0 < moved < 1.01e-3
+
+
+def test_a_pool_holds_noises_and_where_the_teachers_flow_takes_them():
+    rotation = rotation_of(StudentSpec(teacher=TEACHER, network=SMALL), torch.float64)
+    pools = [
+        make_pair_pool(teacher(torch.float64), NoiseRange(), (50, 2), 9, torch.float64, turn)
+        for turn in (None, lambda z: z @ rotation.T)
+    ]
+    assert torch.equal(pools[0].z, pools[1].z)
+    for pool, z in zip(pools, (pools[0].z, pools[0].z @ rotation.T), strict=True):
+        assert_close(pool.target, teacher_map(teacher(torch.float64), z, NoiseRange(), 32))
+        assert not pool.target.requires_grad
+    drawn, targets = pools[0].draw(400, torch.Generator().manual_seed(0))
+    rows = (drawn[:, None] == pools[0].z).all(2).int().argmax(1)
+    assert len(rows.unique()) == 50
+    assert torch.equal(drawn, pools[0].z[rows]) and torch.equal(targets, pools[0].target[rows])
+
+
+def test_the_pool_shares_no_noise_with_the_bank():
+    """A student judged on the noises that it was regressed onto would look better than it is."""
+    bank = torch.cat([torch.from_numpy(noise_rows(2, 500, 0, purpose)) for purpose in ("paired", "held_out")])
+    seed = derive_seed(0, "student", "regression-pool")
+    pool = make_pair_pool(lambda x, sigma: x, NoiseRange(), (500, 2), seed, torch.float32)
+    assert torch.cdist(bank, pool.z).min() > 0

@@ -1,0 +1,138 @@
+"""A killed distillation, started again, ends in the same bytes; and the bytes depend on the seed alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dmdpipe.data.prepare import prepare
+from dmdpipe.diffusion import state
+from dmdpipe.diffusion.state import TrainingState
+from dmdpipe.diffusion.teacher import load_teacher
+from dmdpipe.distill.loop import distil
+from dmdpipe.networks.denoiser import build_network
+from dmdpipe.specs.data import Gaussian, Moons
+from dmdpipe.specs.diffusion import TeacherSpec, TrainedScore
+from dmdpipe.specs.network import MLP
+from dmdpipe.specs.student import StudentSpec
+
+SMALL = MLP(width=8, depth=1, embedding=4)
+TRAINED = TeacherSpec(data=Moons(), score=TrainedScore(network=SMALL))
+EXACT = TeacherSpec(data=Gaussian(dim=3, n_train=4, n_held_out=1), score={"kind": "exact"})
+QUICK = {"learning_rate": 1e-2, "warmup": 4}
+LEARNED = {"generator": QUICK, "fake_score": QUICK}
+POOL = {"regression_weight": 0.25, "regression_pairs": 64}
+SPECS = {
+    "dmd2": {"recipe": {"name": "dmd2", **LEARNED}},
+    "fastgen": {"recipe": {"name": "fastgen", **LEARNED, "ema": 0.8}},
+    "dmd2 with regression": {"recipe": {"name": "dmd2", **LEARNED, **POOL}},
+    "regression": {"recipe": {"name": "regression", "regression_pairs": 64}, "generator_steps": 31},
+    "kd-rotated": {"init": {"kind": "kd-rotated", "regression_steps": 3}, "recipe": {**LEARNED, **POOL}},
+    "linear": {
+        "teacher": EXACT,
+        "network": {"kind": "linear"},
+        "dtype": "float64",
+        "generator_steps": 31,
+        "recipe": {"fake": "oracle", "generator_every": 1, "generator": {"kind": "sgd", **QUICK, "decay": "cosine"}},
+    },
+}
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Step:
+    """A step that is killed at its n-th iteration of this process."""
+
+    def __init__(self, folder, iterations=None):
+        self.resume, self.iterations, self.calls = folder, iterations, 0
+
+    def progress(self, done, total):
+        assert 1 <= done <= total
+        self.calls += 1
+        if self.calls == self.iterations:
+            raise Interrupted
+
+
+def student_spec(name, **fields):
+    fields = {"teacher": TRAINED, "network": SMALL, "batch": 8, "generator_steps": 7, "snapshots": 6} | fields
+    return StudentSpec(**fields | SPECS[name])
+
+
+def teacher(spec):
+    if spec.teacher == EXACT:
+        tensors, _ = prepare(EXACT.data)
+    else:
+        tensors = {name: value.numpy() for name, value in build_network(SMALL, 2, seed=77).state_dict().items()}
+    return load_teacher(spec.teacher, tensors, getattr(torch, spec.dtype))
+
+
+def trained(spec, step=None):
+    """Return all bytes that a distillation returns."""
+    snapshots, history = distil(spec, teacher(spec), step)
+    return {name: value.numpy().tobytes() for name, value in snapshots.items()} | {"history": history.numpy().tobytes()}
+
+
+def test_a_training_that_nobody_watches_is_the_same(tmp_path):
+    spec = student_spec("dmd2")
+    assert trained(spec, Step(tmp_path)) == trained(spec)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_killed_distillation_ends_in_the_same_bytes(tmp_path, monkeypatch, name):
+    """31 iterations, killed in the 3rd, then in the 14th and the 27th: within and at the end of the recipe's cycle."""
+    spec = student_spec(name)
+    whole = trained(spec)
+    monkeypatch.setattr(state, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    done = 0
+    for iterations in (3, 12, 14):
+        step = Step(tmp_path, iterations)
+        with pytest.raises(Interrupted):
+            trained(spec, step)
+        done += iterations - 1  # the one in which it died is not in the checkpoint
+    last = Step(tmp_path)
+    assert trained(spec, last) == whole
+    assert last.calls == 31 - done
+
+
+@pytest.mark.parametrize("name", ["dmd2", "fastgen"])
+def test_work_since_the_last_checkpoint_is_done_again(tmp_path, monkeypatch, name):
+    spec = student_spec(name)
+    whole = trained(spec)
+    monkeypatch.setattr(TrainingState, "save_now_and_then", lambda s, i: s.save(i) if i == 9 else None)
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            trained(spec, Step(tmp_path, 20))
+    last = Step(tmp_path)
+    assert trained(spec, last) == whole
+    assert last.calls == 31 - 9
+
+
+def test_a_training_killed_before_its_first_checkpoint_starts_over(tmp_path):
+    spec = student_spec("dmd2")
+    with pytest.raises(Interrupted):
+        trained(spec, Step(tmp_path, 5))
+    assert not list(tmp_path.iterdir())
+    last = Step(tmp_path)
+    assert trained(spec, last) == trained(spec)
+    assert last.calls == 31
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_seed_decides_everything(name):
+    spec = student_spec(name)
+    first = trained(spec)
+    torch.manual_seed(123)
+    torch.randn(7)
+    assert trained(spec) == first
+    other = trained(student_spec(name, seed=1))
+    assert other["history"] != first["history"]
+
+
+def test_a_longer_training_begins_like_a_shorter_one():
+    """At a constant rate, snapshots at the same generator step are the same bytes."""
+    short, long = (student_spec("dmd2", generator_steps=steps, snapshots=1000) for steps in (4, 9))
+    few, many = (distil(spec, teacher(spec))[0] for spec in (short, long))
+    for name, value in few.items():
+        assert torch.equal(value, many[name][:5]), name

@@ -1,0 +1,126 @@
+"""Whose files are whose: equal cells share folders, and a change moves only what it concerns."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dmdpipe.artifacts.dag import plan_run, plan_study, steps_below
+from dmdpipe.artifacts.plan import plan
+from dmdpipe.specs.config import members_of, scale_names, study_names
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the configuration in the working directory."""
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    shutil.copytree(ROOT / "reports", tmp_path / "reports")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "config"
+
+
+def change(path: Path, **keys: object) -> None:
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **keys}))
+
+
+def folders(scale: str) -> set[str]:
+    """Everything below the verdicts that is named by a digest, of every study at a scale."""
+    steps = (step for name in study_names() for step in steps_below(plan_study(name, scale).evidence))
+    return {step.folder for step in steps if step.stage != "evidence"}
+
+
+def folders_of(study: str, scale: str) -> set[str]:
+    return {step.folder for step in steps_below(plan_study(study, scale).evidence) if step.stage != "evidence"}
+
+
+def test_two_studies_share_the_folders_of_the_cells_that_they_have_in_common(config: Path) -> None:
+    shutil.copy(config / "studies" / "dimension.yaml", config / "studies" / "twin.yaml")
+    change(config / "studies" / "twin.yaml", number=99, title="another", question="another", prediction="another")
+    assert folders_of("twin", "smoke") == folders_of("dimension", "smoke")
+
+
+def test_the_default_studies_share_their_common_cell(config: Path) -> None:
+    ladder, images = folders_of("dimension", "laptop"), folders_of("high_dimension", "laptop")
+    common = {step for step in ladder & images if step.startswith("metrics/")}
+    assert common == {plan("metrics", m.spec).folder for m in members_of("dimension", "laptop") if "64" in m.point}
+
+
+def test_a_step_that_studies_share_runs_once(config: Path) -> None:
+    run = plan_run({"scale": "laptop"})
+    one_by_one = [step for study in run.studies.values() for step in steps_below(study.evidence)]
+    assert len({step.folder for step in one_by_one}) < len(one_by_one)
+    assert len(run.steps) == len({step.folder for step in one_by_one}) + 1 + len(run.notebooks)
+    names = [step.folder for step in run.steps.values()]
+    for step in run.steps.values():
+        assert all(names.index(parent.folder) < names.index(step.folder) for parent in step.parents.values())
+
+
+def test_adding_a_seed_keeps_all_other_folders(config: Path) -> None:
+    before = folders("smoke")
+    scale = config / "scales" / "smoke.yaml"
+    change(scale, seeds=yaml.safe_load(scale.read_text())["seeds"] + 1)
+    assert before < folders("smoke")
+
+
+def test_adding_a_study_an_axis_label_or_a_claim_keeps_all_other_folders(config: Path) -> None:
+    before = folders("laptop")
+    sigma = config / "studies" / "sigma_max.yaml"
+    axes = yaml.safe_load(sigma.read_text())["axes"]
+    change(sigma, axes={**axes, "sigma_max": {**axes["sigma_max"], "20": {"noise_range.sigma_max": 20.0}}})
+    shutil.copy(sigma, config / "studies" / "new.yaml")
+    after = folders("laptop")
+    assert before < after
+
+
+def test_a_label_a_title_or_a_question_is_in_no_digest(config: Path) -> None:
+    before = folders("smoke")
+    dimension = config / "studies" / "dimension.yaml"
+    change(
+        dimension,
+        title="x",
+        question="y",
+        axes={"size": {"small": {"data.side": 2}, "large": {"data.side": 8}}},
+        scales={},
+        number=77,
+    )
+    assert folders("smoke") == before
+
+
+@pytest.mark.parametrize(("changed", "other"), [("smoke", "laptop"), ("laptop", "smoke")])
+def test_changing_one_scale_moves_no_folder_of_another(config: Path, changed: str, other: str) -> None:
+    before, others_before = folders(changed), folders(other)
+    scale = config / "scales" / f"{changed}.yaml"
+    change(scale, set={**yaml.safe_load(scale.read_text())["set"], "student.generator_steps": 3, "score.steps": 3})
+    assert folders(other) == others_before
+    assert folders(changed) != before
+
+
+def test_scales_do_not_write_into_each_others_folders(config: Path) -> None:
+    runs = {scale: plan_run({"scale": scale}) for scale in scale_names()}
+    opened = {
+        scale: {step.folder for step in run.steps.values() if step.stage in ("evidence", "verdicts", "figures")}
+        for scale, run in runs.items()
+    }
+    assert not opened["smoke"] & opened["laptop"]
+
+
+def test_a_longer_student_keeps_teacher_data_and_noise(config: Path) -> None:
+    before = folders_of("dimension", "smoke")
+    scale = config / "scales" / "smoke.yaml"
+    change(scale, set={**yaml.safe_load(scale.read_text())["set"], "student.generator_steps": 61})
+    after = folders_of("dimension", "smoke")
+    assert {folder.partition("/")[0] for folder in before & after} == {"data", "noise", "teachers", "teacher_samples"}
+    assert {folder.partition("/")[0] for folder in after - before} == {"students", "pairs", "metrics"}
+
+
+def test_no_two_steps_have_one_folder(config: Path) -> None:
+    for scale in scale_names():
+        steps = [step for name in study_names() for step in steps_below(plan_study(name, scale).evidence)]
+        texts = {}
+        for step in steps:
+            assert texts.setdefault(step.folder, step.canonical()) == step.canonical()

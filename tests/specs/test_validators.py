@@ -1,0 +1,124 @@
+"""Parts that do not fit together: refused with one line that names the key and says what would fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from dmdpipe.errors import UserError
+from dmdpipe.specs.diffusion import NoiseBankSpec, NoiseRange, TeacherSpec
+from dmdpipe.specs.pairs import PairsSpec
+from dmdpipe.specs.problems import parse
+from dmdpipe.specs.student import StudentSpec
+from dmdpipe.specs.study import BankSettings, Config, MetricSettings, Scale, Study
+
+TRAINED = {"data": {"family": "gaussian", "dim": 4}}
+EXACT = {**TRAINED, "score": {"kind": "exact"}}
+EXACT_RING = {"data": {"family": "ring"}, "score": {"kind": "exact"}}
+LINEAR = {"network": {"kind": "linear"}, "recipe": {"fake": "oracle"}}
+ORACLE_MLP = {"recipe": {"fake": "oracle"}}
+REGRESSION = {"recipe": {"name": "regression"}}
+
+FINE: list[tuple[type[BaseModel], dict[str, Any]]] = [
+    (TeacherSpec, TRAINED),
+    (TeacherSpec, EXACT),
+    (TeacherSpec, EXACT_RING),
+    (StudentSpec, {"teacher": TRAINED}),
+    (StudentSpec, {"teacher": EXACT, **LINEAR}),
+    (StudentSpec, {"teacher": EXACT, **LINEAR, "init": {"kind": "rotated"}}),
+    (StudentSpec, {"teacher": EXACT, **LINEAR, "batches": "expected"}),
+    (StudentSpec, {"teacher": TRAINED, **REGRESSION}),
+    (StudentSpec, {"teacher": EXACT_RING, "init": {"kind": "random-head"}, **REGRESSION}),
+    (StudentSpec, {"teacher": TRAINED, "init": {"kind": "random-head"}, "network": {"kind": "mlp", "width": 8}}),
+    *((StudentSpec, {"teacher": TRAINED, "init": {"kind": kind}}) for kind in ("rotated", "edm-default", "kd-rotated")),
+    (NoiseBankSpec, {"dim": 2_000, "n_held_out": 4_000}),
+]
+
+REFUSED: list[tuple[type[BaseModel], dict[str, Any], list[str]]] = [
+    (TeacherSpec, {**EXACT, "data": {"family": "moons"}}, ["score.kind", "'moons'", "trained"]),
+    (TeacherSpec, {**EXACT, "data": {"family": "digits"}}, ["score.kind", "'digits'", "trained"]),
+    (TeacherSpec, {}, ["data", "required"]),
+    (StudentSpec, {"teacher": TRAINED, **LINEAR}, ["network.kind", "linear", "gaussian", "exact"]),
+    (StudentSpec, {"teacher": EXACT_RING, **LINEAR}, ["network.kind", "linear", "gaussian", "exact"]),
+    *(
+        (StudentSpec, {"teacher": EXACT, **LINEAR, "init": {"kind": kind}}, ["init.kind", kind, "mlp"])
+        for kind in ("edm-default", "random-head", "random-no-skip", "kd-rotated")
+    ),
+    (StudentSpec, {"teacher": TRAINED, **ORACLE_MLP}, ["recipe.fake", "oracle", "linear"]),
+    (StudentSpec, {"teacher": EXACT, "network": {"kind": "linear"}}, ["recipe.fake", "'learned'", "'oracle'"]),
+    (StudentSpec, {"teacher": TRAINED, "batches": "expected"}, ["batches", "expected", "linear", "oracle"]),
+    *(
+        (StudentSpec, {"teacher": EXACT, "init": {"kind": kind}}, ["init.kind", kind, "score.kind", "trained"])
+        for kind in ("teacher", "rotated", "kd-rotated")
+    ),
+    *(
+        (StudentSpec, {"teacher": TRAINED, "init": {"kind": kind}, "network": {"kind": "mlp", "width": 8}}, ["network"])
+        for kind in ("teacher", "rotated", "kd-rotated")
+    ),
+    (StudentSpec, {"teacher": EXACT, "init": {"kind": "random-head"}}, ["recipe.fake", "learned", "score.kind"]),
+    (StudentSpec, {"teacher": TRAINED, "generator_steps": 0}, ["generator_steps", "greater than 0"]),
+    (StudentSpec, {"teacher": TRAINED, "seed": -1}, ["seed", "greater than or equal to 0"]),
+    (StudentSpec, {"teacher": TRAINED, "snapshots": 1}, ["snapshots", "2"]),
+    (StudentSpec, {"teacher": TRAINED, "dtype": "float16"}, ["dtype", "float16", "'float32' or 'float64'"]),
+    (NoiseRange, {"sigma_min": 80}, ["sigma_min", "sigma_max", "80"]),
+    (NoiseRange, {"sigma_min": 0}, ["sigma_min", "greater than 0"]),
+    (NoiseRange, {"sigma_max": "high"}, ["sigma_max", "number", "high"]),
+    (NoiseRange, {"sigma_max": float("inf")}, ["sigma_max", "finite"]),
+    (NoiseRange, {"sigma_max": float("nan")}, ["sigma_max", "finite"]),
+    (NoiseBankSpec, {"dim": 64, "n_held_out": 127}, ["n_held_out", "127", "128"]),
+    (NoiseBankSpec, {"dim": 64, "n_reference_sets": 1}, ["n_reference_sets", "2"]),
+    (NoiseBankSpec, {"dim": 64, "seed": 1}, ["seed"]),
+    (BankSettings, {"n_paired": 0}, ["n_paired", "greater than 0"]),
+    # ρ and its null need two pairs at least.
+    (BankSettings, {"n_paired": 1}, ["n_paired", "2"]),
+    (MetricSettings, {"whitened_variance": 1.5}, ["whitened_variance", "1"]),
+    (
+        PairsSpec,
+        {
+            "student": {"teacher": TRAINED},
+            "teacher_samples": {"teacher": EXACT, "bank": {"dim": 4}},
+        },
+        ["student.teacher", "teacher_samples.teacher"],
+    ),
+    (
+        PairsSpec,
+        {
+            "student": {"teacher": TRAINED},
+            "teacher_samples": {"teacher": TRAINED, "bank": {"dim": 4}, "noise_range": {"sigma_max": 8}},
+        },
+        ["student.noise_range", "teacher_samples.noise_range"],
+    ),
+    (
+        PairsSpec,
+        {"student": {"teacher": TRAINED}, "teacher_samples": {"teacher": TRAINED, "bank": {"dim": 5}}},
+        ["bank.dim", "5", "4"],
+    ),
+    (Scale, {"title": "t", "seeds": 0}, ["seeds", "greater than 0"]),
+    (Scale, {"seeds": 1}, ["title", "required"]),
+    (Study, {"number": -1, "title": "t", "question": "q", "prediction": "p"}, ["number", "greater than or equal"]),
+    (Config, {"studies": []}, ["studies", "at least"]),
+    (Config, {"studies": "dimension"}, ["studies", "dimension"]),
+    (Config, {"studies": ["a"], "scale": 3}, ["scale", "string", "3"]),
+]
+
+
+def ids(cases: list[Any]) -> list[str]:
+    return [f"{case[0].__name__}: {' '.join(case[2]) if len(case) > 2 else case[1]}"[:80] for case in cases]
+
+
+@pytest.mark.parametrize(("model", "value"), FINE, ids=ids(FINE))
+def test_what_fits_together_is_accepted(model: type[BaseModel], value: dict[str, Any]) -> None:
+    parse(model, value, "here")
+
+
+@pytest.mark.parametrize(("model", "value", "words"), REFUSED, ids=ids(REFUSED))
+def test_what_does_not_fit_is_refused_in_one_line(
+    model: type[BaseModel], value: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(UserError) as refused:
+        parse(model, value, "here")
+    message = str(refused.value)
+    assert message.startswith("here: ") and "\n" not in message
+    assert all(word in message for word in words), message
