@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dmdpipe.artifacts.dag import RunPlan, plan_run
+from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.cost import seconds_by_rule
-from dmdpipe.errors import UserError
+from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.tables import verdict_text
 
+# Options with which Snakemake runs nothing.
+LOOKS_ONLY = {"-n", "--dry-run", "--dryrun", "--unlock", "--lint", "--dag", "--rulegraph", "--summary", "--list"}
 # Threads are part of a step's spec; a library must not take more on its own.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -33,13 +39,33 @@ def run_workflow(arguments: list[str]) -> int:
         raise UserError("there is no Snakefile here; run this in the folder of your checkout")
     overrides = config_overrides(arguments)
     run_plan = plan_run(overrides)
+    check_study_targets(arguments, run_plan)
     results = Path(run_plan.config.results)
-    _write_estimates(run_plan, results)
-    os.environ.update({**ONE_THREAD, "DMDPIPE_RESULTS": str(results)})
-    status = _snakemake(arguments)
-    if status == 0 and _is_whole_run(arguments):
-        _report(run_plan, results, overrides)
+    with _alone(results):
+        _write_estimates(run_plan, results)
+        os.environ.update({**ONE_THREAD, "DMDPIPE_RESULTS": str(results)})
+        status = _snakemake(arguments)
+        if status == 0 and is_whole_run(arguments, run_plan):
+            _report(run_plan, results, overrides)
     return status
+
+
+@contextmanager
+def _alone(results: Path) -> Iterator[None]:
+    """Keep a second run away from the results, and clear the lock that a killed run of ours left in Snakemake's folder.
+
+    Raises:
+        UserError: if another run is using the results.
+    """
+    results.mkdir(parents=True, exist_ok=True)
+    with (results / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{results}: another run is using this folder; wait for it to end") from None
+        if any(Path(".snakemake/locks").glob("*")):
+            subprocess.run([sys.executable, "-m", "snakemake", "--unlock", "--quiet", "all"], check=False)
+        yield
 
 
 def config_overrides(arguments: list[str]) -> dict[str, Any]:
@@ -63,21 +89,24 @@ def config_overrides(arguments: list[str]) -> dict[str, Any]:
     return overrides
 
 
-def _is_whole_run(arguments: list[str]) -> bool:
-    """Whether the arguments ask for the default target and really run it."""
-    options_only = not [w for w in arguments if not w.startswith("-") and "=" not in w and not w.isdigit()]
-    looks_only = {
-        "-n",
-        "--dry-run",
-        "--dryrun",
-        "--unlock",
-        "--lint",
-        "--dag",
-        "--rulegraph",
-        "--summary",
-        "--list",
-    }
-    return options_only and not looks_only & set(arguments)
+def check_study_targets(arguments: list[str], run_plan: RunPlan) -> None:
+    """Check that every target like ``study_dimension`` is a study of this run.
+
+    Raises:
+        UserError: naming the nearest one that is.
+    """
+    known = [f"study_{name}" for name in run_plan.studies]
+    for word in arguments:
+        if word.startswith("study_") and word not in known:
+            raise UserError(f"there is no target '{word}' in this run{did_you_mean(word, known)}")
+
+
+def is_whole_run(arguments: list[str], run_plan: RunPlan) -> bool:
+    """Whether the arguments ask for everything and really run it, rather than for a study, a rule, a file, a look."""
+    for word in arguments:
+        if word in LOOKS_ONLY or word in STAGES or word.startswith((f"{run_plan.config.results}/", "study_")):
+            return False
+    return True
 
 
 def _snakemake(arguments: list[str]) -> int:

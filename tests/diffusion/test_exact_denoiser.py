@@ -28,6 +28,10 @@ def mixture(dim, modes, seed=0):
     }
 
 
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 def level(sigma, rows):
     return torch.full((rows, 1), sigma, dtype=torch.float64)
 
@@ -59,7 +63,7 @@ def test_it_is_the_posterior_mean_by_numerical_integration(dim, sigma):
 def test_it_obeys_tweedies_formula(dim, modes, sigma):
     """D(x, σ) = x + σ²·∇log p_σ(x), the gradient taken by autograd."""
     tensors = mixture(dim, modes)
-    x = (noised(tensors, sigma).sample((20,))).requires_grad_(True)
+    x = ((1 + sigma) * draw(20, dim)).requires_grad_(True)
     (score,) = torch.autograd.grad(noised(tensors, sigma).log_prob(x).sum(), x)
     expected = x.detach() + sigma**2 * score
     assert_close(ExactDenoiser(tensors, torch.float64)(x.detach(), level(sigma, 20)), expected, atol=1e-9, rtol=1e-9)
@@ -71,14 +75,14 @@ def test_one_mode_is_the_linear_answer(sigma):
     denoiser = ExactDenoiser(tensors, torch.float64)
     covariance = noised(tensors, 0.0).component_distribution.covariance_matrix[0]
     assert_close(denoiser.covariance(), covariance)
-    x = torch.randn(6, 5, dtype=torch.float64)
+    x = draw(6, 5)
     total = covariance + sigma**2 * torch.eye(5, dtype=torch.float64)
     assert_close(denoiser(x, level(sigma, 6)), torch.linalg.solve(total, x.T).T @ covariance.T)
 
 
 def test_rows_of_a_batch_have_their_own_noise_levels():
     denoiser = ExactDenoiser(mixture(4, 3), torch.float64)
-    x, sigma = torch.randn(4, 4, dtype=torch.float64), torch.tensor(SIGMAS, dtype=torch.float64)[:, None]
+    x, sigma = draw(4, 4), torch.tensor(SIGMAS, dtype=torch.float64)[:, None]
     assert_close(denoiser(x, sigma), torch.cat([denoiser(x[i : i + 1], sigma[i : i + 1]) for i in range(4)]))
 
 
@@ -88,7 +92,7 @@ def test_it_belongs_to_the_prepared_data(data, sigma):
     """Its error is orthogonal to every function of the noisy sample: E[(x₀ − D)·h(x)] = 0."""
     tensors, _ = prepare(data)
     x0 = torch.from_numpy(tensors["train"]).double()
-    x = x0 + sigma * torch.randn(x0.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = x0 + sigma * draw(*x0.shape, seed=1)
     error = x0 - ExactDenoiser(tensors, torch.float64)(x, level(sigma, len(x)))
     for h in (torch.ones_like(x), x, x.roll(1, dims=1), x.tanh()):
         products = error * h
@@ -97,7 +101,7 @@ def test_it_belongs_to_the_prepared_data(data, sigma):
 
 def test_single_precision_follows_double():
     tensors, _ = prepare(Ring(n_train=10))
-    x = 80 * torch.randn(50, 2, dtype=torch.float64)
+    x = 80 * draw(50, 2)
     for sigma in (0.002, 1.0, 80.0):
         double = ExactDenoiser(tensors, torch.float64)(x / 80 * sigma, level(sigma, 50))
         single = ExactDenoiser(tensors, torch.float32)((x / 80 * sigma).float(), level(sigma, 50).float())

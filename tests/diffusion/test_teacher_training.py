@@ -22,7 +22,7 @@ from dmdpipe.specs.network import MLP
 SMALL = MLP(width=16, depth=2, embedding=8)
 
 
-class Interrupted(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -37,7 +37,7 @@ class Step:
     def progress(self, done, total):
         self.done.append(done)
         if done == self.interrupt_at:
-            raise Interrupted
+            raise KilledError
 
 
 def moons(n=200):
@@ -70,7 +70,7 @@ def test_data_that_are_the_preconditionings_own_gaussian_cost_one():
 def test_a_teacher_starts_at_its_skip_connection():
     network = build_network(SMALL, 2, seed=0)
     zero_output_layer(network)
-    x = torch.randn(4, 2)
+    x = torch.ones(4, 2)
     assert torch.equal(network(x, torch.zeros(4, 1)), torch.zeros(4, 2))
     assert any(p.abs().max() > 0 for p in network.parameters())
 
@@ -121,7 +121,9 @@ def test_the_rate_rises_over_the_warm_up(tmp_path, monkeypatch):
 
     rates = []
     original = FlatOptimiser.step
-    monkeypatch.setattr(FlatOptimiser, "step", lambda self, loss, rate: rates.append(rate) or original(self, loss, rate))
+    monkeypatch.setattr(
+        FlatOptimiser, "step", lambda self, loss, rate: rates.append(rate) or original(self, loss, rate)
+    )
     spec = TrainedScore(network=SMALL, steps=8, batch=4, learning_rate=1e-2, warmup=4)
     train_denoiser(spec, moons(), Step(tmp_path))
     assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01, 0.01, 0.01])
@@ -139,12 +141,10 @@ def test_a_killed_training_ends_in_the_same_bytes(tmp_path, monkeypatch, every):
     whole = trained(spec, Step(tmp_path / "whole"))
     assert trained(TrainedScore(**{**spec.model_dump(), "seed": 1}), Step(tmp_path / "other")) != whole
 
-    monkeypatch.setattr(
-        TrainingState, "save_now_and_then", lambda state, i: state.save(i) if i % every == 0 else None
-    )
+    monkeypatch.setattr(TrainingState, "save_now_and_then", lambda state, i: state.save(i) if i % every == 0 else None)
     for interrupt_at, resumed_at in ((10, 1), (52, 9 // every * every + 1)):
         step = Step(tmp_path / "killed", interrupt_at)
-        with pytest.raises(Interrupted):
+        with pytest.raises(KilledError):
             trained(spec, step)
         assert step.done[0] == resumed_at
     last = Step(tmp_path / "killed")
@@ -205,7 +205,7 @@ def test_the_step_stores_a_teacher_that_loads_again(tmp_path):
     train_teacher(step)
     loaded = load_teacher(spec, step.written["model.safetensors"])
     network, losses = train_denoiser(spec.score, moons(), Step(tmp_path / "again"))
-    x, sigma = torch.randn(5, 2), torch.rand(5, 1) + 0.1
+    x, sigma = moons(5), torch.linspace(0.1, 2, 5)[:, None]
     assert torch.equal(loaded(x, sigma), Denoiser(network)(x, sigma))
     assert not any(p.requires_grad for p in loaded.parameters())
     history = step.written["history.parquet"]

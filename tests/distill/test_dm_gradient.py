@@ -106,7 +106,9 @@ def test_the_losss_gradient_is_g_over_the_number_of_entries(shape):
         assert_close(twin.grad, factor * x.grad, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("weighting", "weight"), [("edm", lambda s: s**-2 + 1 / 0.5**2), ("none", lambda s: 1 + 0 * s)])
+@pytest.mark.parametrize(
+    ("weighting", "weight"), [("edm", lambda s: s**-2 + 1 / 0.5**2), ("none", lambda s: 1 + 0 * s)]
+)
 def test_the_fake_scores_loss_is_weighted_as_published(weighting, weight):
     denoised, x = draw(2, 6, 3)
     sigma = torch.tensor([[0.002], [0.05], [0.5], [1.0], [10.0], [80.0]])

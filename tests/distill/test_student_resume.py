@@ -38,7 +38,7 @@ SPECS = {
 }
 
 
-class Interrupted(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -52,7 +52,7 @@ class Step:
         assert 1 <= done <= total
         self.calls += 1
         if self.calls == self.iterations:
-            raise Interrupted
+            raise KilledError
 
 
 def student_spec(name, **fields):
@@ -88,7 +88,7 @@ def test_a_killed_distillation_ends_in_the_same_bytes(tmp_path, monkeypatch, nam
     done = 0
     for iterations in (3, 12, 14):
         step = Step(tmp_path, iterations)
-        with pytest.raises(Interrupted):
+        with pytest.raises(KilledError):
             trained(spec, step)
         done += iterations - 1  # the one in which it died is not in the checkpoint
     last = Step(tmp_path)
@@ -102,7 +102,7 @@ def test_work_since_the_last_checkpoint_is_done_again(tmp_path, monkeypatch, nam
     whole = trained(spec)
     monkeypatch.setattr(TrainingState, "save_now_and_then", lambda s, i: s.save(i) if i == 9 else None)
     for _ in range(2):
-        with pytest.raises(Interrupted):
+        with pytest.raises(KilledError):
             trained(spec, Step(tmp_path, 20))
     last = Step(tmp_path)
     assert trained(spec, last) == whole
@@ -111,7 +111,7 @@ def test_work_since_the_last_checkpoint_is_done_again(tmp_path, monkeypatch, nam
 
 def test_a_training_killed_before_its_first_checkpoint_starts_over(tmp_path):
     spec = student_spec("dmd2")
-    with pytest.raises(Interrupted):
+    with pytest.raises(KilledError):
         trained(spec, Step(tmp_path, 5))
     assert not list(tmp_path.iterdir())
     last = Step(tmp_path)

@@ -11,6 +11,10 @@ from dmdpipe.networks.denoiser import build_network
 from dmdpipe.specs.network import MLP, Linear
 
 
+def draw(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
 def state(spec=None, dim=3, seed=0):
     return build_network(spec or MLP(width=8, depth=2, embedding=4), dim, seed).state_dict()
 
@@ -36,7 +40,7 @@ def test_the_mlp_is_the_formula_of_its_docstring():
     spec = MLP(width=8, depth=2, embedding=4)
     network = build_network(spec, 3, 0)
     w = network.state_dict()
-    x, c_noise = torch.randn(5, 3), torch.linspace(-1.5, 1.1, 5)[:, None]
+    x, c_noise = draw(5, 3), torch.linspace(-1.5, 1.1, 5)[:, None]
     angles = torch.cat([c_noise * 1.0, c_noise * 32.0], dim=1)
     features = torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
     embedding = F.silu(features @ w["noise_embedding.weight"].T + w["noise_embedding.bias"])
@@ -59,6 +63,6 @@ def test_the_mlp_tells_noise_levels_apart():
 def test_the_linear_generator_maps_scaled_noise_by_its_matrix(sigma):
     generator = build_network(Linear(), 3, 0)
     assert torch.equal(generator.matrix, torch.zeros(3, 3))
-    matrix, z = torch.randn(2, 3, 3)
+    matrix, z = draw(2, 3, 3)
     generator.load_state_dict({"matrix": matrix})
     assert_close(generator(sigma * z, torch.full((3, 1), sigma)), torch.stack([matrix @ row for row in z]))

@@ -213,36 +213,38 @@ def test_what_lies_under_never_changes_what_lies_over(over: dict[str, int], unde
     assert all(at(key) == over[key] for key in top)
 
 
+NO_GRIDS: list[tuple[dict[str, Any], list[str]]] = [
+    ({"base": {"data.family": "digit"}}, ["data", "'digit'", "'digits'"]),
+    ({"base": {"data.family": ["digits"]}}, ["data", "digits"]),
+    ({"base": {"data.family": {"digits": 1}}}, ["data", "digits"]),
+    ({"base": {}}, ["data", "required"]),
+    ({"base": {"data": None}}, ["data"]),
+    ({"base": {"data": 5, "data.side": 2}}, ["data.side", "is a value"]),
+    ({"base": {"data.family": "digits", "data.sied": 2}}, ["data.sied", "did you mean 'side'?"]),
+    ({"base": {"data.family": "digits", "student.recipe.name": ["dmd2"]}}, ["student.recipe"]),
+    ({"base": {"data.family": "digits", "score": None}}, ["score"]),
+    ({"base": {"data.family": "digits", "bank.n_held_out": 10}}, ["bank", "n_held_out", "10", "128"]),
+    ({"base": {"data.family": "moons", "score.kind": "exact"}}, ["score.kind", "exact", "moons"]),
+    ({"base": {"data.family": "gaussian", "score.kind": "exact"}}, ["student.network", "exact teacher"]),
+    ({"axes": {"d": {"4": {"data.side": 3}}}}, ["data.side", "d=4", "3"]),
+    ({"axes": {"d": {"4": {"date.side": 2}}}}, ["date", "did you mean 'data'?"]),
+    ({"axes": {"d": {}}}, ["axes.d"]),
+    ({"axes": {"d": SIDES}, "scales": {"tiny": {"axes": {"d": []}}}}, ["scales.tiny.axes.d"]),
+    ({"axes": {"d": SIDES}, "scales": {"tiny": {"axes": {"d": ["4", "4"]}}}}, ["scales.tiny.axes.d", "4"]),
+    (
+        {"axes": {"start": SIDES}, "scales": {"tiny": {"axes": {"strat": ["4"]}}}},
+        ["strat", "did you mean 'start'?"],
+    ),
+    (
+        {"axes": {"start": STARTS}, "scales": {"tiny": {"axes": {"start": ["frsh"]}}}},
+        ["scales.tiny.axes.start", "frsh", "did you mean 'fresh'?"],
+    ),
+    ({"scales": {"tiny": {"set": {"student.seeds": 3}}}}, ["student.seeds"]),
+]
+
+
 @pytest.mark.parametrize(
-    ("parts", "words_of_message"),
-    [
-        ({"base": {"data.family": "digit"}}, ["data", "'digit'", "'digits'"]),
-        ({"base": {"data.family": ["digits"]}}, ["data", "digits"]),
-        ({"base": {"data.family": {"digits": 1}}}, ["data", "digits"]),
-        ({"base": {}}, ["data", "required"]),
-        ({"base": {"data": None}}, ["data"]),
-        ({"base": {"data": 5, "data.side": 2}}, ["data.side", "is a value"]),
-        ({"base": {"data.family": "digits", "data.sied": 2}}, ["data.sied", "did you mean 'side'?"]),
-        ({"base": {"data.family": "digits", "student.recipe.name": ["dmd2"]}}, ["student.recipe"]),
-        ({"base": {"data.family": "digits", "score": None}}, ["score"]),
-        ({"base": {"data.family": "digits", "bank.n_held_out": 10}}, ["bank.n_held_out", "10", "128"]),
-        ({"base": {"data.family": "moons", "score.kind": "exact"}}, ["score.kind", "exact", "moons"]),
-        ({"base": {"data.family": "gaussian", "score.kind": "exact"}}, ["student.network", "exact teacher"]),
-        ({"axes": {"d": {"4": {"data.side": 3}}}}, ["data.side", "d=4", "3"]),
-        ({"axes": {"d": {"4": {"date.side": 2}}}}, ["date", "did you mean 'data'?"]),
-        ({"axes": {"d": {}}}, ["axes.d"]),
-        ({"axes": {"d": SIDES}, "scales": {"tiny": {"axes": {"d": []}}}}, ["scales.tiny.axes.d"]),
-        ({"axes": {"d": SIDES}, "scales": {"tiny": {"axes": {"d": ["4", "4"]}}}}, ["scales.tiny.axes.d", "4"]),
-        (
-            {"axes": {"start": SIDES}, "scales": {"tiny": {"axes": {"strat": ["4"]}}}},
-            ["strat", "did you mean 'start'?"],
-        ),
-        (
-            {"axes": {"start": STARTS}, "scales": {"tiny": {"axes": {"start": ["frsh"]}}}},
-            ["scales.tiny.axes.start", "frsh", "did you mean 'fresh'?"],
-        ),
-        ({"scales": {"tiny": {"set": {"student.seeds": 3}}}}, ["student.seeds"]),
-    ],
+    ("parts", "words_of_message"), NO_GRIDS, ids=[str(parts).replace("'", "") for parts, _ in NO_GRIDS]
 )
 def test_what_makes_no_grid_is_refused_in_one_line(parts: dict[str, Any], words_of_message: list[str]) -> None:
     with pytest.raises(UserError) as refused:

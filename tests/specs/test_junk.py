@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,12 @@ from dmdpipe.specs.base import canonical_json
 from dmdpipe.specs.claims import Claims
 from dmdpipe.specs.config import load_config
 from dmdpipe.specs.data import FAMILIES
-from dmdpipe.specs.problems import parse, read_yaml
+from dmdpipe.specs.problems import _models_in, parse, read_yaml
 from dmdpipe.specs.study import Cell, Config, Scale, Study
 
 
 def fields_of(model: type[BaseModel], path: str = "") -> set[str]:
     """Every dotted key below a model, whichever member of a union it belongs to."""
-    from dmdpipe.specs.problems import _models_in
-
     found = set()
     for name, field in model.model_fields.items():
         found.add(f"{path}{name}")
@@ -95,17 +94,28 @@ def test_junk_in_the_layers_of_a_grid(base: dict[str, Any], label: dict[str, Any
             canonical_json(member.spec)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration with one study and one scale."""
+    folder = tmp_path_factory.mktemp("config")
+    (folder / "studies").mkdir()
+    (folder / "scales").mkdir()
+    words = {"number": 0, "title": "t", "question": "q", "prediction": "p", "base": {"data.family": "digits"}}
+    (folder / "studies" / "mine.yaml").write_text(yaml.safe_dump(words))
+    (folder / "scales" / "tiny.yaml").write_text("title: t\nseeds: 1\n")
+    (folder / "config.yaml").write_text("scale: tiny\nstudies: [mine]\n")
+    return folder
+
+
 @few
 @given(value=st.dictionaries(st.sampled_from(["scale", "studies", "results"]) | st.text(max_size=4), junk, max_size=3))
-def test_junk_on_the_command_line(value: dict[str, Any]) -> None:
-    one_line_or_fine(load_config, value, Path(__file__).parents[2] / "config")
+def test_junk_on_the_command_line(folder: Path, value: dict[str, Any]) -> None:
+    one_line_or_fine(load_config, value, folder)
 
 
 @few
 @given(text=st.text(max_size=30) | st.text("{}[]:,-&*!|>?%@'\"#ab01 \n\t", max_size=30) | junk.map(yaml.safe_dump))
 def test_junk_instead_of_yaml(text: str) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.yaml")
         path.write_bytes(text.encode("utf-8", "surrogatepass"))

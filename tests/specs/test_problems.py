@@ -59,6 +59,7 @@ def test_yaml_is_read_as_plain_types(tmp_path: Path) -> None:
         (5_000 * "[", ["not valid YAML"]),
         (2_000 * "{a: " + "1" + 2_000 * "}", ["not valid YAML"]),
     ],
+    ids=lambda given: repr(given)[:30],
 )
 def test_what_is_no_yaml_is_refused_in_one_line(tmp_path: Path, text: str, words: list[str]) -> None:
     path = tmp_path / "a.yaml"
@@ -67,11 +68,6 @@ def test_what_is_no_yaml_is_refused_in_one_line(tmp_path: Path, text: str, words
     assert message.startswith(str(path))
     assert len(message) < 1_000
     assert all(word in message for word in words), message
-
-
-def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("seeds: 1\ntitle: t\nseeds: 2\n")
-    assert "seeds" in refusal(read_yaml, tmp_path / "a.yaml")
 
 
 def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -212,10 +208,10 @@ def test_studies_come_by_their_number(config: Path) -> None:
         ({"results": "../results"}, ["results", "../results"]),
         ({"results": ""}, ["results"]),
         ({"results": "."}, ["results"]),
-        ({"results": "re\nsults"}, ["results"]),
         ({"sclae": "tiny"}, ["unknown key 'sclae'", "did you mean 'scale'?", "--config"]),
         ({"zzz": 1}, ["unknown key 'zzz'", "--config"]),
     ],
+    ids=str,
 )
 def test_a_wrong_configuration_is_refused_in_one_line(config: Path, overrides: dict[str, Any], words: list[str]) -> None:
     message = refusal(load_config, overrides, config)
@@ -241,11 +237,6 @@ def test_a_wrong_study_or_scale_is_refused_in_one_line(config: Path, place: str,
     (config / place).write_text(text)
     message = refusal(members_of, "mine", "tiny", config)
     assert all(word in message for word in words), message
-
-
-def test_an_unknown_study_or_scale_comes_with_the_nearest_one(config: Path) -> None:
-    assert "did you mean 'mine'?" in refusal(members_of, "mien", "tiny", config)
-    assert "did you mean 'tiny'?" in refusal(members_of, "mine", "tinny", config)
 
 
 # Hints

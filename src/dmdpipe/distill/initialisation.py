@@ -38,12 +38,12 @@ def initialise(
         teacher: D(x, σ), the source of copied weights; for a linear student an exact Gaussian teacher.
         make_pool: makes the pool of pairs (z, T(Qz)) to regress onto, given z ↦ Qz; called for ``kd-rotated`` only.
     """
-    if not isinstance(teacher, nn.Module):
-        start_linear(student.get_parameter("generator.matrix"), spec, teacher)
-    elif spec.init.kind == "edm-default":
+    if spec.init.kind == "edm-default":
         zero_output_layer(student.get_submodule("generator.network"))
-    elif spec.init.kind in ("teacher", "rotated", "kd-rotated"):
+    elif spec.init.kind in ("teacher", "rotated", "kd-rotated") and isinstance(teacher, nn.Module):
         student.generator.load_state_dict(teacher.state_dict())
+    elif spec.network.kind == "linear" and not isinstance(teacher, nn.Module):
+        start_linear(student.get_parameter("generator.matrix"), spec, teacher)
     if spec.init.kind == "kd-rotated":
         rotation = rotation_of(spec, getattr(torch, spec.dtype))
         regress(student, make_pool(rotated(lambda z: z, rotation)), spec)

@@ -21,7 +21,18 @@ def canonical_json(value: Any) -> str:
     """Return JSON with sorted keys, no spaces and plain types: equal values give equal text."""
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return json.dumps(
+        _without_minus_zero(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
+
+
+def _without_minus_zero(value: Any) -> Any:
+    """Return JSON types with −0.0 as 0.0: the two are equal, so their texts must be, too."""
+    if isinstance(value, dict):
+        return {key: _without_minus_zero(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_minus_zero(item) for item in value]
+    return value + 0.0 if isinstance(value, float) else value
 
 
 def digest(value: Any) -> str:

@@ -32,8 +32,12 @@ def load_config(overrides: Mapping[str, Any] | None = None, folder: Path = CONFI
         for name in wanted:
             if name not in names:
                 raise UserError(f"{source}: {kind}: there is no '{name}'{did_you_mean(name, names)}")
-    if Path(config.results).is_absolute() or ".." in Path(config.results).parts:
-        raise UserError(f"{source}: results: '{config.results}' must be a folder inside the working directory")
+    if len(set(config.studies)) < len(config.studies):
+        twice = next(name for name in config.studies if config.studies.count(name) > 1)
+        raise UserError(f"{source}: studies: '{twice}' is listed twice; list it once")
+    parts = Path(config.results).parts
+    if not parts or Path(config.results).is_absolute() or ".." in parts:
+        raise UserError(f"{source}: results: '{config.results}' must be a folder below the working directory")
     return config
 
 
@@ -50,7 +54,12 @@ def scale_names(folder: Path = CONFIG_FOLDER) -> list[str]:
 
 def load_study(name: str, folder: Path = CONFIG_FOLDER) -> Study:
     """Return one study's declaration; raises UserError if it is missing or wrong."""
-    return parse(Study, read_yaml(folder / "studies" / f"{name}.yaml"), f"{folder}/studies/{name}.yaml")
+    path = folder / "studies" / f"{name}.yaml"
+    study = parse(Study, read_yaml(path), str(path))
+    for scale in study.scales:
+        if scale not in scale_names(folder):
+            raise UserError(f"{path}: scales: there is no scale '{scale}'{did_you_mean(scale, scale_names(folder))}")
+    return study
 
 
 def load_scale(name: str, folder: Path = CONFIG_FOLDER) -> Scale:

@@ -64,10 +64,10 @@ class NoiseBankSpec(Spec):
     """The paired-noise bank: standard normal noise, every row from its own counter-based stream."""
 
     dim: PositiveInt
-    n_paired: PositiveInt = Field(1_000, description="noises z_i that teacher and student share")
+    n_paired: int = Field(1_000, ge=2, description="noises z_i that teacher and student share")
     n_held_out: PositiveInt = Field(4_000, description="noises for fitting baselines, e.g. the best affine map")
     n_reference_sets: int = Field(4, ge=2, description="independent sets of n_paired noises: gate and its floor")
-    seed: Literal[0] = Field(0, description="one bank for everyone: rotated starts use its rotation, too")
+    seed: int = Field(0, ge=0, description="rotated starts use the rotation of seed 0")
 
     @model_validator(mode="after")
     def _enough_for_the_affine_baseline(self) -> NoiseBankSpec:

@@ -17,12 +17,23 @@ from dmdpipe.specs.problems import parse
 from dmdpipe.specs.student import StudentSpec
 from dmdpipe.specs.study import Cell, Scale, ScaleOverlay, Study
 
-# Where a key chooses between models: the key, and the models that it chooses from, the default first.
-UNIONS: dict[str, tuple[str, Mapping[Any, type[Spec]]]] = {
-    "data": ("family", FAMILIES),
-    "score": ("kind", {"trained": TrainedScore, "exact": ExactScore}),
-    "student.network": ("kind", {"mlp": MLP, "linear": Linear}),
+
+@dataclass(frozen=True)
+class Choice:
+    """A place where one key chooses between models: the key, the models, and which it is if the key is absent."""
+
+    key: str
+    models: Mapping[Any, type[Spec]]
+    default: str | None
+
+
+CHOICES = {
+    "data": Choice("family", FAMILIES, None),
+    "score": Choice("kind", {"trained": TrainedScore, "exact": ExactScore}, "trained"),
+    "student.network": Choice("kind", {"mlp": MLP, "linear": Linear}, "mlp"),
 }
+# Places where a name alone may stand for a mapping, and the key that it is short for.
+SHORT_FOR = {"student.recipe": "name", "student.init": "kind"}
 
 
 @dataclass(frozen=True)
@@ -73,17 +84,39 @@ def expand(name: str, study: Study, scale_name: str, scale: Scale) -> list[Membe
             raise UserError(
                 f"{source}: scales.{scale_name}.axes: unknown axis '{axis}'{did_you_mean(axis, study.axes)}"
             )
+    check_budgets(scale_name, scale)
     members = []
     for labels, choices in _points(source, study, overlay, scale_name):
         tree: dict[str, Any] = {}
         for layer in (study.base, *choices, overlay.set):
             lay_over(tree, layer, source)
-        lay_under(tree, scale.set, f"config/scales/{scale_name}.yaml")
+        if isinstance(tree.get("data", {}), dict) and isinstance(tree.get("score", {}), dict):
+            lay_under(tree, scale.set, f"config/scales/{scale_name}.yaml")
+        name_defaults(tree)
         point = ", ".join(f"{axis}={label}" for axis, label in labels.items()) or "all"
         where = f"{source} ({point}, scale {scale_name})"
         cell = parse(Cell, tree, where)
         members += [Member(point, seed, resolve(cell, seed, where)) for seed in range(overlay.seeds or scale.seeds)]
     return members
+
+
+def check_budgets(scale_name: str, scale: Scale) -> None:
+    """Check that a scale's keys exist and its values are possible for every family, score and network that has them.
+
+    Raises:
+        UserError: naming the scale's file and the key.
+    """
+    source = f"config/scales/{scale_name}.yaml"
+    for dotted, value in scale.set.items():
+        choice = CHOICES.get(dotted.rpartition(".")[0])
+        last = dotted.rpartition(".")[2]
+        tags = [tag for tag, model in choice.models.items() if last in model.model_fields] if choice else []
+        tree: dict[str, Any] = {"data": {"family": "digits"}}
+        if choice and tags:
+            lay_over(tree, {f"{dotted.rpartition('.')[0]}.{choice.key}": tags[0]}, source)
+        lay_over(tree, {dotted: value}, source)
+        name_defaults(tree)
+        parse(Cell, tree, source)
 
 
 def _points(
@@ -92,6 +125,11 @@ def _points(
     kept = {}
     for axis, values in study.axes.items():
         kept[axis] = overlay.axes.get(axis, list(values))
+        if not values:
+            raise UserError(f"{source}: axes.{axis}: has no labels; name at least one")
+        if not kept[axis] or len(set(kept[axis])) < len(kept[axis]):
+            place = f"{source}: scales.{scale_name}.axes.{axis}"
+            raise UserError(f"{place}: {kept[axis]} must name at least one label, and each once")
         for label in kept[axis]:
             if label not in values:
                 place = f"{source}: scales.{scale_name}.axes.{axis}"
@@ -107,11 +145,15 @@ def lay_over(tree: dict[str, Any], overrides: Mapping[str, Any], source: str) ->
     Raises:
         UserError: if a key runs through something that is not a mapping.
     """
-    for dotted, value in overrides.items():
+    # The choosing keys first: what they drop must not depend on the order within a layer.
+    for dotted, value in sorted(overrides.items(), key=lambda item: _choice_of(item[0]) is None):
         branch, last = _branch(tree, dotted, source)
-        tag = UNIONS.get(dotted.rpartition(".")[0], ("", {}))[0]
-        if last == tag and branch.get(last, value) != value:
-            branch.clear()
+        if choice := _choice_of(dotted):
+            before = branch.get(last, choice.default)
+            if before is not None and before != value:
+                branch.clear()
+        if dotted in SHORT_FOR and isinstance(value, str):
+            value = {SHORT_FOR[dotted]: value}
         branch[last] = dict(value) if isinstance(value, dict) else value
 
 
@@ -125,11 +167,29 @@ def lay_under(tree: dict[str, Any], defaults: Mapping[str, Any], source: str) ->
     """
     for dotted, value in defaults.items():
         branch, last = _branch(tree, dotted, source)
-        tag, members = UNIONS.get(dotted.rpartition(".")[0], ("", {}))
-        chosen = members.get(branch.setdefault(tag, next(iter(members)))) if members else None
-        known_to_others = any(last in member.model_fields for member in members.values())
-        if chosen is None or last in chosen.model_fields or not known_to_others:
-            branch.setdefault(last, value)
+        if (choice := CHOICES.get(dotted.rpartition(".")[0])) and last != choice.key:
+            chosen = branch.get(choice.key, choice.default)
+            model = choice.models.get(chosen) if isinstance(chosen, str) else None
+            known_to_others = any(last in other.model_fields for other in choice.models.values())
+            if model and last not in model.model_fields and known_to_others:
+                continue
+        branch.setdefault(last, value)
+
+
+def name_defaults(tree: dict[str, Any]) -> None:
+    """Name the default model wherever keys of a choice are set but not which model they belong to, in place."""
+    for place, choice in CHOICES.items():
+        branch: Any = tree
+        for key in place.split("."):
+            branch = branch.get(key) if isinstance(branch, dict) else None
+        if isinstance(branch, dict) and branch and choice.default:
+            branch.setdefault(choice.key, choice.default)
+
+
+def _choice_of(dotted: str) -> Choice | None:
+    place, _, last = dotted.rpartition(".")
+    choice = CHOICES.get(place)
+    return choice if choice and choice.key == last else None
 
 
 def _branch(tree: dict[str, Any], dotted: str, source: str) -> tuple[dict[str, Any], str]:
@@ -156,6 +216,6 @@ def resolve(cell: Cell, seed: int, where: str) -> MetricsSpec:
     if settings["network"] is None:
         raise UserError(f"{where}: student.network: an exact teacher has no network to copy; name one")
     student = parse(StudentSpec, {**settings, "teacher": teacher, "noise_range": cell.noise_range, "seed": seed}, where)
-    bank = NoiseBankSpec(dim=dimension(cell.data), **cell.bank.model_dump())
+    bank = parse(NoiseBankSpec, {"dim": dimension(cell.data), **cell.bank.model_dump()}, f"{where}: bank")
     samples = TeacherSamplesSpec(teacher=teacher, bank=bank, noise_range=cell.noise_range, sampler=cell.sampler)
     return MetricsSpec(pairs=PairsSpec(student=student, teacher_samples=samples), **cell.metrics.model_dump())

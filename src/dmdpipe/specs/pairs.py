@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from dmdpipe.specs.base import Spec
+from dmdpipe.specs.data import dimension
 from dmdpipe.specs.diffusion import TeacherSamplesSpec
 from dmdpipe.specs.student import StudentSpec
 
@@ -21,6 +22,11 @@ class PairsSpec(Spec):
             raise ValueError("student.teacher and teacher_samples.teacher must be the same teacher")
         if self.student.noise_range != self.teacher_samples.noise_range:
             raise ValueError("student.noise_range and teacher_samples.noise_range must be the same")
+        bank, dim = self.teacher_samples.bank, dimension(self.student.teacher.data)
+        if bank.dim != dim:
+            raise ValueError(f"teacher_samples.bank.dim ({bank.dim}) must be the data's dimension, {dim}")
+        if bank.seed and self.student.init.kind in ("rotated", "kd-rotated"):
+            raise ValueError("teacher_samples.bank.seed must be 0: rotated starts use the rotation of that bank")
         return self
 
 

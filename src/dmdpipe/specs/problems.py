@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from dmdpipe.errors import UserError, did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
+QUOTED = re.compile(r"'([^']*)'")
 
 
 def read_yaml(path: Path) -> Any:
@@ -29,7 +31,7 @@ def read_yaml(path: Path) -> Any:
     except yaml.MarkedYAMLError as error:
         where = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{where}: not valid YAML ({error.problem})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the last two: odd scalars, very deep nesting
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
 
 
@@ -49,7 +51,8 @@ def parse(model: type[M], value: Any, source: str) -> M:
 
 def explain(model: type[BaseModel], error: ValidationError) -> str:
     """Return the first problem of a validation error as one line: key, what is wrong, the nearest valid name."""
-    first = error.errors(include_url=False)[0]
+    # A mistyped required key shows up twice: as missing and as unknown. The latter has the better hint.
+    first = min(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
     # Pydantic names the chosen member of a union in the location; it is no key of the file.
     keys = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
@@ -57,9 +60,16 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
         hint = did_you_mean(key, fields_at(model, parents))
         return f"unknown key '{'.'.join(_without_tags(model, parents) + [key])}'{hint}"
     message = first["msg"].removeprefix("Value error, ")
-    given = first.get("input")
+    context = first.get("ctx", {})
+    given = context.get("tag", first.get("input"))
     shown = f", got {given!r}" if isinstance(given, str | int | float | bool) and first["type"] != "value_error" else ""
     place = ".".join(_without_tags(model, keys))
+    if first["type"].startswith("union_tag"):
+        place = ".".join(filter(None, [place, context["discriminator"].strip("'")]))
+        known = QUOTED.findall(context.get("expected_tags", ""))
+        return f"{place}: unknown value '{given}'{did_you_mean(given, known)}" if known else f"{place}: field required"
+    if first["type"] == "literal_error" and isinstance(given, str):
+        return f"{place}: unknown value '{given}'{did_you_mean(given, QUOTED.findall(context['expected']))}"
     return f"{place}: {message[0].lower() + message[1:]}{shown}" if place else message
 
 

@@ -74,7 +74,10 @@ class Recipe(Spec):
     def _start_from_the_published_recipe(cls, given: Any) -> Any:
         if isinstance(given, str):
             given = {"name": given}
-        return merged(PRESETS.get(given.get("name", "dmd2"), {}), given) if isinstance(given, dict) else given
+        if not isinstance(given, dict):
+            return given
+        name = given.get("name", "dmd2")
+        return merged(PRESETS.get(name, {}), given) if isinstance(name, str) else given
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -121,6 +124,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "regression_weight": 1.0,
         "generator_every": 1,
         "generator": {"learning_rate": 1e-3, "decay": "cosine"},
+        "fake_score": {"learning_rate": 5e-4},
     },
 }
 
@@ -139,7 +143,7 @@ class StudentSpec(Spec):
         "random",
         description="expected: batches with exact moments, so that a linear student feels the mean gradient",
     )
-    snapshots: PositiveInt = Field(10, description="number of log-spaced generator steps at which weights are kept")
+    snapshots: int = Field(10, ge=2, description="number of log-spaced generator steps at which weights are kept")
     dtype: Literal["float32", "float64"] = "float32"
     seed: int = Field(0, ge=0)
     threads: PositiveInt = 1
@@ -162,6 +166,10 @@ class StudentSpec(Spec):
                 )
             if self.network != self.teacher.score.network:
                 raise ValueError(f"init.kind '{self.init.kind}' copies weights: network must equal the teacher's")
-        if self.network.kind == "mlp" and self.recipe.fake == "learned" and self.teacher.score.kind != "trained":
-            raise ValueError("recipe.fake 'learned' starts as a copy of the teacher: its score.kind must be 'trained'")
+        learns_fake = self.recipe.dm_weight > 0 and self.recipe.fake == "learned"
+        if learns_fake and self.teacher.score.kind != "trained":
+            raise ValueError(
+                "recipe.fake 'learned' starts as a copy of the teacher: its score.kind must be 'trained'"
+                " (a linear student can take recipe.fake 'oracle')"
+            )
         return self

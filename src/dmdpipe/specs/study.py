@@ -18,7 +18,7 @@ Overrides = dict[str, Any]
 class BankSettings(Spec):
     """Sizes of the noise bank; its dimension follows from the data."""
 
-    n_paired: PositiveInt = 1_000
+    n_paired: int = Field(1_000, ge=2)
     n_held_out: PositiveInt = 4_000
     n_reference_sets: int = Field(4, ge=2)
 
@@ -34,7 +34,7 @@ class StudentSettings(Spec):
     generator_steps: PositiveInt = 1_000
     batch: PositiveInt = 256
     batches: Literal["random", "expected"] = "random"
-    snapshots: PositiveInt = 10
+    snapshots: int = Field(10, ge=2)
     dtype: Literal["float32", "float64"] = "float32"
     threads: PositiveInt = 1
 
@@ -92,7 +92,7 @@ class Config(Spec):
     """``config/config.yaml``."""
 
     scale: str = "laptop"
-    studies: tuple[str, ...] = Field(description="the studies to run; names of files in config/studies")
+    studies: tuple[str, ...] = Field(min_length=1, description="the studies to run; names of files in config/studies")
     results: str = Field("results", description="folder for everything that is made")
 
 

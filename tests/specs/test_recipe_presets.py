@@ -187,6 +187,7 @@ def test_merging_goes_down_into_mappings_only() -> None:
         ({"generator": "fast"}, ["generator"]),
         ({"generator": {"learning_rat": 1}}, ["generator.learning_rat", "did you mean 'learning_rate'?"]),
     ],
+    ids=str,
 )
 def test_an_impossible_recipe_is_refused_in_one_line(given_recipe: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(UserError) as refused:
