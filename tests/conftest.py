@@ -68,6 +68,12 @@ def copy_checkout(target: Path) -> Checkout:
     return Checkout(target)
 
 
+@pytest.fixture(scope="session")
+def new_checkout() -> Callable[[Path], Checkout]:
+    """Make a fresh copy of the checkout in a folder."""
+    return copy_checkout
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
     """A fresh copy of the checkout."""
