@@ -56,7 +56,7 @@ def test_one_value_stands_for_a_list_of_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("threshold: 0.5", "treshold: 0.5", "claims.0.criteria.0.threshold: field required"),
+        ("threshold: 0.5", "treshold: 0.5", "unknown key 'claims.0.criteria.0.treshold' (did you mean 'threshold'?)"),
         (
             "because: b",
             "because: b\n        becuase: c",
@@ -70,7 +70,7 @@ def test_one_value_stands_for_a_list_of_one(tmp_path: Path) -> None:
         (
             "init: teacher",
             "init: techer",
-            "claims.0.criteria.0.select.init.0: input should be 'teacher', ",
+            "claims.0.criteria.0.select.init.0: unknown value 'techer' (did you mean 'teacher'?)",
         ),
         (
             "init: teacher",
@@ -113,7 +113,7 @@ def test_one_value_stands_for_a_list_of_one(tmp_path: Path) -> None:
             "level_of_evidence: l\n    without_study: w",
             "claims.0: give either criteria or",
         ),
-        ("claims:", "claim:", "claims: field required"),
+        ("claims:", "claim:", "unknown key 'claim' (did you mean 'claims'?)"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
