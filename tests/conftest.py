@@ -45,9 +45,7 @@ class Checkout:
         """Run a Python program here."""
         return self.run([sys.executable, "-c", program], timeout, environment)
 
-    def run(
-        self, command: list[str], timeout: float, environment: dict[str, str]
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, command: list[str], timeout: float, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
         """Run a command with this copy's library before any other."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DMDPIPE_", "PYTEST"))}
         variables = {**inherited, "PYTHONPATH": str(self.folder / "src"), "OMP_NUM_THREADS": "1", **environment}

@@ -11,13 +11,14 @@ from dmdpipe.specs.data import dimension
 if TYPE_CHECKING:
     from dmdpipe.artifacts.plan import PlannedStep
 
-# Measured on one thread of a 2-core AMD EPYC (AVX2), batch 256: `dmdpipe studies plan` states that they are estimates.
-SECONDS_PER_UPDATE = 0.8e-3
-SECONDS_PER_MULTIPLICATION = 1.2e-10
-START_UP = {"data": 3.0, "noise": 2.0, "metrics": 2.0, "evidence": 3.0, "verdicts": 2.5, "figures": 6.0}
+# Measured with two jobs side by side on the two hardware threads of an AMD EPYC core (AVX2), batch 256. One job alone
+# runs about 1.4 times as fast.
+SECONDS_PER_UPDATE = 0.65e-3
+SECONDS_PER_MULTIPLICATION = 2.5e-10
+START_UP = {"data": 4.0, "noise": 2.0, "metrics": 3.0, "evidence": 4.0, "verdicts": 4.0, "figures": 9.0}
 START_UP_WITH_TORCH = 4.0
 UPDATES_PER_GENERATOR_STEP = 8
-SECONDS_PER_SNAPSHOT = 0.4
+SECONDS_PER_SNAPSHOT = 0.35
 
 
 def training_updates(step: PlannedStep) -> int:

@@ -63,8 +63,8 @@ def test_the_help_of_every_command_teaches_by_example(dmdpipe: Callable[..., Any
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
 def test_every_example_in_the_help_is_understood(dmdpipe: Callable[..., Any], path: tuple[str, ...]) -> None:
-    examples = re.findall(r"^\s*(?:Examples?: )?dmdpipe ([^>\n]*?)(?:\s{2,}.*|\s*>.*)?$", dmdpipe(*path, "--help").out, re.M)
-    for example in examples:
+    example_line = r"^\s*(?:Examples?: )?dmdpipe ([^>\n]*?)(?:\s{2,}.*|\s*>.*)?$"
+    for example in re.findall(example_line, dmdpipe(*path, "--help").out, re.MULTILINE):
         words = [word for word in example.split() if word.strip("[]…") == word]
         if words[:1] == ["run"]:
             assert dmdpipe(*words).status == 99  # where Snakemake would start
@@ -162,5 +162,5 @@ def test_the_installed_command_is_the_same(checkout: Any, dmdpipe: Callable[...,
 
 
 def test_the_command_line_starts_without_the_heavy_libraries(checkout: Any) -> None:
-    program = "import sys; from dmdpipe import cli, runner; print([m for m in ('torch', 'pandas', 'scipy') if m in sys.modules])"
-    assert checkout.python(program).stdout == "[]\n"
+    program = "import sys; from dmdpipe import cli, runner; print({'torch', 'pandas', 'scipy'} & set(sys.modules))"
+    assert checkout.python(program).stdout == "set()\n"

@@ -29,18 +29,13 @@ CRITERIA = pd.DataFrame({"id": ["C1"], "criterion": ["does not copy"], "estimate
 
 def planted(study: str, scale: str = "laptop") -> pd.DataFrame:
     """A results table with a NaN, a long float and both kinds of rows."""
+    point = (study, scale, "d=4", "digits-2x2", 4, "mlp-64x3", "teacher", "dmd2", 80.0)
     rows = [
-        dict(zip(COLUMNS, row, strict=True))
-        for row in (
-            (study, scale, "d=4", "digits-2x2", 4, "mlp-64x3", "teacher", "dmd2", 80.0, -1, 9, "rho", 1 / 3, 0.1, 0.5, 5)
-            + (1.5, True, True),
-            (study, scale, "d=4", "digits-2x2", 4, "mlp-64x3", "teacher", "dmd2", 80.0, 0, 0, "rho", 2 / 3, np.nan)
-            + (np.nan, 1, 2.5, False, False),
-            (study, scale, "d=4", "digits-2x2", 4, "mlp-64x3", "teacher", "dmd2", 80.0, 0, 9, "delta_e", 1e-9, np.nan)
-            + (np.nan, 1, 1.5, True, True),
-        )
+        (*point, -1, 9, "rho", 1 / 3, 0.1, 0.5, 5, 1.5, True, True),
+        (*point, 0, 0, "rho", 2 / 3, np.nan, np.nan, 1, 2.5, False, False),
+        (*point, 0, 9, "delta_e", 1e-9, np.nan, np.nan, 1, 1.5, True, True),
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 @pytest.fixture

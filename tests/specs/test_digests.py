@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.specs.base import canonical_json, digest
 from dmdpipe.specs.data import FAMILIES, Digits, Gaussian
-from dmdpipe.specs.diffusion import ExactScore, NoiseBankSpec, NoiseRange, TeacherSamplesSpec, TeacherSpec
+from dmdpipe.specs.diffusion import ExactScore, NoiseBankSpec, NoiseRange, TeacherSamplesSpec, TeacherSpec, TrainedScore
 from dmdpipe.specs.network import Linear
 from dmdpipe.specs.pairs import MetricsSpec, PairsSpec
 from dmdpipe.specs.student import Init, Optimiser, Recipe, StudentSpec
@@ -94,7 +94,7 @@ def teachers() -> st.SearchStrategy[TeacherSpec]:
     return st.builds(
         TeacherSpec,
         data=st.builds(Digits, side=st.sampled_from([1, 2, 4, 8]), n_train=st.integers(1, 9)),
-        score=st.fixed_dictionaries({"kind": st.just("trained"), "steps": st.integers(1, 3), "seed": st.integers(0, 2)}),
+        score=st.builds(TrainedScore, steps=st.integers(1, 3), seed=st.integers(0, 2)),
     )
 
 

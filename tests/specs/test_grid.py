@@ -71,7 +71,7 @@ def test_seed_and_labels_reach_teacher_and_student_but_not_the_bank() -> None:
         assert pairs.teacher_samples.bank.seed == 0
         labels = member.labels()
         assert labels["seed"] == member.seed and labels["point"] == member.point
-        assert labels["d"] == pairs.teacher_samples.bank.dim == pairs.student.teacher.data.side ** 2
+        assert labels["d"] == pairs.teacher_samples.bank.dim == pairs.student.teacher.data.side**2
         assert labels["data"] == data_name(pairs.student.teacher.data)
         assert (labels["init"], labels["recipe"], labels["sigma_max"]) == ("teacher", "dmd2", 80.0)
         assert labels["network"] == "mlp-64x3"
@@ -142,7 +142,8 @@ def test_a_key_of_a_scale_that_no_model_knows_is_refused() -> None:
 
 def test_another_family_drops_the_keys_of_the_old_one() -> None:
     base = {"data.family": "digits", "data.side": 4, "data.n_train": 9}
-    declared = study(base, axes={"data": {"old": {}, "new": {"data.family": "moons"}, "same": {"data.family": "digits"}}})
+    labels = {"old": {}, "new": {"data.family": "moons"}, "same": {"data.family": "digits"}}
+    declared = study(base, axes={"data": labels})
     found = [member.spec.pairs.student.teacher.data for member in members(declared)]
     assert found == [Digits(side=4, n_train=9), Moons(), Digits(side=4, n_train=9)]
 
@@ -169,7 +170,8 @@ def test_the_order_of_keys_within_a_layer_does_not_count(order: tuple[str, ...])
 
 def test_a_mapping_as_a_value_replaces_what_was_there() -> None:
     base = {"data": {"family": "fashion", "side": 20}, "student.recipe": {"name": "fastgen"}}
-    student = only(study(base, axes={"a": {"x": {"data": {"family": "digits"}, "student.recipe.ema": 0.5}}})).pairs.student
+    label = {"data": {"family": "digits"}, "student.recipe.ema": 0.5}
+    student = only(study(base, axes={"a": {"x": label}})).pairs.student
     assert student.teacher.data == Digits()
     assert (student.recipe.name, student.recipe.ema, student.recipe.dm_first) == ("fastgen", 0.5, 2)
     assert only(study({"data": {"family": "fashion"}})).pairs.student.teacher.data == Fashion()

@@ -78,7 +78,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "latin.yaml: cannot be read" in refusal(read_yaml, tmp_path / "latin.yaml")
 
 
-@pytest.mark.parametrize(("text", "kind"), [("- a\n- b\n", "list"), ("", "NoneType"), ("word\n", "str"), ("3\n", "int")])
+@pytest.mark.parametrize(("text", "kind"), [("- a\n", "list"), ("", "NoneType"), ("word\n", "str"), ("3\n", "int")])
 @pytest.mark.parametrize(
     ("place", "load"),
     [
@@ -213,7 +213,9 @@ def test_studies_come_by_their_number(config: Path) -> None:
     ],
     ids=str,
 )
-def test_a_wrong_configuration_is_refused_in_one_line(config: Path, overrides: dict[str, Any], words: list[str]) -> None:
+def test_a_wrong_configuration_is_refused_in_one_line(
+    config: Path, overrides: dict[str, Any], words: list[str]
+) -> None:
     message = refusal(load_config, overrides, config)
     assert message.startswith(str(config / "config.yaml"))
     assert all(word in message for word in words), message

@@ -106,7 +106,10 @@ def test_a_changed_value_reruns_what_it_concerns_and_keeps_the_old_results(finis
     after = finished.published()
     keyed = {name for name in before if not name.startswith("studies/")}
     assert {name: after[name] for name in keyed} == {name: before[name] for name in keyed}
-    assert all(finished.times()[path] == at for path, at in times.items() if "/studies/" not in path and "/logs/" not in path)
+    now = finished.times()
+    assert {path for path, at in times.items() if now[path] != at and "/logs/" not in path} == {
+        str(path) for path in (finished / "results/studies/dimension/tiny").iterdir()
+    }
     new = {name.partition("/")[0] for name in after.keys() - before.keys()}
     assert new == {"students", "pairs", "metrics"}
     finished.checkout.edit(STUDY, "{data.side: 4, student.generator_steps: 6}", "{data.side: 4}")
@@ -135,11 +138,12 @@ def test_a_renamed_study_or_label_measures_nothing_anew(finished: Any) -> None:
 
 
 CODE = "\n\n\nNEW = 1\n"
+WORDS = '\n\n\n"""A word."""\n# another\n'
 EDITS: dict[str, tuple[dict[str, str], Counter[str]]] = {
     "what cannot matter": (
         {
             # Comments, docstrings and formatting of code that every step or some of them reach.
-            **dict.fromkeys(("copying/nulls.py", "seeds.py", "diffusion/sampler.py"), '\n\n\n"""A word."""\n# another\n'),
+            **dict.fromkeys(("copying/nulls.py", "seeds.py", "diffusion/sampler.py"), WORDS),
             # Code that no step of this study reaches: other data, other networks, figures, verdicts, commands.
             **dict.fromkeys(("data/moons.py", "diffusion/exact.py", "networks/linear.py", "figures/curves.py"), CODE),
             **dict.fromkeys(("evidence/verdicts.py", "cli.py", "runner.py", "specs/study.py"), CODE),
