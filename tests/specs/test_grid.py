@@ -196,6 +196,7 @@ dotted = st.lists(words, min_size=1, max_size=3).map(".".join)
 
 
 @given(st.dictionaries(dotted, st.integers(), max_size=5), st.dictionaries(dotted, st.integers(), max_size=5))
+@settings(deadline=None)
 def test_what_lies_under_never_changes_what_lies_over(over: dict[str, int], under: dict[str, int]) -> None:
     tree: dict[str, Any] = {}
     try:

@@ -70,20 +70,18 @@ def test_a_copy_with_new_times_reruns_nothing(finished: Any, tmp_path: Path) -> 
     assert moved.would_run() == Counter()
 
 
-def test_a_deleted_final_file_is_made_again_and_nothing_else(finished: Any) -> None:
-    before = finished.published()
-    for name in ("results.csv", "manifest.json"):
-        (finished / f"results/studies/dimension/tiny/{name}").unlink()
-        assert finished.would_run() == Counter({"evidence": 1})
-    finished.run()
-    assert finished.published() == before
+@pytest.mark.parametrize("name", ["results.csv", "results.parquet", "gallery.parquet", "manifest.json"])
+def test_a_deleted_final_file_is_made_again_and_nothing_else(finished: Any, name: str) -> None:
+    (finished / f"results/studies/dimension/tiny/{name}").unlink()
+    assert finished.would_run() == Counter({"evidence": 1})
 
 
-def test_a_deleted_step_is_made_again_once_something_below_needs_it(finished: Any) -> None:
+def test_deleted_steps_are_made_again_once_something_below_needs_them(finished: Any) -> None:
     before = finished.published()
-    (pairs,) = (finished / "results/pairs").glob("digits-2x2*")
-    shutil.rmtree(pairs)
-    (finished / "results/studies/dimension/tiny/results.csv").unlink()
+    for stage in ("pairs", "students", "noise"):
+        (folder,) = (finished / f"results/{stage}").glob("d*4_seed0-*" if stage == "noise" else "digits-2x2*")
+        shutil.rmtree(folder)
+    (finished / "results/studies/dimension/tiny/manifest.json").unlink()
     finished.run()
     assert finished.published() == before
 
@@ -92,7 +90,7 @@ def test_a_deleted_payload_is_made_again_once_something_below_needs_it(finished:
     before = finished.published()
     (pairs,) = (finished / "results/pairs").glob("digits-2x2*")
     (pairs / "pairs.safetensors").unlink()
-    (finished / "results/studies/dimension/tiny/results.csv").unlink()
+    (finished / "results/studies/dimension/tiny/manifest.json").unlink()
     finished.run()
     assert finished.published() == before
 

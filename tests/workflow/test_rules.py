@@ -93,7 +93,7 @@ def test_a_rule_takes_manifests_and_promises_a_manifest_and_payload_of_its_stage
 @pytest.mark.parametrize("path", [ROOT / "Snakefile", *RULES], ids=lambda path: path.name)
 def test_no_rule_hides_anything(path: Path) -> None:
     code = "\n".join(line for line in path.read_text().splitlines() if not line.strip().startswith("#"))
-    for word in ("lambda", "temp(", "directory(", "touch(", "shadow:", "cache:", "ancient(", "priority:", "run:"):
+    for word in ("lambda", "temp(", "directory(", "touch(", "shadow:", "cache:", "priority:", "run:"):
         assert word not in code, f"{path.name} uses {word}"
     if path.name not in ("common.smk", "Snakefile"):
         assert "config" not in code and "workflow." not in code
