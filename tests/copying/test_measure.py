@@ -147,6 +147,17 @@ def test_a_shuffled_students_rows_cost_the_pairing_and_nothing_else(readings):
         assert shuffled[metric] == pytest.approx(readings.loc[1_000, metric], rel=1e-4)
 
 
+def test_the_shuffled_null_of_independent_seeds_reads_one_within_its_interval():
+    # The same teacher and noise for all seeds, as in a study with an exact teacher: only the shuffle is left to differ.
+    given = arrays()
+    given["student"], given["generator_step"] = given["student"][-1:], given["generator_step"][-1:]
+    nulls = np.array(
+        [wide(measure(**given, projections=2, seed=seed)).loc[1_000, "rho_shuffled"] for seed in range(30)]
+    )
+    assert len(set(nulls)) == len(nulls)
+    assert abs(nulls.mean() - 1) < 3 * nulls.std(ddof=1) / np.sqrt(len(nulls))
+
+
 def test_input_is_left_alone_and_readings_repeat():
     given, pristine = arrays(), arrays()
     first, second = measure(**given), measure(**given)
@@ -198,7 +209,8 @@ class FakeStep:
 
     def __init__(self):
         given = arrays()
-        self.spec = SimpleNamespace(projections=16, whitened_variance=0.9)
+        pairs = SimpleNamespace(student=SimpleNamespace(seed=3))
+        self.spec = SimpleNamespace(projections=16, whitened_variance=0.9, pairs=pairs)
         self.told = []
         self.tables = {}
         self.files = {
@@ -229,7 +241,7 @@ class FakeStep:
 def test_the_step_writes_what_measure_returns():
     step = FakeStep()
     measure_copying(step)
-    expected = measure(**arrays(), projections=16, whitened_variance=0.9)
+    expected = measure(**arrays(), projections=16, whitened_variance=0.9, seed=3)
     assert list(step.tables) == ["metrics.parquet"]
     assert step.tables["metrics.parquet"].equals(expected)
     assert step.told[-1] == (4, 4)

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from dmdpipe.artifacts.step import Step
     from dmdpipe.specs.pairs import MetricsSpec
 
-SEED = 0  # projections, shuffle and null are part of the instrument: the same for every student
+SEED = 0  # projections and null are part of the instrument: the same for every student
 
 SNAPSHOT_METRICS = (
     "rho",
@@ -211,6 +211,7 @@ def measure(
     modes: npt.ArrayLike | None = None,
     projections: int = 128,
     whitened_variance: float = 0.99,
+    seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> pd.DataFrame:
     """Return a tidy table of all metrics at every snapshot.
@@ -233,6 +234,8 @@ def measure(
         modes: known mode centres [k, d].
         projections: directions of the sliced distance.
         whitened_variance: share of variance that the whitened cosine keeps, in (0, 1].
+        seed: the student's. Every seed has its own shuffle: with one shuffle for all, its sampling error would be
+            common to all seeds, and an interval over seeds would miss the null's true value, 1.
         progress: called with (snapshots done, K) after each.
 
     Returns:
@@ -259,7 +262,7 @@ def measure(
     as_stored = ("student", "generator_step")
     arrays = {name: np.asarray(value, dtype=None if name in as_stored else np.float64) for name, value in given.items()}
     _check(arrays)
-    instrument = _set_up(arrays, projections, whitened_variance)
+    instrument = _set_up(arrays, projections, whitened_variance, seed)
 
     names = [*SNAPSHOT_METRICS, *CONSTANT_METRICS, *(() if modes is None else ("mode_agreement",))]
     steps = arrays["generator_step"].astype(np.int64)
@@ -277,7 +280,7 @@ def measure(
     )
 
 
-def _set_up(arrays: Mapping[str, npt.NDArray], projections: int, whitened_variance: float) -> _Instrument:
+def _set_up(arrays: Mapping[str, npt.NDArray], projections: int, whitened_variance: float, seed: int) -> _Instrument:
     z, teacher = arrays["z"], arrays["teacher"]
     noise_held_out, teacher_held_out = arrays["noise_held_out"], arrays["teacher_held_out"]
     n, d = teacher.shape
@@ -294,7 +297,7 @@ def _set_up(arrays: Mapping[str, npt.NDArray], projections: int, whitened_varian
         teacher_whitened=teacher @ axes,
         teacher_jacobian=mean_jacobian(z, teacher),
         rotated=arrays["teacher_rotated"],
-        shuffled=teacher[shuffled_pairing(n, derive_seed(SEED, "copying", "shuffle"))],
+        shuffled=teacher[shuffled_pairing(n, derive_seed(seed, "copying", "shuffle"))],
         initial=arrays["student"][0].astype(np.float64),
         modes=arrays.get("modes"),
         whitening=axes,
@@ -385,6 +388,7 @@ def measure_copying(step: Step) -> None:
         modes=tensors[modes.role, modes.file].get(modes.tensor),
         projections=spec.projections,
         whitened_variance=spec.whitened_variance,
+        seed=spec.pairs.student.seed,
         progress=step.progress,
     )
     step.write_table("metrics.parquet", table)
