@@ -35,7 +35,7 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
         labels(f"digits-{side}x{side}", side**2, sigma_max=sigma_max) for side in (2, 8) for sigma_max in (80.0, 8.0)
     ],
     "initialisation": [
-        labels("digits-8x8", 64, init)
+        labels("digits-4x4", 16, init)
         for init in ("teacher", "edm-default", "random-head", "random-no-skip", "kd-rotated")
     ],
 }
