@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -237,3 +238,10 @@ def test_a_teacher_loads_no_weights_of_another_shape():
     state = build_network(SMALL, 3, seed=0).state_dict()
     with pytest.raises(RuntimeError, match="size mismatch"):
         load_teacher(spec, {name: value.numpy() for name, value in state.items()})
+
+
+def test_the_last_entry_of_the_history_is_a_mean_too() -> None:
+    spec = TrainedScore(network=MLP(width=8, depth=1, embedding=4), steps=60, batch=4096, learning_rate=1e-9)
+    step = SimpleNamespace(resume=Path("/nonexistent"), progress=lambda done, total: None)
+    _, losses = train_denoiser(spec, torch.randn(500, 2, generator=torch.Generator().manual_seed(0)), step)
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=0.2)

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from dmdpipe.diffusion.schedule import karras_grid
 from dmdpipe.diffusion.teacher import load_teacher
 from dmdpipe.distill.batches import RandomBatches
+from dmdpipe.distill.dmd import dm_gradient
 from dmdpipe.distill.loop import HISTORY, Distillation, distil, distil_student, learning_rate, snapshot_steps
 from dmdpipe.distill.regression import PairPool, make_pair_pool
 from dmdpipe.distill.student import build_student
@@ -282,7 +283,7 @@ def published_training(spec, kind):
     def step(net, loss, given):
         optimisers[net].zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 10.0)
+        nn.utils.clip_grad_norm_(net.parameters(), given.clip)
         rate = given.learning_rate * constant_with_warmup(iteration, given.warmup)
         optimisers[net].param_groups[0]["lr"] = rate
         optimisers[net].step()
@@ -305,9 +306,11 @@ def published_training(spec, kind):
     return student.state_dict()
 
 
+@pytest.mark.parametrize("clip", [10.0, 1e-7])
 @pytest.mark.parametrize("kind", ["dmd2", "fastgen"])
-def test_a_training_ends_where_the_published_loop_ends(kind):
-    optimiser = {"warmup": 20, "learning_rate": 2e-3}
+def test_a_training_ends_where_the_published_loop_ends(kind, clip):
+    """The bound that is published never binds here; one that always binds, near Adam's ε, changes every step."""
+    optimiser = {"warmup": 20, "learning_rate": 2e-3, "clip": clip}
     recipe = {"name": kind, "generator": optimiser, "fake_score": optimiser, "ema": None}
     spec = student_spec(recipe=recipe, generator_steps=8)
     snapshots, _ = distil(spec, teacher())
@@ -318,7 +321,7 @@ def test_a_training_ends_where_the_published_loop_ends(kind):
         found = snapshots[f"generator.{name}"]
         assert_close(found[0], start[name])
         assert_close(found[-1], value, rtol=1e-6, atol=1e-9)
-    assert (snapshots["generator.network.input.weight"][-1] - start["network.input.weight"]).abs().max() > 1e-3
+    assert (snapshots["generator.network.input.weight"][-1] - start["network.input.weight"]).abs().max() > 2e-4
 
 
 # Regression, averages, snapshots
@@ -367,6 +370,23 @@ def test_the_regression_term_is_added_with_its_weight():
         moves[dm, regression] = loop.student.scale.detach() - torch.tensor([1.0, 2.0])
     assert_close(moves[2.0, 0.25], 2 * moves[1.0, 0.0] + 0.25 * moves[0.0, 1.0])
     assert moves[1.0, 0.0].abs().min() > 1e-5
+
+
+@pytest.mark.parametrize(
+    "switches", [{}, {"normalise": False}, {"normaliser_offset": 3.0}, {"normaliser_min": 5.0}], ids=str
+)
+def test_the_normalisers_switches_reach_the_gradient(switches):
+    """One step of plain descent at a rate of 1 moves the student by the gradient at its own samples, averaged."""
+    sgd = {"kind": "sgd", "beta1": 0, "learning_rate": 1, "warmup": 0, "clip": None, "weight_decay": 0}
+    loop, _, seen = watched(Recipe(generator=sgd, fake_trains_with_generator=False, **switches))
+    with torch.no_grad():
+        loop.fake.scale.mul_(2)
+    start = loop.student.scale.detach().clone()
+    loop.iterate(0)
+    z, x = seen["student"]
+    (_, real), (_, fake) = seen["teacher"], seen["fake"]
+    gradient = dm_gradient(x, real, fake, **switches)
+    assert_close(start - loop.student.scale.detach(), (gradient * z).sum(0) / z.numel())
 
 
 def test_what_is_kept_is_the_average_where_the_recipe_averages():

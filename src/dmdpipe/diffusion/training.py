@@ -44,7 +44,7 @@ def zero_output_layer(network: nn.Module) -> None:
 def train_denoiser(spec: TrainedScore, data: Tensor, step: Step) -> tuple[nn.Module, Tensor]:
     """Train a denoiser on ``data`` [n, d]; return its averaged (EMA) network and the loss history [H].
 
-    Each entry of the history is the mean loss of the preceding ``HISTORY_EVERY`` steps. Resumes from the step's
+    Each entry of the history is the mean loss of ``HISTORY_EVERY`` steps, the last one of those that are left. Resumes from the step's
     checkpoint if there is one; the result is the same to the byte.
     """
     network = build_network(spec.network, data.shape[1], derive_seed(spec.seed, "teacher", "init"))
@@ -67,7 +67,8 @@ def train_denoiser(spec: TrainedScore, data: Tensor, step: Step) -> tuple[nn.Mod
         optimiser.step(loss, spec.learning_rate * min(1.0, (i + 1) / max(1, spec.warmup)))
         # A short average at the start, so that the zero output layer is forgotten.
         average.lerp_(optimiser.parameters.values, 1 - min(spec.ema, (i + 1) / (i + 10)))
-        losses[i // HISTORY_EVERY] += loss.detach() / HISTORY_EVERY
+        entry = i // HISTORY_EVERY
+        losses[entry] += loss.detach() / min(HISTORY_EVERY, spec.steps - entry * HISTORY_EVERY)
         step.progress(i + 1, spec.steps)
         state.save_now_and_then(i + 1)
     optimiser.parameters.values.copy_(average)

@@ -143,7 +143,7 @@ class StudentSpec(Spec):
         "random",
         description="expected: batches with exact moments, so that a linear student feels the mean gradient",
     )
-    snapshots: int = Field(10, ge=2, description="number of log-spaced generator steps at which weights are kept")
+    snapshots: int = Field(10, ge=3, description="number of log-spaced generator steps at which weights are kept")
     dtype: Literal["float32", "float64"] = "float32"
     seed: int = Field(0, ge=0)
     threads: PositiveInt = 1

@@ -34,7 +34,7 @@ class StudentSettings(Spec):
     generator_steps: PositiveInt = 1_000
     batch: PositiveInt = 256
     batches: Literal["random", "expected"] = "random"
-    snapshots: int = Field(10, ge=2)
+    snapshots: int = Field(10, ge=3)
     dtype: Literal["float32", "float64"] = "float32"
     threads: PositiveInt = 1
 
