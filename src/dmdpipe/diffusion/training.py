@@ -44,8 +44,8 @@ def zero_output_layer(network: nn.Module) -> None:
 def train_denoiser(spec: TrainedScore, data: Tensor, step: Step) -> tuple[nn.Module, Tensor]:
     """Train a denoiser on ``data`` [n, d]; return its averaged (EMA) network and the loss history [H].
 
-    Each entry of the history is the mean loss of ``HISTORY_EVERY`` steps, the last one of those that are left. Resumes from the step's
-    checkpoint if there is one; the result is the same to the byte.
+    Each entry of the history is the mean loss of ``HISTORY_EVERY`` steps, the last one of those that are left.
+    Resumes from the step's checkpoint if there is one; the result is the same to the byte.
     """
     network = build_network(spec.network, data.shape[1], derive_seed(spec.seed, "teacher", "init"))
     zero_output_layer(network)
