@@ -16,8 +16,9 @@ report: "reports/workflow.rst"
 rule all:
     default_target: True
     input:
-        manifest_of(RUN.verdicts),
-        [page_of(notebook) for notebook in RUN.notebooks],
+        [files_of(study.evidence) for study in RUN.studies.values()],
+        files_of(RUN.verdicts),
+        [files_of(notebook) for notebook in RUN.notebooks.values()],
 
 
 include: "rules/data.smk"

@@ -19,6 +19,12 @@ def manifest_of(step):
     return f"{RESULTS}/{step.folder}/manifest.json"
 
 
+def files_of(step):
+    """All files that a finished step is known to have."""
+    names = ["manifest.json", *find_stage(step.stage).payload]
+    return [f"{RESULTS}/{step.folder}/{name}" for name in names]
+
+
 def planned(stage, wildcards):
     """The step that a rule's wildcards name."""
     return RUN.step(f"{find_stage(stage).folder}/{wildcards.step}")
@@ -40,11 +46,6 @@ def spec_of(stage):
         return planned(stage, wildcards).canonical()
 
     return spec
-
-
-def page_of(notebook):
-    """The page that a notebook of the report becomes."""
-    return f"{RESULTS}/{RUN.notebooks[notebook].folder}/notebook.html"
 
 
 def labels_of_page(wildcards):

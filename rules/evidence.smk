@@ -27,7 +27,10 @@ rule verdicts:
         verdicts=report(
             f"{RESULTS}/verdicts/{{step}}/verdicts.csv", caption="../reports/verdicts.rst", category="Verdicts"
         ),
+        verdicts_json=f"{RESULTS}/verdicts/{{step}}/verdicts.json",
+        verdicts_parquet=f"{RESULTS}/verdicts/{{step}}/verdicts.parquet",
         criteria=f"{RESULTS}/verdicts/{{step}}/criteria.csv",
+        criteria_parquet=f"{RESULTS}/verdicts/{{step}}/criteria.parquet",
         results=f"{RESULTS}/verdicts/{{step}}/results.parquet",
         gallery=f"{RESULTS}/verdicts/{{step}}/gallery.parquet",
     log:
@@ -44,4 +47,4 @@ for study in RUN.studies.values():
         name:
             f"study_{study.name}"
         input:
-            manifest_of(study.evidence),
+            files_of(study.evidence),

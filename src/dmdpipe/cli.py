@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dmdpipe.errors import UserError, did_you_mean
-from dmdpipe.tables import Format, render, verdict_text
+from dmdpipe.tables import Format, read_table, render, verdict_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,9 +35,9 @@ studies_app = typer.Typer(
     help="""What exists, what it varies, and what it costs.
 
     \b
-    dmdpipe studies                              list all studies
-    dmdpipe studies show dimension               one study: question, prediction, grid
-    dmdpipe studies plan dimension --scale smoke its steps and their cost
+    dmdpipe studies                               list all studies
+    dmdpipe studies show dimension                one study: question, prediction, grid
+    dmdpipe studies plan dimension --scale smoke  its steps and their cost
     """,
 )
 config_app = typer.Typer(
@@ -99,7 +99,10 @@ def studies(context: typer.Context) -> None:
 
 @studies_app.command("list")
 def list_studies(form: FormatOption = Format.table) -> None:
-    """List all studies: number, name, title, axes, points at every scale, and whether it runs by default."""
+    """List all studies: number, name, title, axes, points at every scale, and whether it runs by default.
+
+    Example: dmdpipe studies list --format csv
+    """
     import pandas as pd
 
     from dmdpipe.specs.config import load_config, load_study, members_of, scale_names, study_names
@@ -219,8 +222,6 @@ def verdicts(
 
     Example: dmdpipe verdicts --format json
     """
-    import pandas as pd
-
     from dmdpipe.specs.config import load_config
 
     config = load_config({"scale": scale} if scale else {})
@@ -228,7 +229,7 @@ def verdicts(
     path = folder / ("criteria.csv" if criteria else "verdicts.csv")
     if not path.exists():
         raise UserError(f"{path}: not there yet; run ./run --config scale={config.scale} first")
-    table = pd.read_csv(path)
+    table = read_table(path)
     if form is Format.table and not criteria:
         typer.echo(verdict_text(table))
     else:
@@ -240,6 +241,8 @@ def check_config() -> None:
     """Check the whole configuration: every study at every scale, every scale, the claims.
 
     Prints one line and exits with 0 if all is well; else one line that names file and key, and exits with 2.
+
+    Example: dmdpipe config check
     """
     from dmdpipe.artifacts.dag import plan_run
     from dmdpipe.specs.config import load_config, members_of, scale_names, study_names
@@ -272,4 +275,4 @@ def _read_results(study: str | None, scale: str | None) -> pd.DataFrame:
     found = [path for path in paths if path.exists()]
     if not found:
         raise UserError(f"{paths[0]}: not there yet; run ./run --config scale={config.scale} first")
-    return pd.concat([pd.read_parquet(path) for path in found], ignore_index=True)
+    return pd.concat([read_table(path) for path in found], ignore_index=True)

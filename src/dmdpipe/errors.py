@@ -13,7 +13,7 @@ class UserError(Exception):
     into the message, it stays one printable line of bounded length.
     """
 
-    LONGEST = 600
+    LONGEST = 900
 
     def __init__(self, message: str):
         line = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in message)

@@ -20,8 +20,12 @@ from dmdpipe.cost import seconds_by_rule
 from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.tables import verdict_text
 
-# Options with which Snakemake runs nothing.
-LOOKS_ONLY = {"-n", "--dry-run", "--dryrun", "--unlock", "--lint", "--dag", "--rulegraph", "--summary", "--list"}
+# Beginnings of the options with which Snakemake runs nothing, or less than everything.
+LESS_THAN_ALL = (
+    *("-n", "--dry", "--list", "--version", "-v", "--unlock", "--lint", "--dag", "--rulegraph", "--filegraph"),
+    *("--d3dag", "--summary", "-S", "--detailed-summary", "-D", "--report", "--archive", "--touch", "-t", "--delete"),
+    *("--cleanup", "--until", "-U", "--omit-from", "-O", "--batch", "--containerize", "--print", "--edit", "--draft"),
+)
 # Threads are part of a step's spec; a library must not take more on its own.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -77,15 +81,19 @@ def config_overrides(arguments: list[str]) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     inside = False
     for word in arguments:
-        if word in ("--config", "-C"):
-            inside = True
+        option, _, attached = word.partition("=")
+        if option in ("--config", "-C"):
+            inside, word = True, attached
         elif word.startswith("-"):
             inside = False
-        elif inside:
+        if inside and word:
             key, equals, value = word.partition("=")
             if not equals:
                 raise UserError(f"--config: '{word}' is no key=value pair, e.g. scale=smoke")
-            overrides[key] = yaml.safe_load(value)
+            try:
+                overrides[key] = yaml.safe_load(value)
+            except (yaml.YAMLError, ValueError) as error:
+                raise UserError(f"--config {word}: not a YAML value ({' '.join(str(error).split())})") from None
     return overrides
 
 
@@ -104,7 +112,7 @@ def check_study_targets(arguments: list[str], run_plan: RunPlan) -> None:
 def is_whole_run(arguments: list[str], run_plan: RunPlan) -> bool:
     """Whether the arguments ask for everything and really run it, rather than for a study, a rule, a file, a look."""
     for word in arguments:
-        if word in LOOKS_ONLY or word in STAGES or word.startswith((f"{run_plan.config.results}/", "study_")):
+        if word in STAGES or word.startswith((*LESS_THAN_ALL, f"{run_plan.config.results}/", "study_")):
             return False
     return True
 

@@ -6,7 +6,11 @@ import textwrap
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from dmdpipe.errors import UserError
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
 
@@ -16,6 +20,20 @@ class Format(StrEnum):
     table = "table"
     csv = "csv"
     json = "json"
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Return a parquet or CSV table of the results.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    import pandas as pd
+
+    try:
+        return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is damaged ({' '.join(str(error).split())}); delete it and run again") from None
 
 
 def render(table: pd.DataFrame, form: Format) -> str:

@@ -121,8 +121,11 @@ def test_a_user_error_is_one_line_and_status_1(
     with pytest.raises(SystemExit) as ended:
         fail(DATA, results, UserError("n_train is too small"), log=tmp_path / "data.log")
     assert ended.value.code == 1
-    assert capsys.readouterr().err == "dmdpipe: n_train is too small\n"
+    assert capsys.readouterr().err == ""
     assert (tmp_path / "data.log").read_text() == "n_train is too small\n"
+    with pytest.raises(SystemExit):
+        fail(DATA, results, UserError("n_train is too small"), log=None)
+    assert capsys.readouterr().err == "dmdpipe: n_train is too small\n"
     assert all_files(results) == set()
 
 

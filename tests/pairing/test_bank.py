@@ -90,7 +90,7 @@ def test_a_larger_bank_contains_the_smaller_one():
 
 
 def test_the_stored_rotation_is_the_bank_seeds_own_and_orthogonal():
-    tensors = bank(dim=16, n_paired=2, n_held_out=2, seed=3)
+    tensors = bank(dim=16, n_paired=2, n_held_out=32, seed=3)
     assert np.array_equal(tensors["rotation"], haar_rotation(16, 3).astype(np.float32))
     assert not np.allclose(tensors["rotation"], haar_rotation(16, 0))
     rotation = tensors["rotation"].astype(float)

@@ -64,6 +64,8 @@ def load_study(name: str, folder: Path = CONFIG_FOLDER) -> Study:
 
 def load_scale(name: str, folder: Path = CONFIG_FOLDER) -> Scale:
     """Return one scale; raises UserError if it is missing or wrong."""
+    if name not in scale_names(folder):
+        raise UserError(f"{folder}/scales: there is no scale '{name}'{did_you_mean(name, scale_names(folder))}")
     return parse(Scale, read_yaml(folder / "scales" / f"{name}.yaml"), f"{folder}/scales/{name}.yaml")
 
 
