@@ -16,7 +16,7 @@ from dmdpipe.data.prepare import prepare
 from dmdpipe.diffusion.exact import ExactDenoiser
 from dmdpipe.distill import initialisation, loop
 from dmdpipe.distill.batches import ExpectedBatches, RandomBatches
-from dmdpipe.distill.dmd import dm_gradient, dm_loss
+from dmdpipe.distill.dmd import dm_gradient
 from dmdpipe.distill.loop import distil
 from dmdpipe.distill.oracle import LinearOracle
 from dmdpipe.distill.student import build_student, rotation_of
@@ -121,7 +121,7 @@ def batch_gradient(spec, matrix, covariance, batches):
     sigma, noise = batches.diffusion("dm")
     noisy = (x + sigma * noise).detach()
     gradient = dm_gradient(x.detach(), teacher(noisy, sigma), LinearOracle(matrix)(noisy, sigma), normalise=False)
-    dm_loss(x, gradient).backward()
+    x.backward(gradient / x.numel())
     return dim * matrix.grad
 
 

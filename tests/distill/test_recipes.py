@@ -171,9 +171,9 @@ def watched(recipe, pool=None):
 def report(optimiser, name, events):
     step = optimiser.step
 
-    def reported(loss, rate):
+    def reported(rate):
         events.append(f"{name} steps")
-        return step(loss, rate)
+        return step(rate)
 
     optimiser.step = reported
 
@@ -258,7 +258,7 @@ def test_rates_follow_iterations_not_generator_steps(monkeypatch):
     rates = []
     original = FlatOptimiser.step
     monkeypatch.setattr(
-        FlatOptimiser, "step", lambda self, loss, rate: rates.append((id(self), rate)) or original(self, loss, rate)
+        FlatOptimiser, "step", lambda self, rate: rates.append((id(self), rate)) or original(self, rate)
     )
     recipe = {"generator": {"learning_rate": 1e-4, "warmup": 8}, "fake_score": {"learning_rate": 1e-3, "warmup": 8}}
     distil(student_spec(recipe=recipe, generator_steps=3), teacher())
@@ -335,9 +335,9 @@ def test_regression_trains_without_a_fake_score():
     loop, events, _ = watched(recipe, PairPool(z, z * torch.tensor([-1.0, 0.5])))
     assert loop.fake is None and loop.fake_optimiser is None
     logs = [loop.iterate(i) for i in range(400)]
-    assert set(events) == {"draw z", "student learns", "student steps"}
+    assert set(events) == {"student learns", "student steps"}
     assert all(log.keys() == {"regression_loss", "student_gradient"} for log in logs)
-    assert logs[0]["regression_loss"] == pytest.approx(0.5 * (4 + 2.25), rel=0.8)
+    assert logs[0]["regression_loss"].item() == pytest.approx(0.5 * (4 + 2.25), rel=0.8)
     assert_close(loop.student.scale.detach(), torch.tensor([-1.0, 0.5]), atol=1e-2, rtol=0)
 
 

@@ -7,7 +7,9 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from dmdpipe.networks.denoiser import build_network
+from dmdpipe.diffusion.optimiser import FlatParameters
+from dmdpipe.networks.denoiser import Denoiser, build_network
+from dmdpipe.networks.pullback import with_pullback
 from dmdpipe.specs.network import MLP, Linear
 
 
@@ -66,3 +68,42 @@ def test_the_linear_generator_maps_scaled_noise_by_its_matrix(sigma):
     matrix, z = draw(2, 3, 3)
     generator.load_state_dict({"matrix": matrix})
     assert_close(generator(sigma * z, torch.full((3, 1), sigma)), torch.stack([matrix @ row for row in z]))
+
+
+# Pullbacks
+
+
+def gradients(network):
+    return [p.grad.clone() for p in network.parameters()]
+
+
+@pytest.mark.parametrize("rows", [7, 1], ids=["a noise level for every row", "one noise level for all"])
+@pytest.mark.parametrize("skip", [True, False])
+def test_the_written_gradient_is_autograds(rows, skip):
+    """Through the whole denoiser, twice over, so that the second must be added to the first."""
+    network = build_network(MLP(width=8, depth=3, embedding=4), 3, 0).double()
+    denoiser = Denoiser(network, skip)
+    FlatParameters(denoiser)
+    for seed in (1, 2):
+        x, to_answer = draw(2, 7, 3).double() * seed
+        sigma = (seed * draw(7, 1).double())[:rows].exp()
+        answer, pullback = with_pullback(denoiser, x, sigma)
+        assert not answer.requires_grad
+        before = gradients(network)
+        expected = torch.autograd.grad(denoiser(x, sigma), list(network.parameters()), to_answer)
+        assert_close(answer, denoiser(x, sigma).detach(), rtol=1e-12, atol=1e-12)
+        pullback(to_answer)
+        for found, old, new in zip(gradients(network), before, expected, strict=True):
+            assert new.abs().max() > 1e-3
+            assert_close(found - old, new, rtol=1e-10, atol=1e-12)
+
+
+def test_a_module_without_a_written_gradient_gets_autograds():
+    generator = build_network(Linear(), 3, 0).double()
+    x, to_answer = draw(2, 5, 3).double()
+    sigma = torch.full((5, 1), 4.0, dtype=torch.float64)
+    with torch.no_grad():
+        answer, pullback = with_pullback(generator, x, sigma)
+    pullback(to_answer)
+    assert not answer.requires_grad
+    assert_close(generator.matrix.grad, to_answer.T @ (x / 4))

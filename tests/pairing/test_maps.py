@@ -133,7 +133,7 @@ def formula(weights, z, skip):
     network = build_network(SMALL, 2, seed=0).double()
     network.load_state_dict({name.removeprefix("generator.network."): value for name, value in weights.items()})
     total = 80.0**2 + 0.25
-    label = torch.full((len(z), 1), np.log(80.0) / 4, dtype=torch.float64)
+    label = torch.full((1, 1), np.log(80.0) / 4, dtype=torch.float64)
     inside = network(80 * z / total**0.5, label).detach()
     return 80 * 0.5 / total**0.5 * inside + (0.25 / total * 80 * z if skip else 0)
 
@@ -165,5 +165,5 @@ def test_students_answer_the_banks_noise_at_every_snapshot(start, dtype):
 def test_the_start_of_a_copied_student_is_the_teachers_one_step_answer():
     pairs, _, _ = paired(student_spec())
     z = torch.from_numpy(pairs["z"])
-    expected = load_teacher(TRAINED, model(TRAINED))(80 * z, torch.full((len(z), 1), 80.0))
+    expected = load_teacher(TRAINED, model(TRAINED))(80 * z, torch.full((1, 1), 80.0))
     assert np.array_equal(pairs["student"][0], expected.numpy())

@@ -64,11 +64,9 @@ class FlatOptimiser:
         if self.kind == "adamw":
             self.state["second"] = zeros.clone()
 
-    def step(self, loss: Tensor, learning_rate: float) -> Tensor:
-        """Back-propagate a loss and take one step; return the gradient's norm before clipping, a scalar."""
+    def step(self, learning_rate: float) -> Tensor:
+        """Take one step and empty the gradient; return its norm before clipping, a scalar."""
         values, gradient = self.parameters.values, self.parameters.gradient
-        gradient.zero_()
-        loss.backward()
         norm = gradient.norm()
         if self.clip is not None:
             gradient.mul_((self.clip / (norm + 1e-6)).clamp(max=1.0))
@@ -78,12 +76,16 @@ class FlatOptimiser:
             gradient.add_(values, alpha=self.weight_decay)
             first.mul_(self.beta1).add_(gradient)
             values.add_(first, alpha=-learning_rate)
+            gradient.zero_()
             return norm
         steps = int(self.state["steps"])
         second = self.state["second"]
         values.mul_(1 - learning_rate * self.weight_decay)
         first.lerp_(gradient, 1 - self.beta1)
         second.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
-        scale = second.sqrt().div_(math.sqrt(1 - self.beta2**steps)).add_(ADAM_EPSILON)
-        values.addcdiv_(first, scale, value=-learning_rate / (1 - self.beta1**steps))
+        # m̂/(√v̂ + ε) with the bias correction of v pulled out of the denominator: one pass less over the parameters.
+        correction = math.sqrt(1 - self.beta2**steps)
+        scale = second.sqrt().add_(ADAM_EPSILON * correction)
+        values.addcdiv_(first, scale, value=-learning_rate * correction / (1 - self.beta1**steps))
+        gradient.zero_()
         return norm

@@ -24,17 +24,17 @@ def probability_flow(denoiser: DenoiserFunction, x: Tensor, noise_range: NoiseRa
     (arXiv 2206.00364, algorithm 1 without churn).
 
     Args:
-        denoiser: D, called with x [B, d] and σ [B, 1].
+        denoiser: D, called with x [B, d] and σ [1, 1].
         x: start points at σ_max, [B, d].
         noise_range: ends and exponent of the Karras grid.
         steps: grid intervals, the last one to σ = 0.
     """
     grid = sampling_grid(noise_range, steps).to(x.dtype)
     for now, after in zip(grid[:-1], grid[1:], strict=True):
-        slope = (x - denoiser(x, now.expand(len(x), 1))) / now
+        slope = (x - denoiser(x, now.reshape(1, 1))) / now
         euler = x + (after - now) * slope
         if after > 0:
-            slope_after = (euler - denoiser(euler, after.expand(len(x), 1))) / after
+            slope_after = (euler - denoiser(euler, after.reshape(1, 1))) / after
             x = x + (after - now) * (slope + slope_after) / 2
         else:
             x = euler

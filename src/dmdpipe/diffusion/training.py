@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from dmdpipe.diffusion.determinism import exact_torch, generator
+from dmdpipe.diffusion.losses import edm_weight, weighted_squared_error
 from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.state import TrainingState
-from dmdpipe.networks.denoiser import SIGMA_DATA, Denoiser, build_network
+from dmdpipe.networks.denoiser import Denoiser, build_network
+from dmdpipe.networks.pullback import with_pullback
 from dmdpipe.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -20,27 +22,13 @@ if TYPE_CHECKING:
 HISTORY_EVERY = 50
 
 
-def edm_loss(denoiser: nn.Module, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """Return EDM's weighted denoising loss, mean of λ(σ)·(D(x + σ·ε, σ) − x)², λ = (σ² + σ_data²)/(σ·σ_data)².
-
-    Args:
-        denoiser: D, called with noisy samples [B, d] and σ [B, 1].
-        x: clean samples [B, d].
-        sigma: noise levels [B, 1].
-        noise: standard normal ε [B, d].
-
-    Source: arXiv 2206.00364, eq. 2 and table 1.
-    """
-    weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
-    return (weight * (denoiser(x + sigma * noise, sigma) - x) ** 2).mean()
-
-
 def zero_output_layer(network: nn.Module) -> None:
     """Set the output layer to zero, EDM's default start: D(x, σ) is then c_skip·x."""
     for parameter in network.get_submodule("output").parameters():
         nn.init.zeros_(parameter)
 
 
+@torch.no_grad()
 def train_denoiser(spec: TrainedScore, data: Tensor, step: Step) -> tuple[nn.Module, Tensor]:
     """Train a denoiser on ``data`` [n, d]; return its averaged (EMA) network and the loss history [H].
 
@@ -63,12 +51,16 @@ def train_denoiser(spec: TrainedScore, data: Tensor, step: Step) -> tuple[nn.Mod
     for i in range(state.resume(), spec.steps):
         x = data[torch.randint(len(data), (spec.batch,), generator=batches)]
         log_sigma = torch.randn(spec.batch, 1, generator=noises) * spec.log_sigma_std + spec.log_sigma_mean
-        loss = edm_loss(denoiser, x, log_sigma.exp(), torch.randn(x.shape, generator=noises))
-        optimiser.step(loss, spec.learning_rate * min(1.0, (i + 1) / max(1, spec.warmup)))
+        sigma = log_sigma.exp()
+        noisy = x + sigma * torch.randn(x.shape, generator=noises)
+        denoised, pullback = with_pullback(denoiser, noisy, sigma)
+        loss, gradient = weighted_squared_error(denoised, x, edm_weight(sigma))
+        pullback(gradient)
+        optimiser.step(spec.learning_rate * min(1.0, (i + 1) / max(1, spec.warmup)))
         # A short average at the start, so that the zero output layer is forgotten.
         average.lerp_(optimiser.parameters.values, 1 - min(spec.ema, (i + 1) / (i + 10)))
         entry = i // HISTORY_EVERY
-        losses[entry] += loss.detach() / min(HISTORY_EVERY, spec.steps - entry * HISTORY_EVERY)
+        losses[entry] += loss / min(HISTORY_EVERY, spec.steps - entry * HISTORY_EVERY)
         step.progress(i + 1, spec.steps)
         state.save_now_and_then(i + 1)
     optimiser.parameters.values.copy_(average)

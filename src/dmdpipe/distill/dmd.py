@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmdpipe.networks.denoiser import SIGMA_DATA
+from dmdpipe.diffusion.losses import edm_weight, weighted_squared_error
 
 
 def dm_gradient(
@@ -21,6 +21,8 @@ def dm_gradient(
     normaliser_min: float = 0.0,
 ) -> Tensor:
     """Return the distribution-matching gradient g = (μ_fake − μ_real) / mean|x − μ_real| for every sample.
+
+    The published loss, ½·MSE(x, stopgrad(x − g)), is a way to say that its gradient at x is g/x.numel().
 
     Args:
         x: student samples [B, …], before noising.
@@ -40,21 +42,13 @@ def dm_gradient(
     return torch.nan_to_num(difference)
 
 
-def dm_loss(x: Tensor, gradient: Tensor) -> Tensor:
-    """Return ½·MSE(x, stopgrad(x − g)): a scalar whose gradient with respect to x is g/x.numel()."""
-    return 0.5 * torch.nn.functional.mse_loss(x, (x - gradient).detach())
-
-
-def fake_score_loss(denoised: Tensor, x: Tensor, sigma: Tensor, *, weighting: str = "edm") -> Tensor:
-    """Return the fake score's denoising loss, mean of w(σ)·(D_fake(x + σ·ε, σ) − x)².
+def fake_score_loss(denoised: Tensor, x: Tensor, sigma: Tensor, *, weighting: str = "edm") -> tuple[Tensor, Tensor]:
+    """Return the fake score's denoising loss, mean of w(σ)·(D_fake(x + σ·ε, σ) − x)², and its gradient at D_fake.
 
     Args:
         denoised: D_fake's answer [B, d].
-        x: student samples [B, d]; no gradient flows into them.
+        x: student samples [B, d].
         sigma: noise levels [B, 1].
         weighting: ``edm`` for w = 1/σ² + 1/σ_data² (DMD2), ``none`` for w = 1 (FastGen).
     """
-    squared = (denoised - x.detach()) ** 2
-    if weighting == "edm":
-        squared = (1 / sigma**2 + 1 / SIGMA_DATA**2) * squared
-    return squared.mean()
+    return weighted_squared_error(denoised, x, edm_weight(sigma) if weighting == "edm" else None)

@@ -14,6 +14,7 @@ from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.training import zero_output_layer
 from dmdpipe.distill.regression import PairPool, regression_loss
 from dmdpipe.distill.student import Student, rotated, rotation_of
+from dmdpipe.networks.pullback import with_pullback
 from dmdpipe.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -65,5 +66,7 @@ def regress(student: nn.Module, pool: PairPool, spec: StudentSpec) -> None:
     optimiser = FlatOptimiser(FlatParameters(student))
     batches = generator(derive_seed(spec.seed, "student", "init", "batches"))
     for i in range(steps):
-        loss = regression_loss(student, *pool.draw(spec.batch, batches))
-        optimiser.step(loss, REGRESSION_LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * i / steps)))
+        z, target = pool.draw(spec.batch, batches)
+        answer, pullback = with_pullback(student, z)
+        pullback(regression_loss(answer, target)[1])
+        optimiser.step(REGRESSION_LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * i / steps)))

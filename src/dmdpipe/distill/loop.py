@@ -19,11 +19,12 @@ from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.diffusion.teacher import load_teacher
 from dmdpipe.distill.batches import make_batches
-from dmdpipe.distill.dmd import dm_gradient, dm_loss, fake_score_loss
+from dmdpipe.distill.dmd import dm_gradient, fake_score_loss
 from dmdpipe.distill.initialisation import initialise
 from dmdpipe.distill.oracle import LinearOracle
 from dmdpipe.distill.regression import PairPool, make_pair_pool, regression_loss
 from dmdpipe.distill.student import Student, build_student
+from dmdpipe.networks.pullback import with_pullback
 from dmdpipe.seeds import derive_seed
 from dmdpipe.specs.data import dimension
 
@@ -91,44 +92,41 @@ class Distillation:
         self.student_optimiser = make_optimiser(recipe.generator, student)
         self.fake_optimiser = make_optimiser(recipe.fake_score, fake) if isinstance(fake, nn.Module) else None
 
-    def iterate(self, iteration: int) -> dict[str, float]:
+    @torch.no_grad()
+    def iterate(self, iteration: int) -> dict[str, Tensor]:
         """Make one iteration; return what it logs: gradient norms and losses, by the names in ``HISTORY``."""
-        z = self.batches.latent()
-        log: dict[str, float] = {}
+        log: dict[str, Tensor] = {}
+        x = None
         generator_turn = self.is_generator_turn(iteration)
         if generator_turn:
-            x = self.student(z)
-            log |= self._generator_step(x, iteration)
-        else:
-            with torch.no_grad():
-                x = self.student(z)
+            x = self._generator_step(iteration, log)
         if self.fake_optimiser and (self.recipe.fake_trains_with_generator or not generator_turn):
-            log |= self._fake_step(x.detach(), self.fake_optimiser, iteration)
+            samples = self.student(self.batches.latent()) if x is None else x
+            self._fake_step(samples, self.fake_optimiser, iteration, log)
         return log
 
     def is_generator_turn(self, iteration: int) -> bool:
         """Whether the generator steps in this iteration: the first one, and every ``generator_every``-th after it."""
         return iteration % self.recipe.generator_every == 0
 
-    def _generator_step(self, x: Tensor, iteration: int) -> dict[str, float]:
-        log: dict[str, float] = {}
-        loss = x.new_zeros(())
+    def _generator_step(self, iteration: int, log: dict[str, Tensor]) -> Tensor | None:
+        x = None
         if self.fake:
-            gradient = self._dm_gradient(x.detach(), self.fake)
-            loss = loss + self.recipe.dm_weight * dm_loss(x, gradient)
-            log["dm_gradient"] = float(gradient.square().mean().sqrt())
+            x, pullback = with_pullback(self.student, self.batches.latent())
+            gradient = self._dm_gradient(x, self.fake)
+            pullback(gradient * (self.recipe.dm_weight / gradient.numel()))
+            log["dm_gradient"] = gradient.square().mean().sqrt()
         if self.pool:
-            pairs = self.pool.draw(self.batches.shape[0], self.batches.generators["regression"])
-            regression = regression_loss(self.student, *pairs)
-            loss = loss + self.recipe.regression_weight * regression
-            log["regression_loss"] = float(regression.detach())
+            z, target = self.pool.draw(self.batches.shape[0], self.batches.generators["regression"])
+            answer, pullback = with_pullback(self.student, z)
+            log["regression_loss"], gradient = regression_loss(answer, target)
+            pullback(gradient * self.recipe.regression_weight)
         rate = learning_rate(self.recipe.generator, iteration, self.iterations)
-        log["student_gradient"] = float(self.student_optimiser.step(loss, rate))
+        log["student_gradient"] = self.student_optimiser.step(rate)
         if isinstance(self.fake, LinearOracle):
             self.fake.refresh()
-        return log
+        return x
 
-    @torch.no_grad()
     def _dm_gradient(self, x: Tensor, fake: DenoiserFunction) -> Tensor:
         sigma, noise = self.batches.diffusion("dm")
         noisy = x + sigma * noise
@@ -141,12 +139,12 @@ class Distillation:
             normaliser_min=self.recipe.normaliser_min,
         )
 
-    def _fake_step(self, x: Tensor, optimiser: FlatOptimiser, iteration: int) -> dict[str, float]:
+    def _fake_step(self, x: Tensor, optimiser: FlatOptimiser, iteration: int, log: dict[str, Tensor]) -> None:
         sigma, noise = self.batches.diffusion("fake")
-        denoised = self.fake(x + sigma * noise, sigma)
-        loss = fake_score_loss(denoised, x, sigma, weighting=self.recipe.fake_weighting)
-        optimiser.step(loss, learning_rate(self.recipe.fake_score, iteration, self.iterations))
-        return {"fake_loss": float(loss.detach())}
+        denoised, pullback = with_pullback(self.fake, x + sigma * noise, sigma)
+        log["fake_loss"], gradient = fake_score_loss(denoised, x, sigma, weighting=self.recipe.fake_weighting)
+        pullback(gradient)
+        optimiser.step(learning_rate(self.recipe.fake_score, iteration, self.iterations))
 
 
 def distil(spec: StudentSpec, teacher: Teacher, step: Step | None = None) -> tuple[dict[str, Tensor], Tensor]:

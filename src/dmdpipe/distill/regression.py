@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dmdpipe.diffusion.determinism import generator
+from dmdpipe.diffusion.losses import weighted_squared_error
 from dmdpipe.diffusion.sampler import DenoiserFunction, teacher_map
 
 if TYPE_CHECKING:
@@ -47,6 +48,6 @@ def make_pair_pool(
     return PairPool(z, teacher_map(denoiser, z if turn is None else turn(z), noise_range, SAMPLER_STEPS))
 
 
-def regression_loss(student: Callable[[Tensor], Tensor], z: Tensor, target: Tensor) -> Tensor:
-    """Return the mean squared difference between S(z) and its target, both [B, d]."""
-    return ((student(z) - target) ** 2).mean()
+def regression_loss(answer: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean squared difference between S(z) and its target, both [B, d], and its gradient at S(z)."""
+    return weighted_squared_error(answer, target)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dmdpipe.data.rotations import haar_rotation
 from dmdpipe.networks.denoiser import Denoiser, build_network
+from dmdpipe.networks.pullback import Pullback, with_pullback
 from dmdpipe.seeds import derive_seed
 from dmdpipe.specs.data import dimension
 
@@ -36,9 +37,16 @@ class Student(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Map standard normal noise [B, d] to samples [B, d]."""
+        return self.generator(*self._question(z))
+
+    def with_pullback(self, z: Tensor) -> tuple[Tensor, Pullback]:
+        """Return S(z) and its pullback (``dmdpipe.networks.pullback``)."""
+        return with_pullback(self.generator, *self._question(z))
+
+    def _question(self, z: Tensor) -> tuple[Tensor, Tensor]:
         if self.rotation is not None:
             z = z @ self.rotation.T
-        return self.generator(self.sigma_max * z, z.new_full((len(z), 1), self.sigma_max))
+        return self.sigma_max * z, z.new_full((1, 1), self.sigma_max)
 
 
 def build_student(spec: StudentSpec) -> Student:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from dmdpipe.networks.pullback import Pullback, with_pullback
 from dmdpipe.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -30,11 +31,24 @@ class Denoiser(nn.Module):
         self.skip = skip
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return the denoised x [B, d], given noisy x [B, d] and noise levels σ [B, 1]."""
-        total = sigma**2 + SIGMA_DATA**2
-        c_in = total.rsqrt()
-        out = sigma * SIGMA_DATA * c_in * self.network(c_in * x, sigma.log() / 4)
-        return out + (SIGMA_DATA**2 / total) * x if self.skip else out
+        """Return the denoised x [B, d], given noisy x [B, d] and noise levels σ [B, 1], or [1, 1] for all rows."""
+        c_in, c_out, c_skip, c_noise = coefficients(sigma)
+        out = c_out * self.network(c_in * x, c_noise)
+        return out + c_skip * x if self.skip else out
+
+    def with_pullback(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Pullback]:
+        """Return ``forward``'s answer and its pullback (``dmdpipe.networks.pullback``)."""
+        c_in, c_out, c_skip, c_noise = coefficients(sigma)
+        answer, pullback = with_pullback(self.network, c_in * x, c_noise)
+        out = c_out * answer
+        return (out + c_skip * x if self.skip else out), lambda to_out: pullback(c_out * to_out)
+
+
+def coefficients(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return c_in, c_out, c_skip and c_noise = ln(σ)/4, each of the shape of σ."""
+    total = sigma * sigma + SIGMA_DATA**2
+    c_in = total.rsqrt()
+    return c_in, sigma * c_in * SIGMA_DATA, SIGMA_DATA**2 / total, sigma.log() / 4
 
 
 def build_network(spec: NetworkSpec, dim: int, seed: int) -> nn.Module:
