@@ -1,14 +1,19 @@
 # Every helper that a rule uses. A rule's inputs and its one parameter come from the plan; nothing else decides.
+import shlex
 import sys
 
 from dmdpipe.artifacts.dag import plan_run
 from dmdpipe.artifacts.stages import find_stage
 from dmdpipe.errors import UserError
+from dmdpipe.forking import client
 
 try:
     RUN = plan_run(config)
 except UserError as error:
     sys.exit(f"dmdpipe: {error}")
+
+# Scripts are handed to the server that `dmdpipe run` keeps for them; without one, the client starts their Python.
+shell.prefix(f"set -euo pipefail; {shlex.join([sys.executable, '-I', '-S', client.__file__])} ")
 
 RESULTS = RUN.config.results
 SCALE = RUN.config.scale

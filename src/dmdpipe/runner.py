@@ -18,6 +18,7 @@ from dmdpipe.artifacts.dag import RunPlan, plan_run
 from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.cost import seconds_by_rule
 from dmdpipe.errors import UserError, did_you_mean
+from dmdpipe.forking.server import fork_server
 from dmdpipe.tables import verdict_text
 
 # Beginnings of the options with which Snakemake runs nothing, or less than everything.
@@ -48,7 +49,8 @@ def run_workflow(arguments: list[str]) -> int:
     with _alone(results):
         _write_estimates(run_plan, results)
         os.environ.update({**ONE_THREAD, "DMDPIPE_RESULTS": str(results)})
-        status = _snakemake(arguments)
+        with fork_server():
+            status = _snakemake(arguments)
         if status == 0 and is_whole_run(arguments, run_plan):
             _report(run_plan, results, overrides)
     return status

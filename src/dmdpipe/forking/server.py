@@ -1,0 +1,192 @@
+"""A process that has imported the slow libraries and forks itself for every step's script.
+
+Importing torch takes two seconds of a core, and a laptop run starts three hundred Pythons. The server imports libraries
+only, never dmdpipe's own code: every step reads that afresh, so that no edit can be missed. What a forked step computes
+and how it ends is the same as if its script had been started by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import selectors
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
+
+from dmdpipe.forking.client import ADDRESS, LENGTH, STATUS
+
+LIBRARIES = ("torch", "pandas", "pyarrow.parquet", "safetensors.numpy", "scipy.optimize", "snakemake.script", "grimp")
+SECONDS_FOR_A_REQUEST = 10
+LISTENING = b"listening\n"
+
+
+@contextmanager
+def fork_server() -> Iterator[None]:
+    """Run a server while the block runs, and name its address in the environment for ``dmdpipe.forking.client``.
+
+    Leaving the block waits for steps that are still running. Does nothing where it is not safe to fork a process with
+    libraries in it (macOS), or if the environment already names a server.
+    """
+    if not sys.platform.startswith("linux") or ADDRESS in os.environ:
+        yield
+        return
+    address = str(Path(tempfile.mkdtemp(prefix="dmdpipe-"), "socket"))
+    command = [sys.executable, "-P", "-m", __spec__.name, address]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        if server.stdout.readline() == LISTENING:
+            os.environ[ADDRESS] = address
+        try:
+            yield
+        finally:
+            os.environ.pop(ADDRESS, None)
+
+
+def main(address: str) -> None:
+    """Serve at a Unix socket until standard input closes and the last step has ended; then remove its folder."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        server = Server(address)
+        os.write(1, LISTENING)
+        for library in LIBRARIES:
+            import_module(library)
+        server.serve()
+    finally:
+        shutil.rmtree(Path(address).parent)
+
+
+class Server:
+    """Forks a process for every connection and tells it the exit status; a connection lost ends the process.
+
+    Args:
+        address: path of the socket, which must not exist.
+    """
+
+    def __init__(self, address: str):
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(address)
+        self.listener.listen(128)
+        self.ended, ended = os.pipe()
+        os.set_blocking(self.ended, False)
+        os.set_blocking(ended, False)
+        signal.set_wakeup_fd(ended)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.listener, selectors.EVENT_READ)
+        self.selector.register(self.ended, selectors.EVENT_READ)
+        self.selector.register(sys.stdin, selectors.EVENT_READ)
+        self.clients: dict[int, socket.socket] = {}
+
+    def serve(self) -> None:
+        """Serve until standard input is closed and nothing runs any more."""
+        is_open = True
+        while is_open or self.clients:
+            for key, _ in self.selector.select():
+                if key.fileobj is self.listener:
+                    self._accept()
+                elif key.fileobj is sys.stdin:
+                    is_open = False
+                    self.selector.unregister(sys.stdin)
+                    self.selector.unregister(self.listener)
+                    self.listener.close()
+                elif key.fileobj == self.ended:
+                    os.read(self.ended, 4096)
+                    self._reap()
+                elif key.data in self.clients:
+                    # Whoever wanted this step is gone.
+                    self.selector.unregister(key.fileobj)
+                    os.kill(key.data, signal.SIGTERM)
+
+    def _accept(self) -> None:
+        connection, _ = self.listener.accept()
+        connection.settimeout(SECONDS_FOR_A_REQUEST)
+        try:
+            header, files, _, _ = socket.recv_fds(connection, LENGTH.size, 2)
+            (length,) = LENGTH.unpack(header)
+            request = json.loads(connection.recv(length, socket.MSG_WAITALL))
+        except (OSError, ValueError, struct.error):
+            connection.close()
+            return
+        sys.stderr.flush()
+        process = os.fork()
+        if process == 0:
+            self._become(request, files)
+        for file in files:
+            os.close(file)
+        self.clients[process] = connection
+        self.selector.register(connection, selectors.EVENT_READ, process)
+
+    def _reap(self) -> None:
+        while self.clients:
+            process, status = os.waitpid(-1, os.WNOHANG)
+            if process == 0:
+                return
+            connection = self.clients.pop(process)
+            if connection in {key.fileobj for key in self.selector.get_map().values()}:
+                self.selector.unregister(connection)
+            with suppress(OSError):
+                connection.sendall(STATUS.pack(os.waitstatus_to_exitcode(status)))
+            connection.close()
+
+    def _become(self, request: dict[str, object], files: list[int]) -> NoReturn:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.selector.close()
+        for connection in (self.listener, *self.clients.values()):
+            connection.close()
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for source, target in zip((nothing, *files), (0, 1, 2), strict=True):
+            os.dup2(source, target)
+            os.close(source)
+        status = 1
+        try:
+            os.chdir(str(request["folder"]))
+            os.environ.clear()
+            os.environ.update(request["environment"])  # type: ignore[call-overload]
+            status = run_script(str(request["script"]))
+        finally:
+            # Not through the interpreter's exit: its clean-up is the server's.
+            os._exit(status)
+
+
+def run_script(script: str) -> int:
+    """Run a Python script as ``python SCRIPT`` would, in this process; return its exit status."""
+    sys.argv = [script]
+    sys.path.insert(0, str(Path(script).parent))
+    status = 0
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as ended:
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

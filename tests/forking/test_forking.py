@@ -1,0 +1,171 @@
+"""The server that forks steps: a script runs in it as it would alone, and nothing is left when its client goes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dmdpipe.forking import client, server
+
+linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the server only starts on Linux")
+
+SCRIPT = """
+import json, os, sys
+print(json.dumps({
+    "name": __name__, "file": __file__, "arguments": sys.argv, "first path": sys.path[0], "folder": os.getcwd(),
+    "variable": os.environ.get("A_VARIABLE"), "input": sys.stdin.read(), "own code": "dmdpipe.artifacts" in sys.modules,
+    "seed": __import__("random").random() >= 0,
+}))
+print("a complaint", file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(client.ADDRESS, raising=False)
+        with server.fork_server():
+            yield os.environ[client.ADDRESS]
+
+
+def command(script: Path) -> list[str]:
+    return [sys.executable, "-I", "-S", client.__file__, sys.executable, str(script)]
+
+
+def start(script: Path, text: str, **environment: str) -> subprocess.Popen[str]:
+    script.write_text(text)
+    return subprocess.Popen(
+        command(script),
+        cwd=script.parent,
+        env={"PATH": os.environ["PATH"], **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(script: Path, text: str, **environment: str) -> tuple[int, str, str]:
+    with start(script, text, **environment) as process:
+        out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@linux_only
+def test_a_script_sees_what_it_would_see_alone(address: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    forked = ended(script, SCRIPT, A_VARIABLE="ä b", DMDPIPE_FORK_SERVER=address)
+    alone = ended(script, SCRIPT, A_VARIABLE="ä b")
+    assert forked == alone
+    assert forked[0] == 0 and '"own code": false' in forked[1] and forked[2] == "a complaint\n"
+
+
+@linux_only
+def test_libraries_are_there_and_this_projects_code_is_not(address: str, tmp_path: Path) -> None:
+    text = "import sys; print('torch' in sys.modules, sorted(m for m in sys.modules if m.startswith('dmdpipe')))"
+    expected = "True ['dmdpipe', 'dmdpipe.forking', 'dmdpipe.forking.client']\n"
+    assert ended(tmp_path / "script.py", text, DMDPIPE_FORK_SERVER=address) == (0, expected, "")
+
+
+ENDINGS = {
+    "nothing": ("", 0),
+    "a status": ("raise SystemExit(7)", 7),
+    "a sentence": ("raise SystemExit('so it is')", 1),
+    "none": ("raise SystemExit(None)", 0),
+    "an exception": ("1 / 0", 1),
+    "a syntax error": ("1 +", 1),
+    "a signal": ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+    "a late thread": ("import threading; threading.Timer(0.1, print, ['late']).start()", 0),
+}
+
+
+@linux_only
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_script_ends_as_it_would_end_alone(address: str, tmp_path: Path, ending: str) -> None:
+    text, expected = ENDINGS[ending]
+    status, out, err = ended(tmp_path / "script.py", text, DMDPIPE_FORK_SERVER=address)
+    alone = ended(tmp_path / "script.py", text)
+    assert status == alone[0] == expected
+    assert (out, err.splitlines()[-1:]) == (alone[1], alone[2].splitlines()[-1:])
+
+
+@linux_only
+def test_steps_run_side_by_side(address: str, tmp_path: Path) -> None:
+    """Each waits for the other: one after the other they would never end."""
+    ways = [tmp_path / "there", tmp_path / "back"]
+    for way in ways:
+        os.mkfifo(way)
+    texts = [f"open({str(ways[0])!r}, 'w').close(); open({str(ways[1])!r}).close()"]
+    texts.append(f"open({str(ways[0])!r}).close(); open({str(ways[1])!r}, 'w').close()")
+    processes = [start(tmp_path / f"{i}.py", text, DMDPIPE_FORK_SERVER=address) for i, text in enumerate(texts)]
+    for process in processes:
+        with process:
+            assert process.communicate(timeout=60) == ("", "")
+        assert process.returncode == 0
+
+
+WAITS = """
+import os, signal, sys
+def leave(number, frame):
+    os.write(1, b"told to end\\n")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, leave)
+os.write(1, b"waiting\\n")
+signal.pause()
+"""
+
+
+@linux_only
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["ended", "killed"])
+def test_a_step_is_told_to_end_when_its_client_goes(address: str, tmp_path: Path, number: signal.Signals) -> None:
+    """The step keeps the client's output open, so its end is when that closes."""
+    with start(tmp_path / "script.py", WAITS, DMDPIPE_FORK_SERVER=address) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(number)
+        assert process.stdout.read() == "told to end\n"
+    assert process.returncode == -number
+
+
+@linux_only
+def test_a_stranger_who_sends_nonsense_disturbs_nobody(address: str, tmp_path: Path) -> None:
+    for nonsense in (b"", b"abc", client.LENGTH.pack(5) + b"hello", client.LENGTH.pack(2) + b"[]"):
+        connection = client.connect_to(address)
+        assert connection is not None
+        with connection:
+            connection.sendall(nonsense)
+    assert ended(tmp_path / "script.py", "print(1)", DMDPIPE_FORK_SERVER=address) == (0, "1\n", "")
+
+
+@linux_only
+def test_leaving_the_server_waits_for_the_last_step_and_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv(client.ADDRESS, raising=False)
+    with server.fork_server():
+        folder = Path(os.environ[client.ADDRESS]).parent
+        process = start(tmp_path / "script.py", WAITS, DMDPIPE_FORK_SERVER=str(folder / "socket"))
+        assert process.stdout is not None and process.stdout.readline() == "waiting\n"
+        assert folder.stat().st_mode & 0o077 == 0
+        process.terminate()
+    with process:
+        assert process.stdout.read() == "told to end\n"
+    assert not folder.exists()
+    assert client.ADDRESS not in os.environ
+
+
+def test_without_a_server_the_client_becomes_the_script(tmp_path: Path) -> None:
+    text = "import os; print(os.getpid())"
+    for environment in ({}, {client.ADDRESS: str(tmp_path / "no socket")}):
+        with start(tmp_path / "script.py", text, **environment) as process:
+            out, _ = process.communicate(timeout=60)
+        assert (process.returncode, out) == (0, f"{process.pid}\n")
+
+
+def test_a_command_that_is_no_script_is_left_alone() -> None:
+    arguments = [sys.executable, client.__file__, "echo", "a b", "c"]
+    assert subprocess.run(arguments, capture_output=True, text=True, check=True).stdout == "a b c\n"
