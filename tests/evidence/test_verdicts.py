@@ -204,8 +204,8 @@ def test_the_declared_studies_hold_every_point_that_a_claim_needs() -> None:
     names = {one.study for claim in CLAIMS.claims for one in claim.criteria}
     declared = {}
     for name in names:
-        members = members_of(name, "laptop", CONFIG)
-        declared[name] = [dict(member.labels()) for member in members if member.seed == 0]
+        points = {member.point: member.labels() for member in members_of(name, "laptop", CONFIG)}
+        declared[name] = list(points.values())
     found = verdicts(table(lambda point: {"rho": 0.5, "rho_affine": 0.5, "rho_rotated": 0.5}, 3, studies=declared))
     assert {one.cause for verdict in found.values() for one in verdict.findings} <= {"", "interval crosses"}
 

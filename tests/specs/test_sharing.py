@@ -67,6 +67,17 @@ def test_adding_a_seed_keeps_all_other_folders(config: Path) -> None:
     assert before < folders("smoke")
 
 
+def test_fresh_seeds_share_data_and_noise_and_nothing_that_was_trained(config: Path) -> None:
+    before = folders("smoke")
+    change(config / "scales" / "smoke.yaml", first_seed=2)
+    after = folders("smoke")
+    kinds = {"data", "noise"}
+    # An exact teacher has no seed.
+    shared = {folder for folder in before & after if "_exact" not in folder}
+    assert {folder.partition("/")[0] for folder in shared} == kinds
+    assert len(after) == len(before)
+
+
 def test_adding_a_study_an_axis_label_or_a_claim_keeps_all_other_folders(config: Path) -> None:
     before = folders("laptop")
     sigma = config / "studies" / "sigma_max.yaml"
