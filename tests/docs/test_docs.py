@@ -220,6 +220,9 @@ def test_a_study_is_described(name: str) -> None:
         assert scale in points or "both scales" in points
         for member in members_of(name, scale):
             assert f"`{member.point}`" in points
+        own = study.scales[scale].seeds if scale in study.scales else None
+        said = re.findall(rf"\({scale}, (\d+) seeds\)", " ".join(points.split()))
+        assert said == ([str(own)] if own else [])
     readers = {claim.id for claim in all_claims() for criterion in claim.criteria if criterion.study == name}
     line = next(line for line in words.splitlines() if line.startswith("- Read by:"))
     assert set(re.findall(r"\b[CH]\d\b", line)) == readers

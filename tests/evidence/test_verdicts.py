@@ -13,7 +13,7 @@ import pytest
 from planted_studies import STUDIES, TWO_D, World, labels, metrics, table
 
 from dmdpipe.evidence.readings import Reading, read_criterion
-from dmdpipe.evidence.results import COLUMNS, results_table
+from dmdpipe.evidence.results import AGGREGATE, COLUMNS, results_table
 from dmdpipe.evidence.verdicts import (
     FAMILYWISE_ERROR,
     Verdict,
@@ -208,6 +208,20 @@ def test_the_declared_studies_hold_every_point_that_a_claim_needs() -> None:
         declared[name] = list(points.values())
     found = verdicts(table(lambda point: {"rho": 0.5, "rho_affine": 0.5, "rho_rotated": 0.5}, 3, studies=declared))
     assert {one.cause for verdict in found.values() for one in verdict.findings} <= {"", "interval crosses"}
+
+
+def test_studies_may_differ_in_their_number_of_seeds() -> None:
+    """Each criterion counts its own study's, and what another study has more of changes nothing."""
+    seeds = {"low_dimension": 14, "sigma_max": 10, "high_dimension": 5, "dimension": 5, "initialisation": 5}
+    results = table(as_inherited, seeds, first_seed=5)
+    found = verdicts(results)
+    assert outcomes(found) == outcomes(verdicts(table(as_inherited)))
+    for verdict in found.values():
+        assert [one.n_seeds for one in verdict.findings] == [seeds[one.study] for one in verdict.findings]
+    alone = results[results["study"] == "dimension"]
+    assert verdicts(alone)["C5"].findings[0] == found["C5"].findings[0]
+    over_seeds = results[results["seed"] == AGGREGATE].drop_duplicates("study").set_index("study")["n_seeds"]
+    assert over_seeds.to_dict() == seeds
 
 
 def test_a_metric_that_was_never_measured_is_named() -> None:
