@@ -253,7 +253,8 @@ def test_every_claim_and_criterion_is_as_said() -> None:
             predicted = f"{criterion.predicts} {criterion.threshold:g}"
             rows.add(f"| {claim.id} | {criterion.name} | [`{study}`](#{study}) | {statistic} | {predicted} |")
     assert set(re.findall(r"^\| [CH]\d .*\|$", page, re.MULTILINE)) == rows
-    assert f"claims ({len(all_claims())})" in text_of("docs/studies.md")
+    tested = sum(bool(claim.criteria) for claim in all_claims())
+    assert f"claims that are tested ({tested})" in text_of("docs/studies.md").replace("\n", " ")
 
 
 def test_the_study_of_the_tutorial_is_valid() -> None:

@@ -2,7 +2,7 @@
 
 Which runs count is said in ``dmdpipe.evidence.readings``: none that is over the gate.
 
-When a criterion is decided. Every counting seed yields one number; with K claims in all and m criteria in the
+When a criterion is decided. Every counting seed yields one number; with K tested claims and m criteria in the
 claim, a criterion *holds* if a one-sided Student-t test over seeds puts the mean on the predicted side of the
 threshold at level 0.05/K, and *fails* if it puts it on the other side at level 0.05/(K·m); else, and below
 three counting seeds, it is *undecided*. A claim is supported if all of its criteria hold, refuted if any
@@ -12,6 +12,10 @@ Why these levels. All m criteria must hold at once, so a claim that is false in 
 probability at most 0.05/K (an intersection–union test: no correction for m). Any one of m suffices to refute,
 so each gets an m-th, and a claim that is true is refuted with probability at most 0.05/K. Over K claims, the
 probability of any wrong decisive verdict is at most 0.05.
+
+What K counts: the claims that have criteria. One without is never tested, so it has no chance of a wrong verdict and
+needs no share of the 0.05. A claim whose study has not been run counts all the same: K is fixed by the declaration,
+not by what was run.
 """
 
 from __future__ import annotations
@@ -88,7 +92,7 @@ def evaluate_claims(claims: Claims, results: pd.DataFrame) -> list[Verdict]:
     if results["scale"].nunique() > 1:
         raise ValueError(f"one scale at a time, got {', '.join(sorted(results['scale'].unique()))}")
     runs = results[results["seed"] >= 0]
-    alpha = FAMILYWISE_ERROR / len(claims.claims)
+    alpha = FAMILYWISE_ERROR / max(len(claims.tested), 1)
     return [
         judge_claim(claim, [read_criterion(criterion, runs) for criterion in claim.criteria], alpha)
         for claim in claims.claims
