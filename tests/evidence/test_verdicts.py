@@ -49,29 +49,33 @@ def only(*studies: str) -> dict[str, list[dict[str, Any]]]:
     return {study: STUDIES[study] for study in studies}
 
 
+FLOOR = 0.01
+
+
 def as_the_paper_says(point: Mapping[str, Any]) -> dict[str, float]:
     """Freedom in 2-D, copying in high dimension whatever the start."""
     rho = {2: 0.95, 4: 0.8, 16: 0.4, 64: 0.1}[point["d"]]
-    return {"rho": rho, "rho_affine": rho + 0.2, "rho_rotated": 1.0}
+    return {"rho": rho, "rho_floor": FLOOR, "rho_affine": rho + 0.2, "rho_rotated": 1.0}
 
 
 def as_inherited(point: Mapping[str, Any]) -> dict[str, float]:
     """The start decides; dimension only decides how good the start is."""
     if point["init"] == "random-head":
-        return {"rho": 1.0, "rho_affine": 0.2, "rho_rotated": 1.0}
+        return {"rho": 1.0, "rho_floor": FLOOR, "rho_affine": 0.2, "rho_rotated": 1.0}
     if point["init"] == "kd-rotated":
-        return {"rho": 1.0, "rho_affine": 0.2, "rho_rotated": 0.1}
+        return {"rho": 1.0, "rho_floor": FLOOR, "rho_affine": 0.2, "rho_rotated": 0.1}
     if point["sigma_max"] == 80:
         return {
             "rho": {2: 0.05, 4: 0.8, 16: 0.3, 64: 0.25}[point["d"]],
+            "rho_floor": FLOOR,
             "rho_affine": 0.18,
             "rho_rotated": 1.0,
         }
-    return {"rho": 0.22, "rho_affine": 0.18, "rho_rotated": 1.0}
+    return {"rho": 0.22, "rho_floor": FLOOR, "rho_affine": 0.18, "rho_rotated": 1.0}
 
 
 def without_copying(point: Mapping[str, Any]) -> dict[str, float]:
-    return {"rho": 1.0, "rho_affine": 0.2, "rho_rotated": 1.0}
+    return {"rho": 1.0, "rho_floor": FLOOR, "rho_affine": 0.2, "rho_rotated": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -114,6 +118,31 @@ def without_copying(point: Mapping[str, Any]) -> dict[str, float]:
 )
 def test_the_verdicts_of_three_worlds(world: World, expected: dict[str, str]) -> None:
     assert outcomes(verdicts(table(world))) == expected
+
+
+@pytest.mark.parametrize(
+    ("rho", "floor", "spread", "expected"),
+    [
+        ({"ring": 0.4, "checkerboard": 0.44}, 0.01, 0.05, "supported"),  # leaves, though nearer to a copy than not
+        ({"ring": 0.02, "checkerboard": 0.82}, 0.01, 0.05, "supported"),  # no single density decides
+        ({"ring": 0.02, "checkerboard": 0.03}, 0.01, 0.05, "refuted"),  # stays at the floor
+        ({"ring": 0.14, "checkerboard": 0.14}, 0.12, 0.02, "refuted"),  # over 0.1, but so is the floor
+        ({"ring": 0.11, "checkerboard": 0.11}, 0.01, 0.05, "inconclusive"),  # at the threshold
+        ({"ring": 0.42, "checkerboard": 0.42}, 0.01, 1.0, "inconclusive"),  # seeds differ too much
+    ],
+)
+def test_c1_asks_whether_rho_leaves_its_floor(
+    rho: Mapping[str, float], floor: float, spread: float, expected: str
+) -> None:
+    studies = {"low_dimension": [labels(data, 2) for data in rho]}
+    results = table(lambda point: {"rho": rho[point["data"]], "rho_floor": floor}, 14, spread, studies=studies)
+    verdict = verdicts(results)["C1"]
+    assert verdict.verdict == expected
+    (finding,) = verdict.findings
+    assert (finding.statistic, finding.predicts, finding.threshold) == ("rho − rho_floor", "above", 0.1)
+    assert finding.n_seeds == 14
+    if expected == "inconclusive":
+        assert finding.cause == "interval crosses"
 
 
 def test_claims_without_a_study_are_inconclusive() -> None:
@@ -198,7 +227,7 @@ def test_a_run_over_the_gate_is_dropped_and_named() -> None:
     assert (finding.outcome, finding.n_seeds, finding.points) == ("holds", 4, 4)
     assert (finding.runs, finding.runs_dropped) == (20, 1)
     assert finding.dropped == "moons, d=2, start=teacher, sigma_max=80, dmd2: seed 1"
-    assert finding.value == pytest.approx(0.95, abs=0.02)
+    assert finding.value == pytest.approx(0.95 - FLOOR, abs=0.02)
     assert "1 of 20 runs dropped as not converged" in finding.reason
 
 
@@ -225,7 +254,9 @@ def test_the_declared_studies_hold_every_point_that_a_claim_needs() -> None:
     for name in names:
         points = {member.point: member.labels() for member in members_of(name, "laptop", CONFIG)}
         declared[name] = list(points.values())
-    found = verdicts(table(lambda point: {"rho": 0.5, "rho_affine": 0.5, "rho_rotated": 0.5}, 3, studies=declared))
+    found = verdicts(
+        table(lambda point: {"rho": 0.5, "rho_floor": 0.4, "rho_affine": 0.5, "rho_rotated": 0.5}, 3, studies=declared)
+    )
     assert {one.cause for verdict in found.values() for one in verdict.findings} <= {"", "interval crosses"}
 
 
