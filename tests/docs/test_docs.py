@@ -17,9 +17,10 @@ from dmdpipe.artifacts.manifest import Manifest
 from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.cli import app
 from dmdpipe.copying.measure import CONSTANT_METRICS, SNAPSHOT_METRICS
+from dmdpipe.evidence.power import power, seeds_needed
 from dmdpipe.evidence.readings import describe_statistic
 from dmdpipe.evidence.results import COLUMNS
-from dmdpipe.evidence.verdicts import Finding
+from dmdpipe.evidence.verdicts import FAMILYWISE_ERROR, Finding
 from dmdpipe.specs.claims import MetricName, load_claims
 from dmdpipe.specs.config import load_scale, load_study, members_of, scale_names, study_names
 from dmdpipe.specs.data import FAMILIES
@@ -255,6 +256,20 @@ def test_every_claim_and_criterion_is_as_said() -> None:
     assert set(re.findall(r"^\| [CH]\d .*\|$", page, re.MULTILINE)) == rows
     tested = sum(bool(claim.criteria) for claim in all_claims())
     assert f"claims that are tested ({tested})" in text_of("docs/studies.md").replace("\n", " ")
+
+
+def test_the_table_of_power_follows_from_its_own_numbers_and_the_declared_seeds() -> None:
+    criteria = {(claim.id, one.name): (claim, one) for claim in all_claims() for one in claim.criteria}
+    tested = len({id_ for id_, _ in criteria})
+    page = section(text_of("docs/studies.md"), "## How many seeds")
+    rows = [line.strip("| ").split(" | ") for line in re.findall(r"^\| [CH]\d .*\|$", page, re.MULTILINE)]
+    assert len(rows) == 5
+    for id_, name, difference, spread, side, needed, seeds, probability in rows:
+        claim, criterion = criteria[id_, name]
+        level = FAMILYWISE_ERROR / tested / (1 if side == "holds" else len(claim.criteria))
+        assert seeds_needed(float(difference), float(spread), level) == int(needed)
+        assert int(seeds) == len({member.seed for member in members_of(criterion.study, "laptop")})
+        assert f"{power(float(difference) / float(spread), int(seeds), level):.2f}" == probability
 
 
 def test_the_study_of_the_tutorial_is_valid() -> None:

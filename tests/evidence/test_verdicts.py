@@ -13,6 +13,7 @@ import pytest
 from planted_studies import STUDIES, TWO_D, World, labels, metrics, table
 from scipy import stats
 
+from dmdpipe.evidence.power import detectable_difference, power
 from dmdpipe.evidence.readings import Reading, read_criterion
 from dmdpipe.evidence.results import AGGREGATE, COLUMNS, results_table
 from dmdpipe.evidence.verdicts import (
@@ -403,6 +404,43 @@ def test_support_is_rare_where_one_criterion_is_at_its_threshold() -> None:
     assert 0 < supported / 1_000 < 2 * ALPHA
 
 
+@pytest.mark.parametrize(("mean", "level"), [(-0.2, 0.05 / 6), (0.2, 0.05 / 6 / 4)])
+def test_a_finding_says_what_its_seeds_can_decide(mean: float, level: float) -> None:
+    """H1's first criterion: predicted below −0.1, one of four criteria."""
+    claim = next(claim for claim in CLAIMS.claims if claim.id == "H1")
+    readings = [Reading(np.empty(0))] * 4
+    per_seed = mean - 0.1 + 0.4 * np.array([-1.5, -0.5, 0.0, 0.5, 1.5])
+    readings[0] = Reading(per_seed, seeds_run=5)
+    finding = judge_claim(claim, readings, ALPHA).findings[0]
+    assert finding.spread == pytest.approx(0.4 * np.sqrt(5 / 4))
+    assert finding.detectable == detectable_difference(5, finding.spread, ALPHA)
+    n = int(finding.seeds_needed)
+    assert power(0.2 / finding.spread, n - 1, level) < 0.8 <= power(0.2 / finding.spread, n, level)
+    assert finding.cause == "interval crosses"
+    assert finding.reason.endswith(f", 5 seeds; {n} seeds would decide a difference of this size with probability 0.8")
+
+
+def test_at_the_threshold_no_number_of_seeds_decides() -> None:
+    claim = next(claim for claim in CLAIMS.claims if claim.id == "C3")
+    (finding,) = judge_claim(claim, [Reading(np.array([0.25, 0.5, 0.75]), seeds_run=3)], ALPHA).findings
+    assert np.isnan(finding.seeds_needed) and finding.detectable > 0
+    assert "; more than 10,000 seeds would decide" in finding.reason
+
+
+@pytest.mark.parametrize("per_seed", [[], [0.2], [0.2, 0.3], [0.2, np.nan, 0.3, 0.4]])
+def test_without_enough_numbers_nothing_is_said_about_power(per_seed: list[float]) -> None:
+    claim = next(claim for claim in CLAIMS.claims if claim.id == "C3")
+    (finding,) = judge_claim(claim, [Reading(np.array(per_seed), seeds_run=len(per_seed))], ALPHA).findings
+    assert finding.outcome == "undecided"
+    assert np.isnan([finding.spread, finding.detectable, finding.seeds_needed]).all()
+
+
+def test_a_decided_finding_never_asks_for_fewer_than_three_seeds() -> None:
+    claim = next(claim for claim in CLAIMS.claims if claim.id == "C3")
+    (finding,) = judge_claim(claim, [Reading(np.array([0.1, 0.1, 0.1]), seeds_run=3)], ALPHA).findings
+    assert (finding.outcome, finding.seeds_needed) == ("holds", 3)
+
+
 def test_tables_and_records_hold_the_same_verdicts() -> None:
     results = table(as_inherited, seeds=3, gate=lambda point, seed: 9.0 if point["init"] == "kd-rotated" else 1.0)
     found = evaluate_claims(CLAIMS, results)
@@ -412,3 +450,6 @@ def test_tables_and_records_hold_the_same_verdicts() -> None:
     assert findings["claim"].value_counts()["H1"] == 4
     assert json.loads(json.dumps(records, allow_nan=False)) == records
     assert next(r for r in records if r["id"] == "H1")["findings"][3]["low"] is None
+    for columns in ("spread", "detectable", "seeds_needed"):
+        assert findings.loc[findings["outcome"] != "undecided", columns].notna().all()
+        assert next(r for r in records if r["id"] == "H1")["findings"][3][columns] is None

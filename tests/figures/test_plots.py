@@ -318,6 +318,8 @@ def test_verdict_table_keeps_order_words_and_numbers_and_escapes_text() -> None:
     assert "0.05 [−0.01, 0.11]" in html
     assert "0.2 [−∞, 0.25]" in html
     assert "2 criteria" in html
+    shown = [re.findall(r"<td[^>]*>([^<]*)</td>", row)[-4:] for row in re.findall(r"<tr>.*?</tr>", html)]
+    assert ["5", "0.03", "0.0567", "3"] in shown and ["0", "–", "–", "–"] in shown
     assert "nan" not in html.lower()
     assert html == verdicts.verdict_table(planted.verdicts(), planted.criteria())
 
