@@ -139,8 +139,8 @@ def show_study(name: Annotated[str, typer.Argument(help="a study, e.g. dimension
     typer.echo(f"study {study.number}: {study.title}\n\nquestion:   {study.question}\nprediction: {study.prediction}\n")
     for axis, labels in study.axes.items():
         typer.echo(f"varies {axis}: {', '.join(labels)}")
-    seeds = len({member.seed for member in members})
-    typer.echo(f"\nat scale {scale}, {seeds} seeds (teacher and student re-seeded):")
+    seeds = sorted({member.seed for member in members})
+    typer.echo(f"\nat scale {scale}, {len(seeds)} seeds, {seeds[0]} to {seeds[-1]} (teacher and student re-seeded):")
     for point in dict.fromkeys(member.point for member in members):
         typer.echo(f"  {point}")
 

@@ -93,9 +93,10 @@ def test_showing_a_study_says_question_prediction_and_grid(dmdpipe: Callable[...
     assert "study 16" in shown.out and "question:" in shown.out and "prediction:" in shown.out
     points = re.findall(r"^  (d=.*)$", shown.out, re.MULTILINE)
     assert points == [f"d={d}, sigma_max={sigma}" for d in (4, 64) for sigma in (80, 8)]
-    assert "5 seeds" in shown.out
+    assert "at scale laptop, 10 seeds, 5 to 14 (" in shown.out
     smoke = dmdpipe("studies", "show", "sigma_max", "--scale", "smoke").out
     assert "d=64" not in smoke.partition("at scale")[2]
+    assert "2 seeds, 0 to 1 (" in smoke
 
 
 def test_the_plan_counts_shared_steps_once_and_its_formats_agree(dmdpipe: Callable[..., Any]) -> None:

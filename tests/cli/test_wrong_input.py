@@ -57,6 +57,7 @@ WRONG_FILES: dict[str, tuple[str, str, str, list[str]]] = {
     "scale: unknown key": (SMOKE, "score.steps", "score.stpes", [SMOKE, "score.stpes", "did you mean 'steps'?"]),
     "scale: wrong type": (SMOKE, "seeds: 2", "seeds: two", [SMOKE, "seeds", "integer", "two"]),
     "scale: impossible value": (SMOKE, "seeds: 2", "seeds: 0", [SMOKE, "seeds", "greater than 0"]),
+    "scale: negative seed": (SMOKE, "seeds: 2", "seeds: 2\nfirst_seed: -1", [SMOKE, "first_seed", "or equal to 0"]),
     "scale: impossible date": (SMOKE, "seeds: 2", "seeds: 2024-13-45", [SMOKE]),
     "claims: unknown metric": (CLAIMS, "metric: rho}", "metric: roh}", [CLAIMS, "metric", "did you mean 'rho'?"]),
     "claims: unknown study": (CLAIMS, "study: dimension", "study: dimensoin", [CLAIMS, "did you mean 'dimension'?"]),

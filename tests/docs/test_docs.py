@@ -17,9 +17,10 @@ from dmdpipe.artifacts.manifest import Manifest
 from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.cli import app
 from dmdpipe.copying.measure import CONSTANT_METRICS, SNAPSHOT_METRICS
+from dmdpipe.evidence.power import power, seeds_needed
 from dmdpipe.evidence.readings import describe_statistic
 from dmdpipe.evidence.results import COLUMNS
-from dmdpipe.evidence.verdicts import Finding
+from dmdpipe.evidence.verdicts import FAMILYWISE_ERROR, Finding
 from dmdpipe.specs.claims import MetricName, load_claims
 from dmdpipe.specs.config import load_scale, load_study, members_of, scale_names, study_names
 from dmdpipe.specs.data import FAMILIES
@@ -220,6 +221,9 @@ def test_a_study_is_described(name: str) -> None:
         assert scale in points or "both scales" in points
         for member in members_of(name, scale):
             assert f"`{member.point}`" in points
+        own = study.scales[scale].seeds if scale in study.scales else None
+        said = re.findall(rf"\({scale}, (\d+) seeds\)", " ".join(points.split()))
+        assert said == ([str(own)] if own else [])
     readers = {claim.id for claim in all_claims() for criterion in claim.criteria if criterion.study == name}
     line = next(line for line in words.splitlines() if line.startswith("- Read by:"))
     assert set(re.findall(r"\b[CH]\d\b", line)) == readers
@@ -228,7 +232,7 @@ def test_a_study_is_described(name: str) -> None:
 def test_the_scales_are_as_said() -> None:
     page = section(text_of("docs/studies.md"), "## Scales")
     scales = [load_scale(scale) for scale in SCALES]
-    rows = {"seeds": [scale.seeds for scale in scales]}
+    rows = {key: [getattr(scale, key) for scale in scales] for key in ("seeds", "first_seed")}
     rows |= {key: [scale.set.get(key, "–") for scale in scales] for key in {k for s in scales for k in s.set}}
     for key, values in rows.items():
         assert f"| `{key}` | {' | '.join(map(str, values))} |" in page
@@ -250,7 +254,22 @@ def test_every_claim_and_criterion_is_as_said() -> None:
             predicted = f"{criterion.predicts} {criterion.threshold:g}"
             rows.add(f"| {claim.id} | {criterion.name} | [`{study}`](#{study}) | {statistic} | {predicted} |")
     assert set(re.findall(r"^\| [CH]\d .*\|$", page, re.MULTILINE)) == rows
-    assert f"claims ({len(all_claims())})" in text_of("docs/studies.md")
+    tested = sum(bool(claim.criteria) for claim in all_claims())
+    assert f"claims that are tested ({tested})" in text_of("docs/studies.md").replace("\n", " ")
+
+
+def test_the_table_of_power_follows_from_its_own_numbers_and_the_declared_seeds() -> None:
+    criteria = {(claim.id, one.name): (claim, one) for claim in all_claims() for one in claim.criteria}
+    tested = len({id_ for id_, _ in criteria})
+    page = section(text_of("docs/studies.md"), "## How many seeds")
+    rows = [line.strip("| ").split(" | ") for line in re.findall(r"^\| [CH]\d .*\|$", page, re.MULTILINE)]
+    assert len(rows) == 5
+    for id_, name, difference, spread, side, needed, seeds, probability in rows:
+        claim, criterion = criteria[id_, name]
+        level = FAMILYWISE_ERROR / tested / (1 if side == "holds" else len(claim.criteria))
+        assert seeds_needed(float(difference), float(spread), level) == int(needed)
+        assert int(seeds) == len({member.seed for member in members_of(criterion.study, "laptop")})
+        assert f"{power(float(difference) / float(spread), int(seeds), level):.2f}" == probability
 
 
 def test_the_study_of_the_tutorial_is_valid() -> None:

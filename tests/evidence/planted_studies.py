@@ -56,13 +56,18 @@ def metrics(values: Mapping[str, float], gate_ratio: float, steps: tuple[int, ..
 
 def table(
     world: World,
-    seeds: int = 5,
+    seeds: int | Mapping[str, int] = 5,
     spread: float = 0.01,
     gate: Callable[[Labels, int], float] = lambda point, seed: 1.2,
     studies: Mapping[str, list[dict[str, Any]]] = STUDIES,
+    first_seed: int = 0,
 ) -> pd.DataFrame:
-    """Return the union of the studies' results tables in a world that gives every point its metrics."""
+    """Return the union of the studies' results tables in a world that gives every point its metrics.
+
+    ``seeds`` is their number in every study, or by study.
+    """
     rng = np.random.default_rng(20260606)
+    number = seeds if isinstance(seeds, Mapping) else dict.fromkeys(studies, seeds)
     return pd.concat(
         [
             results_table(
@@ -78,7 +83,7 @@ def table(
                         ),
                     )
                     for point in points
-                    for seed in range(seeds)
+                    for seed in range(first_seed, first_seed + number[study])
                 ],
                 seed_pairs={},
             )

@@ -127,9 +127,9 @@ def criteria() -> pd.DataFrame:
     inf, nan = np.inf, np.nan
     return pd.DataFrame(
         [
-            ("C1", "ρ at d = 2", 0.05, -0.01, 0.11, 0.5, "above", "fails", "0.05 is below 0.5", 5),
-            ("C2", "ρ at d = 64", 0.2, -inf, 0.25, 0.5, "below", "holds", "0.2 is below 0.5", 5),
-            ("C2", "ρ less affine", nan, nan, nan, 0.0, "below", "undecided", "not converged", 0),
+            ("C1", "ρ at d = 2", 0.05, -0.01, 0.11, 0.5, "above", "fails", "0.05 is below 0.5", 5, 0.03, 0.0567, 3.0),
+            ("C2", "ρ at d = 64", 0.2, -inf, 0.25, 0.5, "below", "holds", "0.2 is below 0.5", 5, 0.02, 0.04, 3.0),
+            ("C2", "ρ less affine", nan, nan, nan, 0.0, "below", "undecided", "not converged", 0, nan, nan, nan),
         ],
         columns=[
             *(
@@ -143,6 +143,9 @@ def criteria() -> pd.DataFrame:
                 "outcome",
                 "reason",
                 "n_seeds",
+                "spread",
+                "detectable",
+                "seeds_needed",
             ),
         ],
     )

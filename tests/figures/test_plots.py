@@ -52,6 +52,18 @@ RESULT_PLOTS = [
 
 
 @pytest.mark.parametrize("plot", RESULT_PLOTS)
+def test_studies_with_other_seeds_are_drawn_together(plot) -> None:
+    more, fewer = planted.results(5), planted.results(2)
+    mixed = pd.concat([more[more["study"] == "dimension"], fewer[fewer["study"] == "start"]], ignore_index=True)
+    mixed["seed"] = mixed["seed"].where(mixed["seed"] == -1, mixed["seed"] + 5)
+    figure, data = plot(tables.with_family(mixed))
+    figure.draw_without_rendering()
+    of_seeds = data[data["seed"] != -1].groupby("study")["seed"].agg(["min", "nunique"])
+    assert set(of_seeds.itertuples(index=True, name=None)) <= {("dimension", 5, 5), ("start", 5, 2)}
+    assert len(of_seeds)
+
+
+@pytest.mark.parametrize("plot", RESULT_PLOTS)
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_a_smoke_run_of_one_point_is_drawn(plot, seeds: int) -> None:
     figure, data = plot(tables.with_family(planted.results(seeds, smoke=True)))
@@ -306,6 +318,8 @@ def test_verdict_table_keeps_order_words_and_numbers_and_escapes_text() -> None:
     assert "0.05 [−0.01, 0.11]" in html
     assert "0.2 [−∞, 0.25]" in html
     assert "2 criteria" in html
+    shown = [re.findall(r"<td[^>]*>([^<]*)</td>", row)[-4:] for row in re.findall(r"<tr>.*?</tr>", html)]
+    assert ["5", "0.03", "0.0567", "3"] in shown and ["0", "–", "–", "–"] in shown
     assert "nan" not in html.lower()
     assert html == verdicts.verdict_table(planted.verdicts(), planted.criteria())
 

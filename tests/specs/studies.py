@@ -14,11 +14,10 @@ def study(base: dict[str, Any] | None = None, **parts: Any) -> Study:
     return Study.model_validate({**words, "base": {"data.family": "digits"} if base is None else base, **parts})
 
 
-def scale(seeds: int = 1, **settings: Any) -> Scale:
+def scale(seeds: int = 1, first_seed: int = 0, **settings: Any) -> Scale:
     """A scale; its dotted keys are written with two underscores for a dot."""
-    return Scale.model_validate(
-        {"title": "t", "seeds": seeds, "set": {key.replace("__", "."): value for key, value in settings.items()}}
-    )
+    dotted = {key.replace("__", "."): value for key, value in settings.items()}
+    return Scale.model_validate({"title": "t", "seeds": seeds, "first_seed": first_seed, "set": dotted})
 
 
 def members(declared: Study, budgets: Scale | None = None, scale_name: str = "tiny") -> list[Member]:

@@ -83,6 +83,14 @@ def test_the_overlay_of_a_scale_can_set_the_number_of_seeds() -> None:
     assert len(members(declared, scale(2), "other")) == 2
 
 
+def test_seeds_count_up_from_the_first_seed_of_the_scale_in_every_study() -> None:
+    declared = study(axes={"d": SIDES}, scales={"tiny": {"seeds": 4}})
+    found = members(declared, scale(2, first_seed=5))
+    assert [member.seed for member in found] == [5, 6, 7, 8] * 2
+    assert [member.spec.pairs.student.seed for member in found] == [5, 6, 7, 8] * 2
+    assert [member.seed for member in members(declared, scale(2, first_seed=5), "other")] == [5, 6] * 2
+
+
 # Layers
 
 KEY = "student.generator_steps"

@@ -50,6 +50,16 @@ def test_the_default_studies_share_their_common_cell(config: Path) -> None:
     assert common == {plan("metrics", m.spec).folder for m in members_of("dimension", "laptop") if "64" in m.point}
 
 
+def test_of_a_shared_point_every_study_reads_the_same_first_seeds(config: Path) -> None:
+    """Whatever their numbers of seeds: the larger study adds to the smaller one's."""
+    found = {}
+    for name in ("dimension", "sigma_max"):
+        members = [m for m in members_of(name, "laptop") if m.labels()["d"] == 4 and m.labels()["sigma_max"] == 80]
+        found[name] = {member.seed: plan("metrics", member.spec).folder for member in members}
+    assert (list(found["dimension"]), list(found["sigma_max"])) == ([*range(5, 10)], [*range(5, 15)])
+    assert found["dimension"].items() < found["sigma_max"].items()
+
+
 def test_a_step_that_studies_share_runs_once(config: Path) -> None:
     run = plan_run({"scale": "laptop"})
     one_by_one = [step for study in run.studies.values() for step in steps_below(study.evidence)]
@@ -65,6 +75,17 @@ def test_adding_a_seed_keeps_all_other_folders(config: Path) -> None:
     scale = config / "scales" / "smoke.yaml"
     change(scale, seeds=yaml.safe_load(scale.read_text())["seeds"] + 1)
     assert before < folders("smoke")
+
+
+def test_fresh_seeds_share_data_and_noise_and_nothing_that_was_trained(config: Path) -> None:
+    before = folders("smoke")
+    change(config / "scales" / "smoke.yaml", first_seed=2)
+    after = folders("smoke")
+    kinds = {"data", "noise"}
+    # An exact teacher has no seed.
+    shared = {folder for folder in before & after if "_exact" not in folder}
+    assert {folder.partition("/")[0] for folder in shared} == kinds
+    assert len(after) == len(before)
 
 
 def test_adding_a_study_an_axis_label_or_a_claim_keeps_all_other_folders(config: Path) -> None:

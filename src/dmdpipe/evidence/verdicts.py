@@ -2,7 +2,7 @@
 
 Which runs count is said in ``dmdpipe.evidence.readings``: none that is over the gate.
 
-When a criterion is decided. Every counting seed yields one number; with K claims in all and m criteria in the
+When a criterion is decided. Every counting seed yields one number; with K tested claims and m criteria in the
 claim, a criterion *holds* if a one-sided Student-t test over seeds puts the mean on the predicted side of the
 threshold at level 0.05/K, and *fails* if it puts it on the other side at level 0.05/(K·m); else, and below
 three counting seeds, it is *undecided*. A claim is supported if all of its criteria hold, refuted if any
@@ -12,6 +12,14 @@ Why these levels. All m criteria must hold at once, so a claim that is false in 
 probability at most 0.05/K (an intersection–union test: no correction for m). Any one of m suffices to refute,
 so each gets an m-th, and a claim that is true is refuted with probability at most 0.05/K. Over K claims, the
 probability of any wrong decisive verdict is at most 0.05.
+
+What K counts: the claims that have criteria. One without is never tested, so it has no chance of a wrong verdict and
+needs no share of the 0.05. A claim whose study has not been run counts all the same: K is fixed by the declaration,
+not by what was run.
+
+What seeds could decide. Beside each finding stands how small a difference its seeds could have decided, and how many
+seeds a difference like the observed one needs (``dmdpipe.evidence.power``), both with probability 0.8. They plan the
+next run, on fresh seeds; adding seeds to a run until it decides would break its levels.
 """
 
 from __future__ import annotations
@@ -25,6 +33,7 @@ import numpy as np
 import pandas as pd
 
 from dmdpipe.evidence.intervals import Interval, student_t_interval
+from dmdpipe.evidence.power import MOST_SEEDS, PROBABILITY, detectable_difference, seeds_needed
 from dmdpipe.evidence.readings import Cause, Reading, describe_statistic, read_criterion
 from dmdpipe.specs.claims import Claim, Claims, Criterion
 
@@ -38,11 +47,18 @@ Outcome = Literal["holds", "fails", "undecided"]
 class Finding:
     """What the runs say about one criterion.
 
-    ``value`` is the mean over the ``n_seeds`` counting seeds. ``low`` and ``high`` are the bounds that
-    decide, one-sided: the criterion is undecided exactly when the threshold lies between them, or seeds are
-    missing (NaN below two). ``runs``
-    counts the selected students, ``runs_dropped`` those over the gate, which ``dropped`` names. ``cause``
-    says why a criterion is undecided.
+    ``value`` is the mean over the ``n_seeds`` counting seeds. ``low`` and ``high`` are the bounds that decide,
+    one-sided: the criterion is undecided exactly when the threshold lies between them, or seeds are missing (NaN below
+    two).
+
+    ``spread`` is the standard deviation over these seeds. ``detectable`` is the smallest difference from the threshold
+    that as many seeds with this spread find to hold, at the level 0.05/K of *holds*, with probability 0.8.
+    ``seeds_needed`` is how many counting seeds decide a difference like the observed one with probability 0.8: at the
+    level of *holds* if the mean is on the predicted side, else at that of *fails*. All three are NaN below three
+    counting seeds or where the statistic is undefined, ``seeds_needed`` also above 10,000.
+
+    ``runs`` counts the selected students, ``runs_dropped`` those over the gate, which ``dropped`` names. ``cause`` says
+    why a criterion is undecided.
     """
 
     claim: str
@@ -55,6 +71,9 @@ class Finding:
     low: float
     high: float
     n_seeds: int
+    spread: float
+    detectable: float
+    seeds_needed: float
     points: int
     runs: int
     runs_dropped: int
@@ -88,7 +107,7 @@ def evaluate_claims(claims: Claims, results: pd.DataFrame) -> list[Verdict]:
     if results["scale"].nunique() > 1:
         raise ValueError(f"one scale at a time, got {', '.join(sorted(results['scale'].unique()))}")
     runs = results[results["seed"] >= 0]
-    alpha = FAMILYWISE_ERROR / len(claims.claims)
+    alpha = FAMILYWISE_ERROR / max(len(claims.tested), 1)
     return [
         judge_claim(claim, [read_criterion(criterion, runs) for criterion in claim.criteria], alpha)
         for claim in claims.claims
@@ -147,7 +166,8 @@ def _sentence(outcome: str, findings: Sequence[Finding]) -> str:
 def judge_criterion(claim: Claim, criterion: Criterion, reading: Reading, alpha: float) -> Finding:
     """Return whether one criterion of a claim holds, fails or is undecided, and why."""
     bounds = decision_bounds(reading.per_seed, criterion.predicts, alpha, len(claim.criteria))
-    outcome, cause, reason = _decide(criterion, reading, bounds)
+    spread, detectable, needed = _what_seeds_decide(criterion, reading.per_seed, alpha, len(claim.criteria))
+    outcome, cause, reason = _decide(criterion, reading, bounds, needed)
     return Finding(
         claim=claim.id,
         criterion=criterion.name,
@@ -159,6 +179,9 @@ def judge_criterion(claim: Claim, criterion: Criterion, reading: Reading, alpha:
         low=bounds.low,
         high=bounds.high,
         n_seeds=reading.per_seed.size,
+        spread=spread,
+        detectable=detectable,
+        seeds_needed=needed,
         points=reading.points,
         runs=reading.runs,
         runs_dropped=len(reading.dropped),
@@ -181,7 +204,24 @@ def decision_bounds(per_seed: np.ndarray, predicts: str, alpha: float, criteria:
     return Interval(holds.mean, low, high)
 
 
-def _decide(criterion: Criterion, reading: Reading, bounds: Interval) -> tuple[Outcome, Cause, str]:
+def _what_seeds_decide(
+    criterion: Criterion, per_seed: np.ndarray, alpha: float, criteria: int
+) -> tuple[float, float, float]:
+    n = per_seed.size
+    if n < MINIMUM_SEEDS or not np.isfinite(per_seed).all():
+        return np.nan, np.nan, np.nan
+    mean, spread = float(per_seed.mean()), float(per_seed.std(ddof=1))
+    as_predicted = (mean < criterion.threshold) == (criterion.predicts == "below")
+    level = alpha if as_predicted else alpha / criteria
+    needed = seeds_needed(abs(mean - criterion.threshold), spread, level)
+    return (
+        spread,
+        detectable_difference(n, spread, alpha),
+        np.nan if needed is None else float(max(needed, MINIMUM_SEEDS)),
+    )
+
+
+def _decide(criterion: Criterion, reading: Reading, bounds: Interval, needed: float) -> tuple[Outcome, Cause, str]:
     if reading.absent:
         return "undecided", *reading.absent
     n = reading.per_seed.size
@@ -202,7 +242,11 @@ def _decide(criterion: Criterion, reading: Reading, bounds: Interval) -> tuple[O
         basis += f", {len(reading.dropped)} of {reading.runs} runs dropped as not converged"
     threshold = f"{criterion.threshold:g}"
     if bounds.low <= criterion.threshold <= bounds.high:
-        reason = f"interval crosses: {numbers}, predicted {criterion.predicts} {threshold}, {basis}"
+        seeds = f"more than {MOST_SEEDS:,}" if math.isnan(needed) else f"{needed:.0f}"
+        reason = (
+            f"interval crosses: {numbers}, predicted {criterion.predicts} {threshold}, {basis};"
+            f" {seeds} seeds would decide a difference of this size with probability {PROBABILITY:g}"
+        )
         return "undecided", "interval crosses", reason
     side = "below" if bounds.high < criterion.threshold else "above"
     if side == criterion.predicts:

@@ -28,6 +28,9 @@ CRITERION_COLUMNS = (
     "outcome",
     "reason",
     "n_seeds",
+    "spread",
+    "detectable",
+    "seeds_needed",
 )
 GALLERY_COLUMNS = (*("point", "study", "data", "d", "init", "recipe", "sigma_max", "seed", "row", "role", "x"),)
 

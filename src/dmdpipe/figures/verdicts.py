@@ -29,7 +29,9 @@ def verdict_table(verdicts: pd.DataFrame, criteria: pd.DataFrame | None = None) 
         verdicts: columns id, title, verdict (supported, refuted, inconclusive) and reason; the columns
             ``statement`` and ``level_of_evidence`` are shown where there are any. Rows keep their order.
         criteria: columns id (the claim's), criterion, value, low, high (the bounds that decide), threshold,
-            predicts (below, above), outcome (holds, fails, undecided), reason and n_seeds.
+            predicts (below, above), outcome (holds, fails, undecided), reason, n_seeds, spread (standard deviation over
+            seeds), detectable (smallest difference that these seeds decide with probability 0.8) and seeds_needed
+            (to decide the observed one).
 
     Returns:
         One HTML ``<table>`` with inline style, the same text for the same tables.
@@ -53,7 +55,8 @@ def _row(claim: Mapping[Any, Any], criteria: pd.DataFrame | None) -> str:
 def _criteria(rows: pd.DataFrame) -> str:
     if rows.empty:
         return ""
-    head = _cells("th", "Criterion", "Measured [bounds that decide]", "Claim predicts", "Outcome", "Seeds")
+    columns = ("Criterion", "Measured [bounds that decide]", "Claim predicts", "Outcome")
+    head = _cells("th", *columns, "Seeds", "SD over seeds", "Difference they can decide", "Seeds for this one")
     body = "".join(
         _cells(
             "td",
@@ -61,7 +64,10 @@ def _criteria(rows: pd.DataFrame) -> str:
             _measured(row["value"], row["low"], row["high"]),
             f"{_text(row['predicts'])} {_number(row['threshold'])}",
             f"{_badge(row['outcome'])}<br>{_text(row['reason'])}",
-            f"{row['n_seeds']:.0f}" if _known(row["n_seeds"]) else "–",
+            _count(row["n_seeds"]),
+            _number(row["spread"]),
+            _number(row["detectable"]),
+            _count(row["seeds_needed"]),
         )
         for row in rows.to_dict("records")
     )
@@ -83,6 +89,10 @@ def _measured(value: Any, low: Any, high: Any) -> str:
     if not (_known(low) and _known(high)):
         return f"{_number(value)} (no bounds)"
     return f"{_number(value)} [{_number(low)}, {_number(high)}]"
+
+
+def _count(value: Any) -> str:
+    return f"{value:.0f}" if _known(value) else "–"
 
 
 def _badge(word: Any) -> str:

@@ -174,9 +174,14 @@ class Claim(Spec):
 
 
 class Claims(Spec):
-    """All claims under test. Their number sets the correction for testing many."""
+    """All claims. The number of those with criteria sets the correction for testing many."""
 
     claims: tuple[Claim, ...] = Field(min_length=1, description="the claims")
+
+    @property
+    def tested(self) -> tuple[Claim, ...]:
+        """The claims that have criteria: only they can come out supported or refuted."""
+        return tuple(claim for claim in self.claims if claim.criteria)
 
     @model_validator(mode="after")
     def _ids_differ(self) -> Claims:

@@ -72,7 +72,8 @@ def network_name(student: StudentSpec) -> str:
 def expand(name: str, study: Study, scale_name: str, scale: Scale) -> list[Member]:
     """Return all members of a study at a scale, in the order of its axes, seeds innermost.
 
-    Later layers win: the models' defaults, the scale, the study's base, the axes, the study at that scale.
+    Later layers win: the models' defaults, the scale, the study's base, the axes, the study at that scale. The n
+    seeds of a point count up from the scale's ``first_seed``, in every study: points that studies share share seeds.
 
     Raises:
         UserError: naming the file and the key, if anything is unknown, of the wrong type or impossible.
@@ -85,6 +86,7 @@ def expand(name: str, study: Study, scale_name: str, scale: Scale) -> list[Membe
                 f"{source}: scales.{scale_name}.axes: unknown axis '{axis}'{did_you_mean(axis, study.axes)}"
             )
     check_budgets(scale_name, scale)
+    seeds = range(scale.first_seed, scale.first_seed + (overlay.seeds or scale.seeds))
     members = []
     for labels, choices in _points(source, study, overlay, scale_name):
         tree: dict[str, Any] = {}
@@ -96,7 +98,7 @@ def expand(name: str, study: Study, scale_name: str, scale: Scale) -> list[Membe
         point = ", ".join(f"{axis}={label}" for axis, label in labels.items()) or "all"
         where = f"{source} ({point}, scale {scale_name})"
         cell = parse(Cell, tree, where)
-        members += [Member(point, seed, resolve(cell, seed, where)) for seed in range(overlay.seeds or scale.seeds)]
+        members += [Member(point, seed, resolve(cell, seed, where)) for seed in seeds]
     return members
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from dmdpipe.specs.base import Spec
 from dmdpipe.specs.data import DataSpec
@@ -85,6 +85,7 @@ class Scale(Spec):
 
     title: str
     seeds: PositiveInt = Field(description="independent pairs of teacher and student per point")
+    first_seed: NonNegativeInt = Field(0, description="the seeds of a point are first_seed, first_seed + 1, …")
     set: Overrides = Field({}, description="dotted key → value, for every cell of every study")
 
 
