@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -121,12 +122,17 @@ def is_whole_run(arguments: list[str], run_plan: RunPlan) -> bool:
 
 def _snakemake(arguments: list[str]) -> int:
     process = subprocess.Popen([sys.executable, "-m", "snakemake", *arguments])
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            # Snakemake got the same signal and is stopping its jobs; wait for it to finish cleanly.
-            continue
+    # A terminal sends SIGINT to Snakemake as well; SIGTERM comes here alone.
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
+    try:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                # Snakemake is stopping its jobs; wait for it to finish cleanly.
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _write_estimates(run_plan: RunPlan, results: Path) -> None:

@@ -67,7 +67,7 @@ class FlatOptimiser:
     def step(self, learning_rate: float) -> Tensor:
         """Take one step and empty the gradient; return its norm before clipping, a scalar."""
         values, gradient = self.parameters.values, self.parameters.gradient
-        norm = gradient.norm()
+        norm = torch.linalg.vector_norm(gradient)
         if self.clip is not None:
             gradient.mul_((self.clip / (norm + 1e-6)).clamp(max=1.0))
         self.state["steps"] += 1

@@ -39,9 +39,12 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         """Map inputs [B, d] and noise labels [B, 1], or [1, 1] for all rows, to outputs [B, d]."""
         embedding = F.silu(self.noise_embedding(self._features(c_noise)))
+        # Without gradients nothing is kept, so that little memory is passed over, again and again.
+        overwrite = not torch.is_grad_enabled()
         h = self.input(x)
         for block in self.blocks:
-            h = h + F.silu(block(h) + embedding)
+            change = F.silu(block(h).add_(embedding), inplace=overwrite)
+            h = h.add_(change) if overwrite else h + change
         answer: Tensor = self.output(h)
         return answer
 
@@ -56,18 +59,18 @@ class MLP(nn.Module):
             activations.append(_Silu(torch.addmm(embedding.value + block.bias, inputs[-1], block.weight.T)))
             inputs.append(inputs[-1] + activations[-1].value)
 
-        @torch.no_grad()
         def pullback(to_answer: Tensor) -> None:
-            _add(self.output, to_answer, inputs[-1])
-            to_h = to_answer @ self.output.weight
-            to_embedding = torch.zeros_like(embedding.value)
-            for k in reversed(range(len(blocks))):
-                to_a = activations[k].slope_().mul_(to_h)
-                to_bias = _add(blocks[k], to_a, inputs[k])
-                to_embedding += to_a if len(to_embedding) > 1 else to_bias
-                to_h.addmm_(to_a, blocks[k].weight)
-            _add(self.noise_embedding, to_embedding.mul_(embedding.slope_()), features)
-            _add(self.input, to_h, x)
+            with torch.no_grad():
+                _add(self.output, to_answer, inputs[-1])
+                to_h = to_answer @ self.output.weight
+                to_embedding = torch.zeros_like(embedding.value)
+                for k in reversed(range(len(blocks))):
+                    to_a = activations[k].slope_().mul_(to_h)
+                    to_bias = _add(blocks[k], to_a, inputs[k])
+                    to_embedding += to_a if len(to_embedding) > 1 else to_bias
+                    to_h.addmm_(to_a, blocks[k].weight)
+                _add(self.noise_embedding, to_embedding.mul_(embedding.slope_()), features)
+                _add(self.input, to_h, x)
 
         return _affine(self.output, inputs[-1]), pullback
 
