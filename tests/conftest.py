@@ -47,11 +47,15 @@ class Checkout:
 
     def run(self, command: list[str], timeout: float, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
         """Run a command with this copy's library before any other."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DMDPIPE_", "PYTEST"))}
-        variables = {**inherited, "PYTHONPATH": str(self.folder / "src"), "OMP_NUM_THREADS": "1", **environment}
+        variables = {**self.environment(), **environment}
         return subprocess.run(
             command, cwd=self.folder, env=variables, capture_output=True, text=True, timeout=timeout, check=False
         )
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables with which a process finds this copy's library before any other."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DMDPIPE_", "PYTEST"))}
+        return {**inherited, "PYTHONPATH": str(self.folder / "src"), "OMP_NUM_THREADS": "1"}
 
 
 def copy_checkout(target: Path) -> Checkout:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,18 +121,26 @@ def is_whole_run(arguments: list[str], run_plan: RunPlan) -> bool:
 
 
 def _snakemake(arguments: list[str]) -> int:
-    process = subprocess.Popen([sys.executable, "-m", "snakemake", *arguments])
-    # A terminal sends SIGINT to Snakemake as well; SIGTERM comes here alone.
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
+    """Run Snakemake and return its exit status; SIGINT and SIGTERM both stop it and its jobs as Ctrl-C would.
+
+    In a process group of its own, so that a signal reaches it once. Never as SIGTERM, whose handler in Snakemake waits
+    for a lock that the interrupted code may be holding.
+    """
+    given = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen([sys.executable, "-m", "snakemake", *arguments], process_group=0)
+
+    def stop(number: int, frame: object) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+
+    # Where SIGINT was ignored, as behind nohup, it still is.
+    signal.signal(signal.SIGINT, signal.SIG_IGN if given == signal.SIG_IGN else stop)
+    terminated = signal.signal(signal.SIGTERM, stop)
     try:
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:
-                # Snakemake is stopping its jobs; wait for it to finish cleanly.
-                continue
+        return process.wait()
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(signal.SIGINT, given)
+        signal.signal(signal.SIGTERM, terminated)
 
 
 def _write_estimates(run_plan: RunPlan, results: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,6 +49,18 @@ class SmallRun:
         done = self.checkout.dmdpipe("run", *ARGUMENTS, *(arguments or ("study_dimension",)), **environment)
         assert done.returncode == 0, done.stdout + done.stderr
         return done
+
+    def started(self) -> subprocess.Popen[str]:
+        """Start the study; what Snakemake says is on stderr."""
+        command = [str(Path(sys.executable).with_name("dmdpipe")), "run", *ARGUMENTS, "study_dimension"]
+        return subprocess.Popen(
+            command,
+            cwd=self.checkout.folder,
+            env=self.checkout.environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def would_run(self, *arguments: str) -> Counter[str]:
         """How many steps of each rule Snakemake would run now."""

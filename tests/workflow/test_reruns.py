@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -45,12 +46,29 @@ def test_what_was_made_is_whole_and_nothing_else_is_left(finished: Any) -> None:
     assert {path.name for path in (finished / "results/.progress").iterdir()} <= {"plan.json"}
 
 
-def test_another_hash_seed_and_another_folder_give_the_same_bytes(finished_once: Any, unfinished: Any) -> None:
-    unfinished.run(PYTHONHASHSEED="1")
+def test_another_hash_seed_another_folder_and_no_fork_server_give_the_same_bytes(
+    finished_once: Any, unfinished: Any
+) -> None:
+    unfinished.run(PYTHONHASHSEED="1", DMDPIPE_FORK_SERVER="nowhere")
     first, second = finished_once.published(), unfinished.published()
     assert first.keys() == second.keys()
     assert sum(name.endswith("manifest.json") for name in first) == sum(ALL_STEPS.values())
     assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_a_terminated_run_stops_its_steps_and_is_finished_by_the_next(finished_once: Any, unfinished: Any) -> None:
+    with unfinished.started() as run:
+        assert any("done in" in line for line in run.stderr)
+        run.terminate()
+        run.stderr.read()
+    assert run.returncode != 0
+    # Every step holds the lock's owner up; and none of them has left a half-written folder.
+    with (unfinished / "results/.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert not list((unfinished / "results/.tmp").iterdir())
+    assert sum(unfinished.would_run().values()) < sum(ALL_STEPS.values())
+    unfinished.run()
+    assert unfinished.published() == finished_once.published()
 
 
 def test_touched_files_rerun_nothing(finished: Any) -> None:
