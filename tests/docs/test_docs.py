@@ -269,7 +269,7 @@ def test_the_table_of_power_follows_from_its_own_numbers_and_the_declared_seeds(
         level = FAMILYWISE_ERROR / tested / (1 if side == "holds" else len(claim.criteria))
         assert seeds_needed(float(difference), float(spread), level) == int(needed)
         assert int(seeds) == len({member.seed for member in members_of(criterion.study, "laptop")})
-        assert f"{power(float(difference) / float(spread), int(seeds), level):.2f}" == probability
+        assert f"{power(float(difference), int(seeds), float(spread), level):.2f}" == probability
 
 
 def test_the_study_of_the_tutorial_is_valid() -> None:
