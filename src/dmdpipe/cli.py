@@ -139,10 +139,15 @@ def show_study(name: Annotated[str, typer.Argument(help="a study, e.g. dimension
     typer.echo(f"study {study.number}: {study.title}\n\nquestion:   {study.question}\nprediction: {study.prediction}\n")
     for axis, labels in study.axes.items():
         typer.echo(f"varies {axis}: {', '.join(labels)}")
-    seeds = sorted({member.seed for member in members})
-    typer.echo(f"\nat scale {scale}, {len(seeds)} seeds, {seeds[0]} to {seeds[-1]} (teacher and student re-seeded):")
-    for point in dict.fromkeys(member.point for member in members):
-        typer.echo(f"  {point}")
+    seeds: dict[str, list[int]] = {}
+    for member in members:
+        seeds.setdefault(member.point, []).append(member.seed)
+    said = {point: f"{len(own)} seeds, {own[0]} to {own[-1]}" for point, own in seeds.items()}
+    alike = len(set(said.values())) == 1
+    number = f"{next(iter(said.values()))} " if alike else "with seeds "
+    typer.echo(f"\nat scale {scale}, {number}(teacher and student re-seeded):")
+    for point, of_point in said.items():
+        typer.echo(f"  {point}" if alike else f"  {point}: {of_point}")
 
 
 @studies_app.command("plan")

@@ -92,8 +92,9 @@ def test_showing_a_study_says_question_prediction_and_grid(dmdpipe: Callable[...
     assert shown.status == 0
     assert "study 16" in shown.out and "question:" in shown.out and "prediction:" in shown.out
     points = re.findall(r"^  (d=.*)$", shown.out, re.MULTILINE)
-    assert points == [f"d={d}, sigma_max={sigma}" for d in (4, 64) for sigma in (80, 8)]
-    assert "at scale laptop, 10 seeds, 5 to 14 (" in shown.out
+    said = {4: "10 seeds, 5 to 14", 64: "5 seeds, 5 to 9"}
+    assert points == [f"d={d}, sigma_max={sigma}: {said[d]}" for d in (4, 64) for sigma in (80, 8)]
+    assert "at scale laptop, with seeds (" in shown.out
     smoke = dmdpipe("studies", "show", "sigma_max", "--scale", "smoke").out
     assert "d=64" not in smoke.partition("at scale")[2]
     assert "2 seeds, 0 to 1 (" in smoke

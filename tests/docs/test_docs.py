@@ -26,7 +26,7 @@ from dmdpipe.specs.config import load_scale, load_study, members_of, scale_names
 from dmdpipe.specs.data import FAMILIES
 from dmdpipe.specs.grid import expand
 from dmdpipe.specs.student import InitKind
-from dmdpipe.specs.study import Cell, Study
+from dmdpipe.specs.study import Cell, ScaleOverlay, Study
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "config" / "README.md"])
@@ -221,9 +221,11 @@ def test_a_study_is_described(name: str) -> None:
         assert scale in points or "both scales" in points
         for member in members_of(name, scale):
             assert f"`{member.point}`" in points
-        own = study.scales[scale].seeds if scale in study.scales else None
+        overlay = study.scales.get(scale, ScaleOverlay())
         said = re.findall(rf"\({scale}, (\d+) seeds\)", " ".join(points.split()))
-        assert said == ([str(own)] if own else [])
+        assert said == ([str(overlay.seeds)] if overlay.seeds else [])
+        said_at = re.findall(rf"\({scale}; (\w+)=(\w+): (\d+) seeds\)", " ".join(points.split()))
+        assert said_at == [(a, label, str(n)) for a, at in overlay.seeds_at.items() for label, n in at.items()]
     readers = {claim.id for claim in all_claims() for criterion in claim.criteria if criterion.study == name}
     line = next(line for line in words.splitlines() if line.startswith("- Read by:"))
     assert set(re.findall(r"\b[CH]\d\b", line)) == readers
@@ -264,12 +266,22 @@ def test_the_table_of_power_follows_from_its_own_numbers_and_the_declared_seeds(
     page = section(text_of("docs/studies.md"), "## How many seeds")
     rows = [line.strip("| ").split(" | ") for line in re.findall(r"^\| [CH]\d .*\|$", page, re.MULTILINE)]
     assert len(rows) == 5
-    for id_, name, difference, spread, side, needed, seeds, probability in rows:
+    for id_, name, difference, said_spread, side, said_needed, said_seeds, probability in rows:
         claim, criterion = criteria[id_, name]
         level = FAMILYWISE_ERROR / tested / (1 if side == "holds" else len(claim.criteria))
-        assert seeds_needed(float(difference), float(spread), level) == int(needed)
-        assert int(seeds) == len({member.seed for member in members_of(criterion.study, "laptop")})
-        assert f"{power(float(difference) / float(spread), int(seeds), level):.2f}" == probability
+        # One number, or one for each data set.
+        spread = [float(number) for number in said_spread.split(" and ")]
+        needed, seeds = ([int(number) for number in said.split(" and ")] for said in (said_needed, said_seeds))
+        least = seeds_needed(float(difference), spread, level, proportions=seeds)
+        assert least is not None
+        assert needed == [-(-least * n // min(seeds)) for n in seeds]
+        of_data: dict[str, set[int]] = {}
+        for member in members_of(criterion.study, "laptop"):
+            labels = member.labels()
+            if all(labels[column] in kept for column, kept in criterion.select if kept):
+                of_data.setdefault(labels["data"], set()).add(labels["seed"])
+        assert sorted({len(of_one) for of_one in of_data.values()}, reverse=True) == seeds
+        assert f"{power(float(difference), seeds, spread, level):.2f}" == probability
 
 
 def test_the_study_of_the_tutorial_is_valid() -> None:

@@ -14,7 +14,7 @@ OTHERS = RNG.standard_normal((6, 5))
 
 
 def test_mean_is_over_points_not_seeds() -> None:
-    assert mean_over_points(np.array([[1.0, 3.0], [5.0, 7.0]])).tolist() == [2.0, 6.0]
+    assert mean_over_points(np.array([[1.0, 3.0], [5.0, 7.0]]), 2).tolist() == [2.0, 6.0]
 
 
 def test_slope_is_polyfits() -> None:
@@ -26,6 +26,15 @@ def test_slope_is_polyfits() -> None:
 def test_slope_is_per_doubling() -> None:
     slope = slope_per_doubling(np.array([[0.9, 0.7, 0.5]]), np.array([4.0, 8.0, 16.0]))
     assert slope == pytest.approx([-0.2])
+
+
+def test_parts_add_up_to_the_whole() -> None:
+    x, part = np.array([4.0, 16.0, 64.0, 64.0, 256.0]), np.array([True, False, True, False, False])
+    slopes = [slope_per_doubling(VALUES[:, some], x, some) for some in (part, ~part)]
+    np.testing.assert_allclose(sum(slopes), slope_per_doubling(VALUES, x), rtol=1e-10)
+    means = [mean_over_points(VALUES[:, some], 5) for some in (part, ~part)]
+    np.testing.assert_allclose(sum(means), VALUES.mean(axis=1), rtol=1e-10)
+    assert mean_over_points(VALUES, 5).tolist() == VALUES.mean(axis=1).tolist()
 
 
 def test_slope_over_one_abscissa_is_undefined() -> None:

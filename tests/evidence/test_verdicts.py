@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 from planted_studies import STUDIES, TWO_D, World, labels, metrics, table
@@ -18,7 +19,9 @@ from dmdpipe.evidence.readings import Reading, read_criterion
 from dmdpipe.evidence.results import AGGREGATE, COLUMNS, results_table
 from dmdpipe.evidence.verdicts import (
     FAMILYWISE_ERROR,
+    Finding,
     Verdict,
+    decision_bounds,
     evaluate_claims,
     findings_table,
     judge_claim,
@@ -51,6 +54,7 @@ def only(*studies: str) -> dict[str, list[dict[str, Any]]]:
 
 
 FLOOR = 0.01
+SIGMAS = (80.0, 40.0, 20.0, 10.0)
 
 
 def as_the_paper_says(point: Mapping[str, Any]) -> dict[str, float]:
@@ -232,14 +236,26 @@ def test_a_run_over_the_gate_is_dropped_and_named() -> None:
     assert "1 of 20 runs dropped as not converged" in finding.reason
 
 
-def test_seeds_count_only_where_all_points_converged() -> None:
+def test_seeds_count_only_where_all_points_of_the_data_converged() -> None:
+    results = table(
+        as_the_paper_says,
+        gate=lambda point, seed: 3.0 if SIGMAS.index(point["sigma_max"]) == seed else 1.0,
+        studies={"low_dimension": [labels("ring", 2, sigma_max=sigma_max) for sigma_max in SIGMAS]},
+    )
+    (finding,) = verdicts(results)["C1"].findings
+    assert (finding.cause, finding.n_seeds) == ("not converged", 1)
+    assert "which leaves 1 of 5 seeds" in finding.reason
+
+
+def test_seeds_of_different_data_need_not_converge_together() -> None:
     results = table(
         as_the_paper_says,
         gate=lambda point, seed: 3.0 if TWO_D.index(point["data"]) == seed else 1.0,
         studies={"low_dimension": STUDIES["low_dimension"][:4]},
     )
     (finding,) = verdicts(results)["C1"].findings
-    assert (finding.cause, finding.n_seeds) == ("not converged", 1)
+    assert (finding.outcome, finding.n_seeds, finding.runs_dropped) == ("holds", 4, 4)
+    assert finding.reason.endswith("4 seeds, 4 of 20 runs dropped as not converged")
 
 
 def test_a_value_that_was_never_run_is_named() -> None:
@@ -328,7 +344,8 @@ def test_readings_against_numpy(random_study: tuple[pd.DataFrame, np.ndarray, np
     log_d = np.log2([64, 4, 256, 16])
 
     def per_seed(statistic: Mapping[str, Any], **selection: Any) -> np.ndarray:
-        return read_criterion(criterion(statistic, **selection), runs).per_seed
+        (numbers,) = read_criterion(criterion(statistic, **selection), runs).groups
+        return numbers
 
     np.testing.assert_allclose(per_seed({"value": {"metric": "rho"}}, d=[4, 16]), end[:, [1, 3]].mean(axis=1))
     np.testing.assert_allclose(
@@ -358,8 +375,116 @@ def test_both_sides_of_a_difference_must_converge(
     unconverged = (runs["d"] == 64) & (runs["seed"] == 2)
     runs = runs.assign(converged=runs["converged"] & ~unconverged)
     reading = read_criterion(criterion({"difference": {"metric": "rho", "minus": {"d": 64}}}, d=4), runs)
-    assert (len(reading.per_seed), reading.seeds_run, reading.runs) == (3, 4, 8)
+    assert (reading.n_seeds, reading.seeds_run, reading.runs) == ((3,), (4,), 8)
     assert len(reading.dropped) == 1 and reading.dropped[0].endswith("seed 2")
+
+
+# Points of different data: independent, with seeds of their own
+
+
+@pytest.fixture(scope="module")
+def uneven_study() -> tuple[pd.DataFrame, dict[int, np.ndarray]]:
+    """Return the runs of 10 seeds at d = 4 and 5 at d = 64, each at two σ_max, and their rho by d, [S, 2]."""
+    rng = np.random.default_rng(8)
+    rho = {4: 0.6 + 0.16 * rng.standard_normal((10, 2)), 64: 0.4 + 0.02 * rng.standard_normal((5, 2))}
+    cells = [
+        ({**labels(f"digits-{d}", d, sigma_max=sigma_max), "seed": 5 + seed}, metrics({"rho": value}, 1.0))
+        for d, values in rho.items()
+        for seed, of_seed in enumerate(values)
+        for sigma_max, value in zip((80.0, 8.0), of_seed, strict=True)
+    ]
+    results = results_table("s", "test", cells, {})
+    return results[results["seed"] >= 0], rho
+
+
+def test_a_slope_over_two_data_sets_is_welchs_t_test(
+    uneven_study: tuple[pd.DataFrame, dict[int, np.ndarray]],
+) -> None:
+    runs, rho = uneven_study
+    low, high = rho[4][:, 1] / 4, rho[64][:, 1] / 4
+    reading = read_criterion(criterion({"slope": {"metric": "rho", "against": "d"}}, sigma_max=8), runs)
+    assert (reading.n_seeds, reading.seeds_run, reading.points) == ((10, 5), (10, 5), 2)
+    bounds = decision_bounds(reading.groups, "below", ALPHA, criteria=1)
+    test = stats.ttest_ind(high, low, equal_var=False)
+    expected = test.confidence_interval(1 - 2 * ALPHA)
+    assert bounds == pytest.approx((high.mean() - low.mean(), expected.low, expected.high), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("statistic", "weights"),
+    [
+        ({"value": {"metric": "rho"}}, {4: (0.25, 0.25), 64: (0.25, 0.25)}),
+        ({"slope": {"metric": "rho", "against": "d"}}, {4: (-1 / 8, -1 / 8), 64: (1 / 8, 1 / 8)}),
+        (
+            {"difference": {"metric": "rho", "minus": {"d": 64, "sigma_max": 80}}},
+            {4: (0.5, 0.5), 64: (-1.0, 0.0)},
+        ),
+    ],
+)
+def test_every_data_set_adds_its_weighted_points(
+    uneven_study: tuple[pd.DataFrame, dict[int, np.ndarray]], statistic: dict[str, Any], weights: dict[int, Any]
+) -> None:
+    """Also where a run is over the gate: its seed goes, for its data alone, and the weights stay."""
+    runs, rho = uneven_study
+    selection = {"d": 4} if "difference" in statistic else {}
+    one = criterion(statistic, **selection)
+    for dropped in (False, True):
+        over = (runs["d"] == 4) & (runs["sigma_max"] == 8) & (runs["seed"] == 7) & dropped
+        reading = read_criterion(one, runs.assign(converged=runs["converged"] & ~over))
+        assert len(reading.groups) == 2
+        for group, d in zip(reading.groups, (4, 64), strict=True):
+            kept = np.delete(rho[d], [2], axis=0) if dropped and d == 4 else rho[d]
+            np.testing.assert_allclose(group, kept @ np.array(weights[d]), rtol=1e-12)
+
+
+def test_a_rank_correlation_stays_joined_over_all_data(
+    uneven_study: tuple[pd.DataFrame, dict[int, np.ndarray]],
+) -> None:
+    runs, _ = uneven_study
+    statistic = {"rank_correlation": {"metric": "rho", "against": {"metric": "rho", "generator_step": 0}}}
+    reading = read_criterion(criterion(statistic), runs)
+    assert (reading.n_seeds, reading.seeds_run, reading.points) == ((5,), (5,), 4)
+
+
+def c3_of(*groups: npt.ArrayLike) -> Finding:
+    """The finding on C3, rho below 0.5, from these groups."""
+    claim = next(claim for claim in CLAIMS.claims if claim.id == "C3")
+    arrays = tuple(np.asarray(group, dtype=float) for group in groups)
+    (finding,) = judge_claim(claim, [Reading(arrays, tuple(group.size for group in arrays))], ALPHA).findings
+    return finding
+
+
+def test_a_finding_over_groups_counts_each_and_scales_them_alike() -> None:
+    wide, narrow = 0.3 + 0.16 * np.array([-1.0, 0.0, 1.0] * 3 + [0.0]), 0.15 + 0.02 * np.arange(-2.0, 3.0)
+    finding = c3_of(wide, narrow)
+    spreads = (wide.std(ddof=1), narrow.std(ddof=1))
+    assert finding.value == pytest.approx(0.45)
+    assert (finding.cause, finding.n_seeds) == ("interval crosses", 5)
+    assert finding.spread == pytest.approx(np.sqrt(5) * np.hypot(spreads[0] / np.sqrt(10), spreads[1] / np.sqrt(5)))
+    assert finding.detectable == pytest.approx(detectable_difference([10, 5], spreads, ALPHA))
+    n = int(finding.seeds_needed)
+    assert power(0.05, [2 * n - 2, n - 1], spreads, ALPHA) < 0.8 <= power(0.05, [2 * n, n], spreads, ALPHA)
+    assert f", 10 and 5 seeds; {n} seeds in the smallest group, the others in proportion, would" in finding.reason
+
+
+def test_every_group_needs_three_seeds() -> None:
+    many = 0.1 + 0.01 * np.arange(10.0)
+    finding = c3_of(many, [0.1, 0.11])
+    assert (finding.outcome, finding.cause, finding.n_seeds) == ("undecided", "too few seeds", 2)
+    assert finding.reason == "too few seeds: 10 and 2 run, 3 needed"
+    claim = next(claim for claim in CLAIMS.claims if claim.id == "C3")
+    reading = Reading((many, np.array([0.1, 0.11])), (10, 5), points=2, runs=15, dropped=("a", "b", "c"))
+    (finding,) = judge_claim(claim, [reading], ALPHA).findings
+    assert finding.reason == (
+        "not converged: 3 of 15 runs are over the gate, which leaves 10 of 10 and 2 of 5 seeds where 3 are needed"
+    )
+    assert c3_of(many, [0.1, 0.1, 0.1]).outcome == "holds"
+
+
+def alone(per_seed: npt.ArrayLike) -> Reading:
+    """The reading of one group, whose seeds all count."""
+    numbers = np.asarray(per_seed, dtype=float)
+    return Reading((numbers,), seeds_run=(numbers.size,))
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
@@ -372,9 +497,7 @@ def test_wrong_decisive_verdicts_are_rare(seeds: int) -> None:
     for _ in range(studies):
         found = set()
         for claim in CLAIMS.claims:
-            readings = [
-                Reading(one.threshold + 0.1 * rng.standard_normal(seeds), seeds_run=seeds) for one in claim.criteria
-            ]
+            readings = [alone(one.threshold + 0.1 * rng.standard_normal(seeds)) for one in claim.criteria]
             verdict = judge_claim(claim, readings, ALPHA).verdict
             counts[claim.id][verdict] += 1
             found.add(verdict)
@@ -397,7 +520,7 @@ def test_support_is_rare_where_one_criterion_is_at_its_threshold() -> None:
     supported = 0
     for _ in range(1_000):
         readings = [
-            Reading(one.threshold + 0.1 * rng.standard_normal(5) + (5.0 * side if i else 0.0), seeds_run=5)
+            alone(one.threshold + 0.1 * rng.standard_normal(5) + (5.0 * side if i else 0.0))
             for i, (one, side) in enumerate(zip(claim.criteria, sides, strict=True))
         ]
         supported += judge_claim(claim, readings, ALPHA).verdict == "supported"
@@ -408,21 +531,21 @@ def test_support_is_rare_where_one_criterion_is_at_its_threshold() -> None:
 def test_a_finding_says_what_its_seeds_can_decide(mean: float, level: float) -> None:
     """H1's first criterion: predicted below −0.1, one of four criteria."""
     claim = next(claim for claim in CLAIMS.claims if claim.id == "H1")
-    readings = [Reading(np.empty(0))] * 4
+    readings = [alone([])] * 4
     per_seed = mean - 0.1 + 0.4 * np.array([-1.5, -0.5, 0.0, 0.5, 1.5])
-    readings[0] = Reading(per_seed, seeds_run=5)
+    readings[0] = alone(per_seed)
     finding = judge_claim(claim, readings, ALPHA).findings[0]
     assert finding.spread == pytest.approx(0.4 * np.sqrt(5 / 4))
     assert finding.detectable == detectable_difference(5, finding.spread, ALPHA)
     n = int(finding.seeds_needed)
-    assert power(0.2 / finding.spread, n - 1, level) < 0.8 <= power(0.2 / finding.spread, n, level)
+    assert power(0.2, n - 1, finding.spread, level) < 0.8 <= power(0.2, n, finding.spread, level)
     assert finding.cause == "interval crosses"
     assert finding.reason.endswith(f", 5 seeds; {n} seeds would decide a difference of this size with probability 0.8")
 
 
 def test_at_the_threshold_no_number_of_seeds_decides() -> None:
     claim = next(claim for claim in CLAIMS.claims if claim.id == "C3")
-    (finding,) = judge_claim(claim, [Reading(np.array([0.25, 0.5, 0.75]), seeds_run=3)], ALPHA).findings
+    (finding,) = judge_claim(claim, [alone([0.25, 0.5, 0.75])], ALPHA).findings
     assert np.isnan(finding.seeds_needed) and finding.detectable > 0
     assert "; more than 10,000 seeds would decide" in finding.reason
 
@@ -430,14 +553,14 @@ def test_at_the_threshold_no_number_of_seeds_decides() -> None:
 @pytest.mark.parametrize("per_seed", [[], [0.2], [0.2, 0.3], [0.2, np.nan, 0.3, 0.4]])
 def test_without_enough_numbers_nothing_is_said_about_power(per_seed: list[float]) -> None:
     claim = next(claim for claim in CLAIMS.claims if claim.id == "C3")
-    (finding,) = judge_claim(claim, [Reading(np.array(per_seed), seeds_run=len(per_seed))], ALPHA).findings
+    (finding,) = judge_claim(claim, [alone(per_seed)], ALPHA).findings
     assert finding.outcome == "undecided"
     assert np.isnan([finding.spread, finding.detectable, finding.seeds_needed]).all()
 
 
 def test_a_decided_finding_never_asks_for_fewer_than_three_seeds() -> None:
     claim = next(claim for claim in CLAIMS.claims if claim.id == "C3")
-    (finding,) = judge_claim(claim, [Reading(np.array([0.1, 0.1, 0.1]), seeds_run=3)], ALPHA).findings
+    (finding,) = judge_claim(claim, [alone([0.1, 0.1, 0.1])], ALPHA).findings
     assert (finding.outcome, finding.seeds_needed) == ("holds", 3)
 
 

@@ -83,6 +83,28 @@ def test_the_overlay_of_a_scale_can_set_the_number_of_seeds() -> None:
     assert len(members(declared, scale(2), "other")) == 2
 
 
+def test_points_can_have_numbers_of_seeds_by_their_labels() -> None:
+    """Others keep the study's number, else the scale's; the largest that applies wins; the first seed is common."""
+    axes = {"d": SIDES, "start": STARTS}
+
+    def seeds_of(points: list[Any]) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for member in points:
+            found.setdefault(member.point, []).append(member.seed)
+        return found
+
+    declared = study(axes=axes, scales={"tiny": {"seeds_at": {"d": {"4": 3}, "start": {"fresh": 4}}}})
+    assert seeds_of(members(declared, scale(2, first_seed=5))) == {
+        "d=4, start=same": [5, 6, 7],
+        "d=4, start=fresh": [5, 6, 7, 8],
+        "d=16, start=same": [5, 6],
+        "d=16, start=fresh": [5, 6, 7, 8],
+    }
+    assert set(map(len, seeds_of(members(declared, scale(2), "other")).values())) == {2}
+    fewer = study(axes={"d": SIDES}, scales={"tiny": {"seeds": 5, "seeds_at": {"d": {"4": 1}}}})
+    assert seeds_of(members(fewer, scale(2))) == {"d=4": [0], "d=16": [0, 1, 2, 3, 4]}
+
+
 def test_seeds_count_up_from_the_first_seed_of_the_scale_in_every_study() -> None:
     declared = study(axes={"d": SIDES}, scales={"tiny": {"seeds": 4}})
     found = members(declared, scale(2, first_seed=5))
@@ -249,6 +271,18 @@ NO_GRIDS: list[tuple[dict[str, Any], list[str]]] = [
     (
         {"axes": {"start": STARTS}, "scales": {"tiny": {"axes": {"start": ["frsh"]}}}},
         ["scales.tiny.axes.start", "frsh", "did you mean 'fresh'?"],
+    ),
+    (
+        {"axes": {"start": SIDES}, "scales": {"tiny": {"seeds_at": {"strat": {"4": 3}}}}},
+        ["scales.tiny.seeds_at", "strat", "did you mean 'start'?"],
+    ),
+    (
+        {"axes": {"start": STARTS}, "scales": {"tiny": {"seeds_at": {"start": {"frsh": 3}}}}},
+        ["scales.tiny.seeds_at.start", "frsh", "did you mean 'fresh'?"],
+    ),
+    (
+        {"axes": {"d": SIDES}, "scales": {"tiny": {"axes": {"d": ["4"]}, "seeds_at": {"d": {"16": 3}}}}},
+        ["scales.tiny.seeds_at.d", "unknown label '16'"],
     ),
     ({"scales": {"tiny": {"set": {"student.seeds": 3}}}}, ["student.seeds"]),
 ]

@@ -1,9 +1,17 @@
-"""What a results table says about a criterion: one number per seed, from the runs that may count.
+"""What a results table says about a criterion: numbers over seeds, from the runs that may count.
 
 A criterion reads the runs that it selects, at their read-out step. A run that is over the gate there (not
-converged in distribution) counts for no claim: it is dropped, and named. Statistics join points by seed, so a
-seed counts if all of its selected runs converged; averaging over whichever points are left would compare
-different things in different seeds.
+converged in distribution) counts for no claim: it is dropped, and named.
+
+Which points are joined. Points of one data set share, for one seed, their teacher: they are joined by seed, so a seed
+counts if all of its selected runs on these data converged. Averaging over whichever points are left would compare
+different things in different seeds. Points of different data share neither teacher nor data. They are taken as
+independent, so each data set has seeds of its own, which may differ in number, and losing a run costs the others
+nothing.
+
+Means, differences and slopes are sums Σ w_p·v_p over points. The weights w_p follow from all selected points, never
+from what is left of them. A data set adds y[seed] = Σ w_p·v_p over its own points, and the statistic is the sum over
+data sets of the means of y. A rank correlation is no sum, so it stays joined by seed over all points.
 """
 
 from __future__ import annotations
@@ -30,20 +38,26 @@ Cause = Literal[
 
 @dataclass(frozen=True)
 class Reading:
-    """A criterion's statistic for every counting seed, and what it was read from.
+    """A criterion's statistic, as a sum of means over independent groups of seeds, and what it was read from.
 
-    ``per_seed`` [S] has one number per seed all of whose selected runs converged; ``seeds_run`` counts the
-    seeds that have all of the selected points, converged or not. ``points`` and ``runs`` count what was
-    selected, ``dropped`` names the runs over the gate. ``absent``, a cause and a sentence, says why there was
-    nothing to read.
+    ``groups`` has one array [S_g] per data set, in the order of their names (one array for a rank correlation): what
+    its points add to the statistic, in every seed all of whose selected runs on these data converged. ``seeds_run``
+    counts, per group, the seeds that have all of its selected points, converged or not. ``points`` and ``runs`` count
+    what was selected, ``dropped`` names the runs over the gate. ``absent``, a cause and a sentence, says why there was
+    nothing to read; there are no groups then.
     """
 
-    per_seed: np.ndarray
-    seeds_run: int = 0
+    groups: tuple[np.ndarray, ...]
+    seeds_run: tuple[int, ...] = ()
     points: int = 0
     runs: int = 0
     dropped: tuple[str, ...] = ()
     absent: tuple[Cause, str] | None = None
+
+    @property
+    def n_seeds(self) -> tuple[int, ...]:
+        """How many seeds count, per group."""
+        return tuple(group.size for group in self.groups)
 
 
 class _AbsentError(Exception):
@@ -80,7 +94,7 @@ def read_criterion(criterion: Criterion, runs: pd.DataFrame) -> Reading:
     try:
         return _read(criterion, runs)
     except _AbsentError as absent:
-        return Reading(np.empty(0), absent=(absent.cause, str(absent)))
+        return Reading((), absent=(absent.cause, str(absent)))
 
 
 def _read(criterion: Criterion, runs: pd.DataFrame) -> Reading:
@@ -96,36 +110,47 @@ def _read(criterion: Criterion, runs: pd.DataFrame) -> Reading:
 
     students = pd.concat([selected, other])
     students = students[students["readout"]].drop_duplicates(["point", "seed"]).sort_values(["point", "seed"])
-    points = students["point"].nunique()
-    by_seed = students.groupby("seed")["converged"].agg(["size", "all"])
-    run = by_seed["size"] == points
-    seeds = by_seed.index[run & by_seed["all"]]
+    groups, seeds_run = [], []
+    for _, joined in [("", students)] if statistic.rank_correlation else students.groupby("data"):
+        points = joined["point"].unique()
+        by_seed = joined.groupby("seed")["converged"].agg(["size", "all"])
+        run = by_seed["size"] == len(points)
+        seeds = by_seed.index[run & by_seed["all"]]
+        groups.append(_per_seed(criterion, selected, other, points, seeds) if len(seeds) else np.empty(0))
+        seeds_run.append(int(run.sum()))
     over_gate = students.loc[~students["converged"].astype(bool), ["point", "seed"]]
     return Reading(
-        _per_seed(criterion, selected, other, seeds) if len(seeds) else np.empty(0),
-        seeds_run=int(run.sum()),
-        points=points,
+        tuple(groups),
+        seeds_run=tuple(seeds_run),
+        points=students["point"].nunique(),
         runs=len(students),
         dropped=tuple(f"{point}: seed {seed}" for point, seed in over_gate.itertuples(index=False)),
     )
 
 
-def _per_seed(criterion: Criterion, selected: pd.DataFrame, other: pd.DataFrame, seeds: pd.Index) -> np.ndarray:
+def _per_seed(
+    criterion: Criterion, selected: pd.DataFrame, other: pd.DataFrame, points: np.ndarray, seeds: pd.Index
+) -> np.ndarray:
+    """Return what some of the selected points add to the statistic in these seeds, shape [S]."""
     statistic = criterion.statistic
+    mine, mine_of_other = (runs[runs["point"].isin(points)] for runs in (selected, other))
     if value := statistic.value:
-        return mean_over_points(_values(selected, value.metric, seeds).to_numpy())
+        return mean_over_points(_values(mine, value.metric, seeds).to_numpy(), selected["point"].nunique())
     if difference := statistic.difference:
-        minuend = _values(selected, difference.metric, seeds)
-        subtrahend = _values(other, difference.minus_metric or difference.metric, seeds)
-        return mean_over_points(minuend.to_numpy()) - mean_over_points(subtrahend.to_numpy())
+        minuend = _values(mine, difference.metric, seeds)
+        subtrahend = _values(mine_of_other, difference.minus_metric or difference.metric, seeds)
+        return mean_over_points(minuend.to_numpy(), selected["point"].nunique()) - mean_over_points(
+            subtrahend.to_numpy(), other["point"].nunique()
+        )
     if slope := statistic.slope:
-        values = _values(selected, slope.metric, seeds)
-        x = selected.drop_duplicates("point").set_index("point").loc[values.columns, slope.against]
-        return slope_per_doubling(values.to_numpy(), x.to_numpy(dtype=float))
+        values = _values(mine, slope.metric, seeds)
+        x = selected.drop_duplicates("point").set_index("point")[slope.against].sort_index()
+        part = x.index.isin(values.columns)
+        return slope_per_doubling(values.to_numpy(), x.to_numpy(dtype=float), part)
     correlation = statistic.rank_correlation
     assert correlation is not None
-    values = _values(selected, correlation.metric, seeds)
-    against = _values(selected, correlation.against.metric, seeds, correlation.against.generator_step)
+    values = _values(mine, correlation.metric, seeds)
+    against = _values(mine, correlation.against.metric, seeds, correlation.against.generator_step)
     return rank_correlation(values.to_numpy(), against[values.columns].to_numpy())
 
 

@@ -2,16 +2,18 @@
 
 Which runs count is said in ``dmdpipe.evidence.readings``: none that is over the gate.
 
-When a criterion is decided. Every counting seed yields one number; with K tested claims and m criteria in the
-claim, a criterion *holds* if a one-sided Student-t test over seeds puts the mean on the predicted side of the
-threshold at level 0.05/K, and *fails* if it puts it on the other side at level 0.05/(K·m); else, and below
-three counting seeds, it is *undecided*. A claim is supported if all of its criteria hold, refuted if any
-fails, inconclusive otherwise.
+When a criterion is decided. Its statistic is a mean over seeds, or a sum of such means where it spans several data
+sets, which are independent and have seeds of their own (a *group* each). With K tested claims and m criteria in the
+claim, a criterion *holds* if a one-sided t test over seeds puts the statistic on the predicted side of the threshold
+at level 0.05/K, and *fails* if it puts it on the other side at level 0.05/(K·m); else, and below three counting seeds
+in any group, it is *undecided*. The test is Student's for one group, Welch's for several: their spreads and numbers of
+seeds may differ. A claim is supported if all of its criteria hold, refuted if any fails, inconclusive otherwise.
 
 Why these levels. All m criteria must hold at once, so a claim that is false in one of them is supported with
 probability at most 0.05/K (an intersection–union test: no correction for m). Any one of m suffices to refute,
 so each gets an m-th, and a claim that is true is refuted with probability at most 0.05/K. Over K claims, the
-probability of any wrong decisive verdict is at most 0.05.
+probability of any wrong decisive verdict is at most 0.05. One group's test keeps its level exactly for normal values;
+Welch's is an approximation, which docs/studies.md puts a number on.
 
 What K counts: the claims that have criteria. One without is never tested, so it has no chance of a wrong verdict and
 needs no share of the 0.05. A claim whose study has not been run counts all the same: K is fixed by the declaration,
@@ -32,7 +34,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from dmdpipe.evidence.intervals import Interval, student_t_interval
+from dmdpipe.evidence.intervals import Interval, sum_interval
 from dmdpipe.evidence.power import MOST_SEEDS, PROBABILITY, detectable_difference, seeds_needed
 from dmdpipe.evidence.readings import Cause, Reading, describe_statistic, read_criterion
 from dmdpipe.specs.claims import Claim, Claims, Criterion
@@ -47,15 +49,18 @@ Outcome = Literal["holds", "fails", "undecided"]
 class Finding:
     """What the runs say about one criterion.
 
-    ``value`` is the mean over the ``n_seeds`` counting seeds. ``low`` and ``high`` are the bounds that decide,
-    one-sided: the criterion is undecided exactly when the threshold lies between them, or seeds are missing (NaN below
-    two).
+    ``value`` is the statistic: the mean over the counting seeds, or the sum of the means of independent groups of
+    seeds, one per data set. ``n_seeds`` counts the seeds; with groups, those of the smallest. ``low`` and ``high`` are
+    the bounds that decide, one-sided: the criterion is undecided exactly when the threshold lies between them, or seeds
+    are missing (NaN below two).
 
-    ``spread`` is the standard deviation over these seeds. ``detectable`` is the smallest difference from the threshold
-    that as many seeds with this spread find to hold, at the level 0.05/K of *holds*, with probability 0.8.
-    ``seeds_needed`` is how many counting seeds decide a difference like the observed one with probability 0.8: at the
-    level of *holds* if the mean is on the predicted side, else at that of *fails*. All three are NaN below three
-    counting seeds or where the statistic is undefined, ``seeds_needed`` also above 10,000.
+    ``spread`` is the standard deviation over these seeds; with groups, the standard error of ``value`` times
+    √``n_seeds``, i.e. √(Σ s_g²·n_seeds/n_g). ``detectable`` is the smallest difference from the threshold that as many
+    seeds with these spreads find to hold, at the level 0.05/K of *holds*, with probability 0.8. ``seeds_needed`` is how
+    many counting seeds decide a difference like the observed one with probability 0.8: at the level of *holds* if the
+    value is on the predicted side, else at that of *fails*; with groups, how many in the smallest, if all grow alike.
+    All three are NaN below three counting seeds or where the statistic is undefined, ``seeds_needed`` also above
+    10,000.
 
     ``runs`` counts the selected students, ``runs_dropped`` those over the gate, which ``dropped`` names. ``cause`` says
     why a criterion is undecided.
@@ -165,8 +170,8 @@ def _sentence(outcome: str, findings: Sequence[Finding]) -> str:
 
 def judge_criterion(claim: Claim, criterion: Criterion, reading: Reading, alpha: float) -> Finding:
     """Return whether one criterion of a claim holds, fails or is undecided, and why."""
-    bounds = decision_bounds(reading.per_seed, criterion.predicts, alpha, len(claim.criteria))
-    spread, detectable, needed = _what_seeds_decide(criterion, reading.per_seed, alpha, len(claim.criteria))
+    bounds = decision_bounds(reading.groups, criterion.predicts, alpha, len(claim.criteria))
+    spread, detectable, needed = _what_seeds_decide(criterion, reading, bounds.mean, alpha, len(claim.criteria))
     outcome, cause, reason = _decide(criterion, reading, bounds, needed)
     return Finding(
         claim=claim.id,
@@ -178,7 +183,7 @@ def judge_criterion(claim: Claim, criterion: Criterion, reading: Reading, alpha:
         value=bounds.mean,
         low=bounds.low,
         high=bounds.high,
-        n_seeds=reading.per_seed.size,
+        n_seeds=min(reading.n_seeds, default=0),
         spread=spread,
         detectable=detectable,
         seeds_needed=needed,
@@ -192,31 +197,31 @@ def judge_criterion(claim: Claim, criterion: Criterion, reading: Reading, alpha:
     )
 
 
-def decision_bounds(per_seed: np.ndarray, predicts: str, alpha: float, criteria: int) -> Interval:
-    """Return the mean over seeds and the two bounds that decide a criterion.
+def decision_bounds(groups: Sequence[np.ndarray], predicts: str, alpha: float, criteria: int) -> Interval:
+    """Return the sum of the groups' means over seeds and the two bounds that decide a criterion.
 
     Both are one-sided: the bound that must clear the threshold for the prediction to hold at level alpha, the
     one that must clear it for the prediction to fail at level alpha/criteria.
     """
-    holds = student_t_interval(per_seed, 1 - 2 * alpha)
-    fails = student_t_interval(per_seed, 1 - 2 * alpha / criteria)
+    holds = sum_interval(groups, 1 - 2 * alpha)
+    fails = sum_interval(groups, 1 - 2 * alpha / criteria)
     low, high = (fails.low, holds.high) if predicts == "below" else (holds.low, fails.high)
     return Interval(holds.mean, low, high)
 
 
 def _what_seeds_decide(
-    criterion: Criterion, per_seed: np.ndarray, alpha: float, criteria: int
+    criterion: Criterion, reading: Reading, value: float, alpha: float, criteria: int
 ) -> tuple[float, float, float]:
-    n = per_seed.size
-    if n < MINIMUM_SEEDS or not np.isfinite(per_seed).all():
+    n = np.array(reading.n_seeds)
+    if min(reading.n_seeds, default=0) < MINIMUM_SEEDS or not _is_defined(reading):
         return np.nan, np.nan, np.nan
-    mean, spread = float(per_seed.mean()), float(per_seed.std(ddof=1))
-    as_predicted = (mean < criterion.threshold) == (criterion.predicts == "below")
+    spreads = np.array([group.std(ddof=1) for group in reading.groups])
+    as_predicted = (value < criterion.threshold) == (criterion.predicts == "below")
     level = alpha if as_predicted else alpha / criteria
-    needed = seeds_needed(abs(mean - criterion.threshold), spread, level)
+    needed = seeds_needed(abs(value - criterion.threshold), spreads, level, proportions=n)
     return (
-        spread,
-        detectable_difference(n, spread, alpha),
+        math.hypot(*(spreads * np.sqrt(n.min() / n))),
+        detectable_difference(n, spreads, alpha),
         np.nan if needed is None else float(max(needed, MINIMUM_SEEDS)),
     )
 
@@ -224,31 +229,44 @@ def _what_seeds_decide(
 def _decide(criterion: Criterion, reading: Reading, bounds: Interval, needed: float) -> tuple[Outcome, Cause, str]:
     if reading.absent:
         return "undecided", *reading.absent
-    n = reading.per_seed.size
-    if reading.seeds_run < MINIMUM_SEEDS:
-        return "undecided", "too few seeds", f"too few seeds: {reading.seeds_run} run, {MINIMUM_SEEDS} needed"
-    if n < MINIMUM_SEEDS:
+    if min(reading.seeds_run) < MINIMUM_SEEDS:
+        return "undecided", "too few seeds", f"too few seeds: {_each(reading.seeds_run)} run, {MINIMUM_SEEDS} needed"
+    if min(reading.n_seeds) < MINIMUM_SEEDS:
+        left = _each([f"{n} of {run}" for n, run in zip(reading.n_seeds, reading.seeds_run, strict=True)])
         reason = (
             f"not converged: {len(reading.dropped)} of {reading.runs} runs are over the gate, which leaves"
-            f" {n} of {reading.seeds_run} seeds where {MINIMUM_SEEDS} are needed"
+            f" {left} seeds where {MINIMUM_SEEDS} are needed"
         )
         return "undecided", "not converged", reason
     statistic = describe_statistic(criterion)
-    if not np.isfinite(reading.per_seed).all():
+    if not _is_defined(reading):
         return "undecided", "statistic undefined", f"{statistic} is undefined for some seeds"
     numbers = f"{statistic} is {bounds.mean:.3g} [{bounds.low:.3g}, {bounds.high:.3g}]"
-    basis = f"{n} seeds"
+    basis = f"{_each(reading.n_seeds)} seeds"
     if reading.dropped:
         basis += f", {len(reading.dropped)} of {reading.runs} runs dropped as not converged"
     threshold = f"{criterion.threshold:g}"
     if bounds.low <= criterion.threshold <= bounds.high:
         seeds = f"more than {MOST_SEEDS:,}" if math.isnan(needed) else f"{needed:.0f}"
+        where = " in the smallest group, the others in proportion," if len(set(reading.n_seeds)) > 1 else ""
         reason = (
             f"interval crosses: {numbers}, predicted {criterion.predicts} {threshold}, {basis};"
-            f" {seeds} seeds would decide a difference of this size with probability {PROBABILITY:g}"
+            f" {seeds} seeds{where} would decide a difference of this size with probability {PROBABILITY:g}"
         )
         return "undecided", "interval crosses", reason
     side = "below" if bounds.high < criterion.threshold else "above"
     if side == criterion.predicts:
         return "holds", "", f"{numbers}, {side} {threshold} as predicted, {basis}"
     return "fails", "", f"{numbers}, {side} {threshold} and not {criterion.predicts} as predicted, {basis}"
+
+
+def _is_defined(reading: Reading) -> bool:
+    return all(np.isfinite(group).all() for group in reading.groups)
+
+
+def _each(numbers: Sequence[object]) -> str:
+    """Return the groups' numbers in words, e.g. ``10 and 5``: once if they agree."""
+    words = [str(number) for number in numbers]
+    if len(set(words)) == 1:
+        return words[0]
+    return f"{', '.join(words[:-1])} and {words[-1]}"

@@ -123,7 +123,7 @@ class RankCorrelation(Spec):
 
 
 class Statistic(Spec):
-    """The one number that every seed yields. Give exactly one of the keys."""
+    """The number that a criterion is about, over seeds. Give exactly one of the keys."""
 
     value: Value | None = Field(None, description="a metric")
     difference: Difference | None = Field(None, description="a difference of two metrics or two selections")

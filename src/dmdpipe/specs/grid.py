@@ -74,6 +74,7 @@ def expand(name: str, study: Study, scale_name: str, scale: Scale) -> list[Membe
 
     Later layers win: the models' defaults, the scale, the study's base, the axes, the study at that scale. The n
     seeds of a point count up from the scale's ``first_seed``, in every study: points that studies share share seeds.
+    n is the largest that ``seeds_at`` has for a label of the point, else the overlay's ``seeds``, else the scale's.
 
     Raises:
         UserError: naming the file and the key, if anything is unknown, of the wrong type or impossible.
@@ -85,8 +86,8 @@ def expand(name: str, study: Study, scale_name: str, scale: Scale) -> list[Membe
             raise UserError(
                 f"{source}: scales.{scale_name}.axes: unknown axis '{axis}'{did_you_mean(axis, study.axes)}"
             )
+    _check_seeds_at(f"{source}: scales.{scale_name}.seeds_at", study, overlay)
     check_budgets(scale_name, scale)
-    seeds = range(scale.first_seed, scale.first_seed + (overlay.seeds or scale.seeds))
     members = []
     for labels, choices in _points(source, study, overlay, scale_name):
         tree: dict[str, Any] = {}
@@ -98,8 +99,21 @@ def expand(name: str, study: Study, scale_name: str, scale: Scale) -> list[Membe
         point = ", ".join(f"{axis}={label}" for axis, label in labels.items()) or "all"
         where = f"{source} ({point}, scale {scale_name})"
         cell = parse(Cell, tree, where)
-        members += [Member(point, seed, resolve(cell, seed, where)) for seed in seeds]
+        own = [numbers[labels[axis]] for axis, numbers in overlay.seeds_at.items() if labels[axis] in numbers]
+        last = scale.first_seed + max(own, default=overlay.seeds or scale.seeds)
+        members += [Member(point, seed, resolve(cell, seed, where)) for seed in range(scale.first_seed, last)]
     return members
+
+
+def _check_seeds_at(place: str, study: Study, overlay: ScaleOverlay) -> None:
+    for axis, numbers in overlay.seeds_at.items():
+        if axis not in study.axes:
+            raise UserError(f"{place}: unknown axis '{axis}'{did_you_mean(axis, study.axes)}")
+        # A label that the scale leaves out has no points, so its number of seeds would be of no effect.
+        kept = overlay.axes.get(axis, list(study.axes[axis]))
+        for label in numbers:
+            if label not in kept:
+                raise UserError(f"{place}.{axis}: unknown label '{label}'{did_you_mean(label, kept)}")
 
 
 def check_budgets(scale_name: str, scale: Scale) -> None:

@@ -63,7 +63,10 @@ class ScaleOverlay(Spec):
 
     axes: dict[str, list[str]] = Field({}, description="per axis, the labels to keep; an axis left out keeps all")
     set: Overrides = {}
-    seeds: PositiveInt | None = None
+    seeds: PositiveInt | None = Field(None, description="number of seeds of every point, instead of the scale's")
+    seeds_at: dict[str, dict[str, PositiveInt]] = Field(
+        {}, description="axis → label → number of seeds of the points with that label; the largest that applies wins"
+    )
 
 
 class Study(Spec):
