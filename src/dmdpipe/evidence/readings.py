@@ -3,15 +3,15 @@
 A criterion reads the runs that it selects, at their read-out step. A run that is over the gate there (not
 converged in distribution) counts for no claim: it is dropped, and named.
 
-Which points are joined. Points of one data set share, for one seed, their teacher: they are joined by seed, so a seed
-counts if all of its selected runs on these data converged. Averaging over whichever points are left would compare
-different things in different seeds. Points of different data share neither teacher nor data. They are taken as
-independent, so each data set has seeds of its own, which may differ in number, and losing a run costs the others
-nothing.
+Which points are joined. Points of one dimension share, for one seed, their random numbers (the teacher's first weights,
+its noise), and those of one data set the teacher itself: they are joined by seed, so a seed counts if all of its
+selected runs of this dimension converged. Averaging over whichever points are left would compare different things in
+different seeds. Points of different d share neither. They are taken as independent, so each d has seeds of its own,
+which may differ in number, and losing a run costs the others nothing.
 
 Means, differences and slopes are sums Σ w_p·v_p over points. The weights w_p follow from all selected points, never
-from what is left of them. A data set adds y[seed] = Σ w_p·v_p over its own points, and the statistic is the sum over
-data sets of the means of y. A rank correlation is no sum, so it stays joined by seed over all points.
+from what is left of them. Each d adds y[seed] = Σ w_p·v_p over its own points, and the statistic is the sum over d
+of the means of y. A rank correlation is no sum, so it stays joined by seed over all points.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ Cause = Literal[
 class Reading:
     """A criterion's statistic, as a sum of means over independent groups of seeds, and what it was read from.
 
-    ``groups`` has one array [S_g] per data set, in the order of their names (one array for a rank correlation): what
-    its points add to the statistic, in every seed all of whose selected runs on these data converged. ``seeds_run``
+    ``groups`` has one array [S_g] per dimension, in rising order (one array for a rank correlation): what its points
+    add to the statistic, in every seed all of whose selected runs of this dimension converged. ``seeds_run``
     counts, per group, the seeds that have all of its selected points, converged or not. ``points`` and ``runs`` count
     what was selected, ``dropped`` names the runs over the gate. ``absent``, a cause and a sentence, says why there was
     nothing to read; there are no groups then.
@@ -111,7 +111,7 @@ def _read(criterion: Criterion, runs: pd.DataFrame) -> Reading:
     students = pd.concat([selected, other])
     students = students[students["readout"]].drop_duplicates(["point", "seed"]).sort_values(["point", "seed"])
     groups, seeds_run = [], []
-    for _, joined in [("", students)] if statistic.rank_correlation else students.groupby("data"):
+    for _, joined in [("", students)] if statistic.rank_correlation else students.groupby("d"):
         points = joined["point"].unique()
         by_seed = joined.groupby("seed")["converged"].agg(["size", "all"])
         run = by_seed["size"] == len(points)

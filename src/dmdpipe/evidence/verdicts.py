@@ -50,7 +50,7 @@ class Finding:
     """What the runs say about one criterion.
 
     ``value`` is the statistic: the mean over the counting seeds, or the sum of the means of independent groups of
-    seeds, one per data set. ``n_seeds`` counts the seeds; with groups, those of the smallest. ``low`` and ``high`` are
+    seeds, one per dimension. ``n_seeds`` counts the seeds; with groups, those of the smallest. ``low`` and ``high`` are
     the bounds that decide, one-sided: the criterion is undecided exactly when the threshold lies between them, or seeds
     are missing (NaN below two).
 
