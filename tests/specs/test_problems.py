@@ -53,6 +53,8 @@ def test_yaml_is_read_as_plain_types(tmp_path: Path) -> None:
         ("{[]: {}, ? {} : 1}", ["not valid YAML"]),
         ("a: !!python/object/apply:os.getcwd []", ["line 1", "not valid YAML"]),
         ("a: *nowhere", ["line 1", "not valid YAML"]),
+        ("a: 1\nb: 2\na: 3", ["line 3", "the key 'a' stands twice"]),
+        ("a: {b: {c: 1, c: 1}}", ["line 1", "the key 'c' stands twice"]),
         ("title: 2024-13-45", ["not valid YAML"]),
         ("seeds: !!int x", ["not valid YAML"]),
         ("seeds: " + 5_000 * "9", ["not valid YAML"]),

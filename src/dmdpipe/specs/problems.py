@@ -16,14 +16,29 @@ M = TypeVar("M", bound=BaseModel)
 QUOTED = re.compile(r"'([^']*)'")
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain types only, and no key twice: YAML would keep the last one and say nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"the key '{key.value}' stands twice", problem_mark=key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> Any:
     """Return the contents of a YAML file (safe loader: plain types only).
 
     Raises:
-        UserError: if the file is missing, unreadable or not YAML.
+        UserError: if the file is missing, unreadable or not YAML, or has a key twice.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a YAML file there") from None
     except (OSError, UnicodeDecodeError) as error:
