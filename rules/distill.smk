@@ -12,7 +12,5 @@ rule student:
         f"{RESULTS}/logs/student/{{step}}.log",
     params:
         spec=spec_of("student"),
-    # Long steps first: the short ones that follow fill the end of a run evenly.
-    priority: 1
     script:
         "../workflow/scripts/student.py"

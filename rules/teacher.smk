@@ -12,7 +12,5 @@ rule teacher:
         f"{RESULTS}/logs/teacher/{{step}}.log",
     params:
         spec=spec_of("teacher"),
-    # Long steps first: the short ones that follow fill the end of a run evenly.
-    priority: 1
     script:
         "../workflow/scripts/teacher.py"
