@@ -158,6 +158,21 @@ def test_leaving_the_server_waits_for_the_last_step_and_leaves_nothing(tmp_path:
     assert client.ADDRESS not in os.environ
 
 
+@linux_only
+def test_a_server_that_nobody_asked_is_gone_at_once(monkeypatch) -> None:
+    """It is ended while it imports: a run with nothing to do must not wait for libraries that it doesn't need."""
+    monkeypatch.delenv(client.ADDRESS, raising=False)
+    servers = []
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *given, **options: servers.append(start(*given, **options)) or servers[0]
+    )
+    with server.fork_server():
+        folder = Path(os.environ[client.ADDRESS]).parent
+    assert servers[0].returncode == -signal.SIGTERM
+    assert not folder.exists()
+
+
 def test_without_a_server_the_client_becomes_the_script(tmp_path: Path) -> None:
     text = "import os; print(os.getpid())"
     for environment in ({}, {client.ADDRESS: str(tmp_path / "no socket")}):

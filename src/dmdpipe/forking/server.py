@@ -53,6 +53,9 @@ def fork_server() -> Iterator[None]:
             yield
         finally:
             os.environ.pop(ADDRESS, None)
+            # Ends one that is still importing; one that serves ignores it and ends with its last step.
+            server.terminate()
+    shutil.rmtree(Path(address).parent, ignore_errors=True)
 
 
 def main(address: str) -> None:
@@ -63,9 +66,10 @@ def main(address: str) -> None:
         os.write(1, LISTENING)
         for library in LIBRARIES:
             import_module(library)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         server.serve()
     finally:
-        shutil.rmtree(Path(address).parent)
+        shutil.rmtree(Path(address).parent, ignore_errors=True)
 
 
 class Server:
