@@ -163,10 +163,13 @@ def test_a_server_that_nobody_asked_is_gone_at_once(monkeypatch) -> None:
     """It is ended while it imports: a run with nothing to do must not wait for libraries that it doesn't need."""
     monkeypatch.delenv(client.ADDRESS, raising=False)
     servers = []
-    start = subprocess.Popen
-    monkeypatch.setattr(
-        subprocess, "Popen", lambda *given, **options: servers.append(start(*given, **options)) or servers[0]
-    )
+    popen = subprocess.Popen
+
+    def remembered(*given, **options):
+        servers.append(popen(*given, **options))
+        return servers[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", remembered)
     with server.fork_server():
         folder = Path(os.environ[client.ADDRESS]).parent
     assert servers[0].returncode == -signal.SIGTERM
