@@ -55,7 +55,8 @@ def fork_server() -> Iterator[None]:
             os.environ.pop(ADDRESS, None)
             # Ends one that is still importing; one that serves ignores it and ends with its last step.
             server.terminate()
-    shutil.rmtree(Path(address).parent, ignore_errors=True)
+            server.communicate()
+            shutil.rmtree(Path(address).parent, ignore_errors=True)
 
 
 def main(address: str) -> None:
