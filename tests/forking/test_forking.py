@@ -19,7 +19,9 @@ SCRIPT = """
 import json, os, sys
 print(json.dumps({
     "name": __name__, "file": __file__, "arguments": sys.argv, "first path": sys.path[0], "folder": os.getcwd(),
-    "variable": os.environ.get("A_VARIABLE"), "input": sys.stdin.read(), "own code": "dmdpipe.artifacts" in sys.modules,
+    "variable": os.environ.get("A_VARIABLE"),
+    "variables": sorted({*os.environ} - {"DMDPIPE_FORK_SERVER"}), "input": sys.stdin.read(),
+    "own code": "dmdpipe.artifacts" in sys.modules,
     "seed": __import__("random").random() >= 0,
 }))
 print("a complaint", file=sys.stderr)

@@ -17,7 +17,7 @@ def exact_torch(threads: int) -> None:
     torch.set_num_threads(threads)
     # The same switch as use_deterministic_algorithms(True), without its second and a half of imports.
     torch.set_deterministic_debug_mode("error")
-    # It also fills every new tensor, so that a read of one not yet written shows: a quarter of a small training's time.
+    # It also fills every new tensor, so that a read of one not yet written shows: a pass over memory each.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

@@ -2,12 +2,13 @@
 
 Which runs count is said in ``dmdpipe.evidence.readings``: none that is over the gate.
 
-When a criterion is decided. Its statistic is a mean over seeds, or a sum of such means where it spans several data
-sets, which are independent and have seeds of their own (a *group* each). With K tested claims and m criteria in the
-claim, a criterion *holds* if a one-sided t test over seeds puts the statistic on the predicted side of the threshold
-at level 0.05/K, and *fails* if it puts it on the other side at level 0.05/(K·m); else, and below three counting seeds
-in any group, it is *undecided*. The test is Student's for one group, Welch's for several: their spreads and numbers of
-seeds may differ. A claim is supported if all of its criteria hold, refuted if any fails, inconclusive otherwise.
+When a criterion is decided. Its statistic is a mean over seeds, or a sum of such means where it spans several
+dimensions, which are independent and have seeds of their own (a *group* each). With K tested claims and m criteria in
+the claim, a criterion *holds* if a one-sided t test over seeds puts the statistic on the predicted side of the
+threshold at level 0.05/K, and *fails* if it puts it on the other side at level 0.05/(K·m); else, and below three
+counting seeds in any group, it is *undecided*. The test is Student's for one group, Welch's for several: their spreads
+and numbers of seeds may differ. A claim is supported if all of its criteria hold, refuted if any fails, inconclusive
+otherwise.
 
 Why these levels. All m criteria must hold at once, so a claim that is false in one of them is supported with
 probability at most 0.05/K (an intersection–union test: no correction for m). Any one of m suffices to refute,

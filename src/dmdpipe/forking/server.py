@@ -1,8 +1,8 @@
 """A process that has imported the slow libraries and forks itself for every step's script.
 
-Importing torch takes two seconds of a core, and a laptop run starts three hundred Pythons. The server imports libraries
-only, never dmdpipe's own code: every step reads that afresh, so that no edit can be missed. What a forked step computes
-and how it ends is the same as if its script had been started by itself.
+Importing torch takes two seconds of a core, and a laptop run has three hundred steps that need it. The server imports
+libraries only, never dmdpipe's own code: every step reads that afresh, so that no edit can be missed. What a forked
+step computes and how it ends is the same as if its script had been started by itself.
 """
 
 from __future__ import annotations
