@@ -1,0 +1,1 @@
+"""Checking results: verify, explain, diff, reproduce, export, bundle, accept."""

@@ -1,0 +1,94 @@
+"""A tree of results as it lies on disk: its steps, and every file in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dmdpipe.artifacts.checked import inside, one_line, read_bytes
+from dmdpipe.artifacts.manifest import FILE_NAME, RUN_FILE_NAME, Manifest, payload_problem, read_manifest
+from dmdpipe.artifacts.stages import STAGES
+from dmdpipe.errors import UserError
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What one step made: a folder whose manifest is whole. Its payload is not yet checked.
+
+    Attributes:
+        results: the root of the results.
+        folder: the step's folder below it.
+        manifest: its manifest, its own digests checked.
+    """
+
+    results: Path
+    folder: str
+    manifest: Manifest
+
+    @property
+    def path(self) -> Path:
+        """The step's folder."""
+        return self.results / self.folder
+
+    def read(self, name: str) -> bytes:
+        """Return a payload file's content.
+
+        Raises:
+            UserError: if the manifest lists no such file, or the file is not the one that it describes.
+        """
+        described = self.manifest.result.payload.get(name)
+        if described is None:
+            raise UserError(f"{self.path}: its manifest lists no file {one_line(name)!r}")
+        data = read_bytes(inside(self.path, name))
+        if problem := payload_problem(self.path, name, described, data):
+            raise UserError(problem)
+        return data
+
+    def run_facts(self) -> dict[str, Any]:
+        """Return what run.json says: when, where, how long. It is outside every promise; empty if it is no JSON."""
+        try:
+            facts = json.loads(read_bytes(self.path / RUN_FILE_NAME))
+        except (UserError, ValueError, RecursionError):
+            return {}
+        return facts if isinstance(facts, dict) else {}
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Return the artifact at ``path``: a step's folder, its manifest, or any other file in it.
+
+    Raises:
+        UserError: if there is none, or its manifest is damaged.
+    """
+    folder = path if path.is_dir() else path.parent
+    if not (folder / FILE_NAME).is_file():
+        raise UserError(f"{path}: is no artifact; name a folder with a {FILE_NAME}, or a file in one")
+    manifest = read_manifest(folder / FILE_NAME)
+    if manifest.result.stage not in STAGES:
+        raise UserError(f"{folder / FILE_NAME}: of a stage '{one_line(manifest.result.stage)}' that is not known here")
+    results = results_above(folder, STAGES[manifest.result.stage].folder)
+    return Artifact(results, folder.resolve().relative_to(results.resolve()).as_posix(), manifest)
+
+
+def results_above(folder: Path, stage_folder: str) -> Path:
+    """Return the root of the results in which ``folder`` lies below the folder of its stage.
+
+    Raises:
+        UserError: if it lies in no such folder.
+    """
+    for parent in Path(os.path.abspath(folder)).parents:
+        if parent.name == stage_folder:
+            return parent.parent
+    raise UserError(f"{folder}: does not lie in a folder '{stage_folder}/', where steps of its kind belong")
+
+
+def step_folders(results: Path) -> list[str]:
+    """Return every folder with a manifest below the root of the results, sorted; links are not followed."""
+    found = []
+    for here, folders, files in os.walk(results):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if FILE_NAME in files:
+            found.append(Path(here).relative_to(results).as_posix())
+    return sorted(found)
