@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dmdpipe.artifacts.code import SourceTree, normalised, own_sources
+from dmdpipe.artifacts.code import SourceTree, definitions, own_sources
 from dmdpipe.errors import UserError
 
 TOY = {
@@ -103,6 +103,53 @@ def test_an_edit_that_can_matter_changes_the_digest(toy: Path, module: str, old:
     assert digest_of("toy.loop.train") != before
 
 
+DEFINITIONS = """
+import os
+LIMIT = 3
+def area(x): return x
+@cache
+class Disc(Base):
+    radius: int = 1
+    def grow(self): return self.radius
+    class Rim: width = 2
+async def late(): pass
+if LIMIT: LIMIT = 4
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        ("return x", "return -x", {"area"}),
+        ("return self.radius", "return 2", {"Disc.grow"}),
+        ("radius: int = 1", "radius: int = 2", {"Disc"}),
+        ("(Base)", "(Other)", {"Disc"}),
+        ("@cache", "@lazy", {"Disc"}),
+        ("width = 2", "width = 3", {"Disc.Rim"}),
+        ("late(): pass", "late(): return", {"late"}),
+        ("LIMIT = 3", "LIMIT = 5", {"(module)"}),
+        ("LIMIT = 4", "LIMIT = 5", {"(module)"}),
+        ("area", "size", {"area", "size", "(module)"}),
+        ("def grow", "async def grow", {"Disc.grow"}),
+        ("async def late(): pass", "def late(): pass", {"late"}),
+        ("import os\n", "", {"(module)"}),
+        ("return x", "return x  # why", set()),
+        ("radius: int = 1", "'A word.'\n    radius : int=1", set()),
+        ("def area(x): return x\n", "def area(x): return x\ndef area(x): return 0\n", {"area", "(module)"}),
+    ],
+)
+def test_an_edit_changes_the_digests_of_the_definitions_that_it_touches(old: str, new: str, changed: set[str]) -> None:
+    before, after = definitions(DEFINITIONS), definitions(DEFINITIONS.replace(old, new))
+    assert before.keys() == {"area", "Disc", "Disc.grow", "Disc.Rim", "late", "(module)"}
+    names = before.keys() | after.keys()
+    assert {name for name in names if before.get(name) != after.get(name)} == changed
+
+
+def test_the_order_of_definitions_counts() -> None:
+    before, after = definitions("def a(): ...\ndef b(): ..."), definitions("def b(): ...\ndef a(): ...")
+    assert {name for name in before if before[name] != after[name]} == {"(module)"}
+
+
 def test_the_digests_of_modules_name_the_one_that_changed(toy: Path) -> None:
     before = SourceTree("toy").reach("toy.loop.train").modules
     edit(toy / "loop/rate.py", "0.1", "0.2")
@@ -135,7 +182,7 @@ def test_the_normalised_source_is_the_same_on_every_python() -> None:
         "async def g(*, a=None, **k):\n    return f'{a!r:>{3}} {k[\"b\"]}\\n{{}}' + b'x'.hex() + str(1e-3)\n"
         "match [1, *()]:\n    case [1, *_] if True: pass\n"
     )
-    assert hashlib.sha256(normalised(source).encode()).hexdigest()[:16] == "554ea49a3ba0f843"
+    assert hashlib.sha256(repr(definitions(source)).encode()).hexdigest()[:16] == "64e4b04762ef3511"
 
 
 def test_own_code_leaves_the_store_out_of_a_noise_bank() -> None:

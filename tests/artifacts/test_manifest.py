@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,14 +35,14 @@ def manifest_json() -> dict[str, Any]:
     }
     provenance = {
         "code": "0" * 16,
-        "modules": {"dmdpipe": "1" * 16},
+        "modules": {"dmdpipe": {"(module)": "1" * 16}},
         "environment_lock": "unlocked",
         "environment": current_environment(["numpy"]).model_dump(),
         "equality": {"kind": "bitwise", "reason": "integers"},
         "parents": {"up": "2" * 64},
     }
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "result": sealed(result, "result_digest"),
         "provenance": sealed(provenance, "provenance_digest"),
     }
@@ -72,7 +74,7 @@ def set_at(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (set_at("schema_version", value=2), "schema_version"),
+        (set_at("schema_version", value=1), "schema_version"),
         (set_at("surprise", value=1), "surprise"),
         (set_at("result", "spec", "seed", value=2), "result does not match its own digest"),
         (set_at("result", "digest", value="0" * 16), "result does not match its own digest"),
@@ -144,12 +146,25 @@ def test_the_environment_asks_torch_only_for_code_that_imports_it(
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     with_torch = current_environment(["numpy", "pandas", "torch"])
-    assert list(with_torch.libraries) == ["numpy", "torch"]
+    assert list(with_torch.libraries) == ["numpy", "pandas", "pyarrow", "safetensors", "torch"]
     assert with_torch.device == ("NVIDIA H200" if uses_gpu else "cpu")
     assert (with_torch.instruction_set, with_torch.threads) == ("AVX512", 3)
     assert "AVX512, 3 thread(s)" in with_torch.name
     without = current_environment(["pandas"])
-    assert (without.libraries, without.device, without.threads) == ({}, "cpu", 2)
+    assert list(without.libraries) == ["pandas", "pyarrow", "safetensors"]
+    assert (without.device, without.threads) == ("cpu", 2)
+
+
+@pytest.mark.parametrize("capability", ["", "default", "avx2", "avx512"])
+def test_the_environment_of_a_torch_step_is_foretold_without_torch(capability: str) -> None:
+    program = (
+        "import sys, json; from dmdpipe.artifacts.environment import *; libraries = ['numpy', 'sklearn', 'torch'];"
+        "foretold = expected_environment(libraries); assert 'torch' not in sys.modules;"
+        "import torch; torch.set_num_threads(1); assert current_environment(libraries) == foretold, foretold"
+    )
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": capability}
+    done = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_lock_is_that_of_the_folder_named_by_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The code that a step can reach, and its digest.
+"""The code that a step can reach, and its digest, definition by definition.
 
 Reach is the static import closure, within the package, of the step's entry module and of the modules that its
 spec selects. Imports inside functions count, imports for type checkers don't, and the ``__init__`` of every
@@ -30,12 +30,13 @@ class Code:
     """What a step can reach.
 
     Attributes:
-        modules: digest of each module's normalised source, by dotted name.
+        modules: by dotted name of the module, the digest of the normalised source of each of its definitions (see
+            ``definitions``).
         libraries: top-level names of the packages outside the standard library that these modules import.
         digest: one digest for all modules.
     """
 
-    modules: dict[str, str]
+    modules: dict[str, dict[str, str]]
     libraries: tuple[str, ...]
     digest: str
 
@@ -54,7 +55,7 @@ class SourceTree:
         self.package = package
         self.root = Path(next(iter(spec.submodule_search_locations)))
         self._codes: dict[tuple[str, ...], Code] = {}
-        self._digests: dict[str, str] = {}
+        self._definitions: dict[str, dict[str, str]] = {}
 
     def reach(self, *modules: str) -> Code:
         """Return the code that these modules (dotted names) can reach, themselves included.
@@ -83,8 +84,8 @@ class SourceTree:
                 reached.add(module)
                 waiting += self._imports.find_modules_directly_imported_by(module)
                 waiting += filter(None, [module.rpartition(".")[0]])  # importing a.b.c runs a and a.b first
-        digests = {module: self._module_digest(module) for module in sorted(reached)}
-        return Code(digests, tuple(sorted(libraries - sys.stdlib_module_names)), digest(digests))
+        modules = {module: self._definitions_of(module) for module in sorted(reached)}
+        return Code(modules, tuple(sorted(libraries - sys.stdlib_module_names)), digest(modules))
 
     @cached_property
     def _imports(self) -> grimp.ImportGraph:
@@ -101,24 +102,49 @@ class SourceTree:
     def _is_ours(self, module: str) -> bool:
         return module == self.package or module.startswith(f"{self.package}.")
 
-    def _module_digest(self, module: str) -> str:
-        if module not in self._digests:
+    def _definitions_of(self, module: str) -> dict[str, str]:
+        if module not in self._definitions:
             path = self.root.joinpath(*module.split(".")[1:])
             file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-            self._digests[module] = digest(normalised(file.read_text(encoding="utf-8")))
-        return self._digests[module]
+            self._definitions[module] = definitions(file.read_text(encoding="utf-8"))
+        return self._definitions[module]
 
 
-def normalised(source: str) -> str:
-    """Return a text that is equal for sources that differ only in comments, docstrings and formatting.
+def definitions(source: str) -> dict[str, str]:
+    """Return the digest of each definition of a module: functions, methods as ``Class.method``, and the rest.
 
-    It is the syntax tree without its empty fields. ``ast.dump`` and ``ast.unparse`` won't do: from one Python
-    to the next they change (new optional fields, other quotes in f-strings), and the digest must not.
+    Sources that differ only in comments, docstrings and formatting have the same digests. ``(module)`` stands for all
+    statements outside of functions and classes and for the order of everything; ``Class`` for its own statements
+    likewise. A name that is defined twice has the digest of both.
     """
-    return repr(_skeleton(ast.parse(source)))
+    found: dict[str, list[object]] = {}
+    _collect(ast.parse(source).body, "", found)
+    return {name: digest(repr(skeletons)) for name, skeletons in sorted(found.items())}
+
+
+def _collect(body: list[ast.stmt], owner: str, found: dict[str, list[object]]) -> None:
+    rest: list[object] = []
+    for statement in body:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            name = f"{owner}.{statement.name}" if owner else statement.name
+            rest.append(name)
+            if isinstance(statement, ast.ClassDef):
+                _collect(statement.body, name, found)
+                heading = ast.ClassDef(**{**dict(ast.iter_fields(statement)), "body": []})
+                found[name].insert(0, _skeleton(heading))
+            else:
+                found.setdefault(name, []).append(_skeleton(statement))
+        elif not _is_docstring(statement):
+            rest.append(_skeleton(statement))
+    found.setdefault(owner or "(module)", []).append(rest)
 
 
 def _skeleton(node: object) -> object:
+    """Return the syntax tree without its empty fields, as nested tuples and lists.
+
+    ``ast.dump`` and ``ast.unparse`` won't do: from one Python to the next they change (new optional fields, other
+    quotes in f-strings), and the digest must not.
+    """
     if isinstance(node, ast.JoinedStr):  # Python 3.12 alone has empty pieces in f-strings
         return (
             "JoinedStr",

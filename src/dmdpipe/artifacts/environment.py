@@ -9,14 +9,18 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterable
-from importlib.metadata import version
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from dmdpipe.artifacts.checked import Record
 
-# The libraries whose arithmetic ends up in results. The environment's lock names all others.
-NUMERICAL_LIBRARIES = ("numpy", "scipy", "torch")
+# Through these every step writes its files, and their versions show in the bytes.
+WRITERS = ("pandas", "pyarrow", "safetensors")
+# Packages that are imported by another name than they are installed by.
+INSTALLED_AS = {"IPython": "ipython", "sklearn": "scikit-learn"}
 UNLOCKED = "unlocked"
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -27,8 +31,9 @@ class Environment(Record):
     Attributes:
         python: ``3.11``.
         platform: ``linux-x86_64``.
-        libraries: versions of the numerical libraries that the step's code imports.
+        libraries: versions of the libraries that the step's code imports or its files are written with.
         device: ``cpu``, or the GPU's name if the step used CUDA.
+        cpu: vendor, family and model of the processor, by which BLAS libraries choose their kernels.
         instruction_set: the widest that torch uses on this CPU or, for a step without torch, NumPy.
         threads: the same for the number of threads.
     """
@@ -37,6 +42,7 @@ class Environment(Record):
     platform: str
     libraries: dict[str, str]
     device: str
+    cpu: str
     instruction_set: str
     threads: int
 
@@ -46,7 +52,7 @@ class Environment(Record):
         libraries = ", ".join(f"{name} {number}" for name, number in sorted(self.libraries.items()))
         return (
             f"Python {self.python} on {self.platform}, {libraries}; "
-            f"{self.device}, {self.instruction_set}, {self.threads} thread(s)"
+            f"{self.device}, {self.cpu}, {self.instruction_set}, {self.threads} thread(s)"
         )
 
 
@@ -55,17 +61,68 @@ def current_environment(libraries: Iterable[str]) -> Environment:
 
     Torch is asked only if that code imports it and has done so: what else this process did doesn't count.
     """
-    versions = {name: version(name) for name in NUMERICAL_LIBRARIES if name in set(libraries)}
-    torch = sys.modules.get("torch") if "torch" in versions else None
+    imported = set(libraries)
+    torch = sys.modules.get("torch") if "torch" in imported else None
     on_gpu = torch is not None and torch.cuda.is_initialized()
     return Environment(
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
         platform=f"{sys.platform}-{platform.machine()}",
-        libraries=versions,
+        libraries=installed_versions(imported),
         device=torch.cuda.get_device_name() if torch and on_gpu else "cpu",
+        cpu=processor(),
         instruction_set=torch.backends.cpu.get_cpu_capability() if torch else _instruction_set_of_numpy(),
         threads=torch.get_num_threads() if torch else _default_threads(),
     )
+
+
+def expected_environment(libraries: Iterable[str]) -> Environment:
+    """Return what ``current_environment`` would say in a step on this machine's CPU, without importing torch."""
+    imported = set(libraries)
+    here = current_environment(imported - {"torch"})
+    if "torch" not in imported:
+        return here
+    changes = {"libraries": installed_versions(imported), "instruction_set": instruction_set_of_torch()}
+    return here.model_copy(update=changes)
+
+
+def installed_versions(imported: set[str]) -> dict[str, str]:
+    """Return the versions of the imported libraries and of those that write files, by the name they are imported by."""
+    found = {}
+    for name in sorted(imported.union(WRITERS)):
+        with suppress(PackageNotFoundError):
+            found[name] = version(INSTALLED_AS.get(name, name))
+    return found
+
+
+@cache
+def _cpu_facts() -> dict[str, str]:
+    """What Linux says of the first processor; empty elsewhere."""
+    try:
+        first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def processor() -> str:
+    """Return vendor, family and model of the processor, such as ``AuthenticAMD 25/17``; its kind where unknown."""
+    facts = _cpu_facts()
+    if "vendor_id" not in facts:
+        return platform.processor() or platform.machine()
+    return f"{facts['vendor_id']} {facts.get('cpu family', '?')}/{facts.get('model', '?')}"
+
+
+def instruction_set_of_torch() -> str:
+    """Return what ``torch.backends.cpu.get_cpu_capability()`` says on x86, by torch's own rule but without torch."""
+    flags = set(_cpu_facts().get("flags", "").split())
+    widest = ["DEFAULT"]
+    if {"avx2", "fma"} <= flags:
+        widest.append("AVX2")
+        if {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= flags:
+            widest.append("AVX512")
+    wanted = os.environ.get("ATEN_CPU_CAPABILITY", "").upper()
+    return wanted if wanted in widest else widest[-1]
 
 
 def _instruction_set_of_numpy() -> str:

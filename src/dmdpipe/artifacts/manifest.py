@@ -29,6 +29,7 @@ from dmdpipe.specs.base import canonical_json, digest
 
 FILE_NAME = "manifest.json"
 RUN_FILE_NAME = "run.json"
+SCHEMA_VERSION = 2
 
 
 class PayloadFile(Record):
@@ -72,7 +73,7 @@ class Provenance(Record):
     """Made by which code in which environment."""
 
     code: Digest
-    modules: dict[str, Digest]
+    modules: dict[str, dict[str, Digest]]
     environment_lock: str
     environment: Environment
     equality: Equality
@@ -83,7 +84,7 @@ class Provenance(Record):
 class Manifest(Record):
     """A step's manifest.json; deterministic in one environment class."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = SCHEMA_VERSION
     result: Result
     provenance: Provenance
 
