@@ -17,7 +17,7 @@ from dmdpipe.specs.data import FAMILIES, Digits, Gaussian, dimension
 from dmdpipe.specs.diffusion import ExactScore, NoiseBankSpec, TeacherSamplesSpec, TeacherSpec, TrainedScore
 from dmdpipe.specs.network import Linear
 from dmdpipe.specs.pairs import MetricsSpec, PairsSpec
-from dmdpipe.specs.student import StudentSpec
+from dmdpipe.specs.student import Init, Recipe, StudentSpec
 
 
 def metrics_of(teacher: TeacherSpec, **student: object) -> MetricsSpec:
@@ -105,6 +105,17 @@ def test_the_code_of_a_step_is_that_of_what_its_spec_selects() -> None:
     assert "dmdpipe.networks.mlp" not in linear.code.modules
 
 
+def test_a_loss_term_and_a_start_are_the_code_of_the_students_that_use_them_alone() -> None:
+    usual = DIGITS.pairs.student
+    terms = {"dmdpipe.distill.oracle", "dmdpipe.distill.regression"}
+    regressed = usual.model_copy(update={"recipe": Recipe(name="dmd2", regression_weight=0.25)})
+    turned = usual.model_copy(update={"init": Init(kind="kd-rotated")})
+    oracle = LINEAR.pairs.student.model_copy(update={"recipe": Recipe(fake="oracle")})
+    for spec, used in ((usual, set()), (regressed, {"regression"}), (turned, {"regression"}), (oracle, {"oracle"})):
+        assert terms & set(plan("student", spec).code.modules) == {f"dmdpipe.distill.{term}" for term in used}
+    assert not terms & set(plan("pairs", DIGITS.pairs).code.modules)
+
+
 def test_every_entry_and_every_module_that_a_spec_can_select_exists() -> None:
     for family in FAMILIES.values():
         assert plan("data", family()).code_digest
@@ -123,9 +134,10 @@ def test_an_edit_upstream_changes_the_orders_of_all_below_and_of_no_other(
         return {step.stage: step for step in everything_before(plan("metrics", metrics_of(teacher)))}
 
     before = {stage: step.canonical() for stage, step in steps().items()}
-    digests = dict(own_sources()._digests)
+    definitions = dict(own_sources()._definitions)
     monkeypatch.setattr(own_sources(), "_codes", {})
-    monkeypatch.setattr(own_sources(), "_digests", {**digests, "dmdpipe.diffusion.training": "0" * 16})
+    edited = {"dmdpipe.diffusion.training": {"train_teacher": "0" * 16}}
+    monkeypatch.setattr(own_sources(), "_definitions", definitions | edited)
     after = {stage: step.canonical() for stage, step in steps().items()}
     plan.cache_clear()
     changed = {stage for stage in before if before[stage] != after[stage]}

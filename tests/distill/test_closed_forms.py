@@ -251,9 +251,9 @@ def test_planted_faults_do_not_end_there(monkeypatch, fault):
     elif fault == "batch":
         fields = {"batches": "random", "batch": 4}
     else:
-        monkeypatch.setattr(loop.LinearOracle, "refresh", lambda oracle: None)
-        monkeypatch.setattr(loop.LinearOracle, "basis", torch.eye(4, dtype=torch.float64), raising=False)
-        monkeypatch.setattr(loop.LinearOracle, "variances", torch.zeros(4, dtype=torch.float64), raising=False)
+        monkeypatch.setattr(LinearOracle, "refresh", lambda oracle: None)
+        monkeypatch.setattr(LinearOracle, "basis", torch.eye(4, dtype=torch.float64), raising=False)
+        monkeypatch.setattr(LinearOracle, "variances", torch.zeros(4, dtype=torch.float64), raising=False)
     found, covariance = maps(linear_spec(4, **fields))
     assert (found[-1] - root(covariance)).norm().item() > 0.1
 

@@ -29,7 +29,7 @@ from dmdpipe.specs.base import canonical_json, digest
 
 FILE_NAME = "manifest.json"
 RUN_FILE_NAME = "run.json"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION: Literal[2] = 2
 
 
 class PayloadFile(Record):

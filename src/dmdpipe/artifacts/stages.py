@@ -164,8 +164,16 @@ def _teacher_modules(spec: TeacherSpec) -> set[str]:
     return {f"dmdpipe.networks.{spec.score.network.kind}"}
 
 
-def _student_modules(spec: StudentSpec) -> set[str]:
+def _network_modules(spec: StudentSpec) -> set[str]:
     return {f"dmdpipe.networks.{spec.network.kind}", *_teacher_modules(spec.teacher)}
+
+
+def _student_modules(spec: StudentSpec) -> set[str]:
+    selected = {
+        "dmdpipe.distill.oracle": spec.recipe.fake == "oracle",
+        "dmdpipe.distill.regression": spec.recipe.regression_weight or spec.init.kind == "kd-rotated",
+    }
+    return {*_network_modules(spec), *(module for module, is_used in selected.items() if is_used)}
 
 
 _ROWS = (
@@ -226,7 +234,7 @@ _ROWS = (
         entry="dmdpipe.pairing.maps:pair_samples",
         label=lambda spec: _student_label(spec.student),
         parents=_pairs_parents,
-        modules=lambda spec: _student_modules(spec.student),
+        modules=lambda spec: _network_modules(spec.student),
     ),
     Stage(
         name="metrics",

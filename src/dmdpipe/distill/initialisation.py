@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from dmdpipe.diffusion.determinism import generator
-from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.training import zero_output_layer
-from dmdpipe.distill.regression import PairPool, regression_loss
 from dmdpipe.distill.student import Student, rotated, rotation_of
-from dmdpipe.networks.pullback import with_pullback
-from dmdpipe.seeds import derive_seed
 
 if TYPE_CHECKING:
     from dmdpipe.diffusion.exact import ExactDenoiser
     from dmdpipe.diffusion.teacher import Teacher
+    from dmdpipe.distill.regression import PairPool
     from dmdpipe.specs.student import StudentSpec
-
-REGRESSION_LEARNING_RATE = 1e-3
 
 
 def initialise(
@@ -47,6 +41,8 @@ def initialise(
         start_linear(student.get_parameter("generator.matrix"), spec, teacher)
     if spec.init.kind == "kd-rotated":
         rotation = rotation_of(spec, getattr(torch, spec.dtype))
+        # By name, so that an edit of it does not touch the other starts.
+        regress = import_module("dmdpipe.distill.regression").regress
         regress(student, make_pool(rotated(lambda z: z, rotation)), spec)
 
 
@@ -58,15 +54,3 @@ def start_linear(matrix: nn.Parameter, spec: StudentSpec, teacher: ExactDenoiser
     answer = sigma_max * covariance @ torch.linalg.inv(covariance + sigma_max**2 * identity)
     with torch.no_grad():
         matrix.copy_(answer)
-
-
-def regress(student: nn.Module, pool: PairPool, spec: StudentSpec) -> None:
-    """Regress the student onto a pool of pairs (z, target) with Adam and a cosine decay, in place."""
-    steps = spec.init.regression_steps
-    optimiser = FlatOptimiser(FlatParameters(student))
-    batches = generator(derive_seed(spec.seed, "student", "init", "batches"))
-    for i in range(steps):
-        z, target = pool.draw(spec.batch, batches)
-        answer, pullback = with_pullback(student, z)
-        pullback(regression_loss(answer, target)[1])
-        optimiser.step(REGRESSION_LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * i / steps)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,8 +22,6 @@ from dmdpipe.diffusion.teacher import load_teacher
 from dmdpipe.distill.batches import make_batches
 from dmdpipe.distill.dmd import dm_gradient, fake_score_loss
 from dmdpipe.distill.initialisation import initialise
-from dmdpipe.distill.oracle import LinearOracle
-from dmdpipe.distill.regression import PairPool, make_pair_pool, regression_loss
 from dmdpipe.distill.student import Student, build_student
 from dmdpipe.networks.pullback import with_pullback
 from dmdpipe.seeds import derive_seed
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
     from dmdpipe.diffusion.sampler import DenoiserFunction
     from dmdpipe.diffusion.teacher import Teacher
     from dmdpipe.distill.batches import RandomBatches
+    from dmdpipe.distill.oracle import LinearOracle
+    from dmdpipe.distill.regression import PairPool
     from dmdpipe.specs.student import Optimiser, Recipe, StudentSpec
 
 HISTORY = ("dm_gradient", "student_gradient", "fake_loss", "regression_loss")
@@ -119,11 +120,11 @@ class Distillation:
         if self.pool:
             z, target = self.pool.draw(self.batches.shape[0], self.batches.generators["regression"])
             answer, pullback = with_pullback(self.student, z)
-            log["regression_loss"], gradient = regression_loss(answer, target)
+            log["regression_loss"], gradient = self.pool.loss(answer, target)
             pullback(gradient * self.recipe.regression_weight)
         rate = learning_rate(self.recipe.generator, iteration, self.iterations)
         log["student_gradient"] = self.student_optimiser.step(rate)
-        if isinstance(self.fake, LinearOracle):
+        if self.fake and self.recipe.fake == "oracle":
             self.fake.refresh()
         return x
 
@@ -164,15 +165,17 @@ def distil(spec: StudentSpec, teacher: Teacher, step: Step | None = None) -> tup
     recipe = spec.recipe
     dtype = getattr(torch, spec.dtype)
 
+    # Regression and oracle are imported by name, so that an edit of them does not touch students without.
     def make_pool(turn: Callable[[Tensor], Tensor] | None = None) -> PairPool:
+        make_pair_pool = import_module("dmdpipe.distill.regression").make_pair_pool
         seed = derive_seed(spec.seed, "student", "regression-pool")
         return make_pair_pool(teacher, spec.noise_range, (recipe.regression_pairs, dim), seed, dtype, turn)
 
     student = build_student(spec)
     initialise(student, spec, teacher, make_pool)
-    fake: nn.Module | LinearOracle | None = None
+    fake: Any = None
     if recipe.dm_weight and recipe.fake == "oracle":
-        fake = LinearOracle(student.get_parameter("generator.matrix"))
+        fake = import_module("dmdpipe.distill.oracle").LinearOracle(student.get_parameter("generator.matrix"))
     elif recipe.dm_weight and isinstance(teacher, nn.Module):
         fake = copy.deepcopy(teacher).requires_grad_(True)
     iterations = (spec.generator_steps - 1) * recipe.generator_every + 1
@@ -195,7 +198,7 @@ def distil(spec: StudentSpec, teacher: Teacher, step: Step | None = None) -> tup
             tensors["fake"] = loop.fake_optimiser.parameters.values
         state = TrainingState(step.resume, tensors, loop.batches.generators)
         first = state.resume()
-        if isinstance(fake, LinearOracle):
+        if fake and recipe.fake == "oracle":
             fake.refresh()
     if first == 0:
         snapshots[0] = evaluated

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmdpipe.diffusion.determinism import generator
 from dmdpipe.diffusion.losses import weighted_squared_error
+from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.sampler import DenoiserFunction, teacher_map
+from dmdpipe.networks.pullback import with_pullback
+from dmdpipe.seeds import derive_seed
 
 if TYPE_CHECKING:
     from dmdpipe.specs.diffusion import NoiseRange
+    from dmdpipe.specs.student import StudentSpec
 
 SAMPLER_STEPS = 32
+REGRESSION_LEARNING_RATE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,10 @@ class PairPool:
         """Return ``batch`` random pairs, noise [B, d] and targets [B, d]."""
         rows = torch.randint(len(self.z), (batch,), generator=source)
         return self.z[rows], self.target[rows]
+
+    def loss(self, answer: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean squared difference between S(z) and its target, both [B, d], and its gradient at S(z)."""
+        return weighted_squared_error(answer, target)
 
 
 def make_pair_pool(
@@ -48,6 +58,13 @@ def make_pair_pool(
     return PairPool(z, teacher_map(denoiser, z if turn is None else turn(z), noise_range, SAMPLER_STEPS))
 
 
-def regression_loss(answer: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean squared difference between S(z) and its target, both [B, d], and its gradient at S(z)."""
-    return weighted_squared_error(answer, target)
+def regress(student: nn.Module, pool: PairPool, spec: StudentSpec) -> None:
+    """Regress the student onto a pool of pairs (z, target) with Adam and a cosine decay, in place."""
+    steps = spec.init.regression_steps
+    optimiser = FlatOptimiser(FlatParameters(student))
+    batches = generator(derive_seed(spec.seed, "student", "init", "batches"))
+    for i in range(steps):
+        z, target = pool.draw(spec.batch, batches)
+        answer, pullback = with_pullback(student, z)
+        pullback(pool.loss(answer, target)[1])
+        optimiser.step(REGRESSION_LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * i / steps)))
