@@ -36,10 +36,13 @@ def planned(stage, wildcards):
 
 
 def parents_of(stage):
-    """Input function of a rule: the manifests of the step's parents."""
+    """Input function of a rule: the manifests of the step's parents.
+
+    Ancient, since times of files decide nothing: `dmdpipe run` reads the manifests and forces what they show to be stale.
+    """
 
     def parents(wildcards):
-        return [manifest_of(parent) for parent in planned(stage, wildcards).parents.values()]
+        return [ancient(manifest_of(parent)) for parent in planned(stage, wildcards).parents.values()]
 
     return parents
 

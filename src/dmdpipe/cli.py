@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dmdpipe.audit.commands import audit_app
 from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.tables import Format, read_table, render, verdict_text
 
@@ -27,6 +28,7 @@ app = typer.Typer(
     dmdpipe run                   run the configured studies and make the report
     dmdpipe verdicts              what became of the claims
     dmdpipe results --format csv  every number behind them
+    dmdpipe audit verify          whether all of it can be trusted
     """,
 )
 studies_app = typer.Typer(
@@ -51,6 +53,7 @@ config_app = typer.Typer(
 )
 app.add_typer(studies_app, name="studies")
 app.add_typer(config_app, name="config")
+app.add_typer(audit_app, name="audit")
 
 ScaleOption = Annotated[str | None, typer.Option("--scale", help="smoke, laptop, …; the configured one if left out")]
 FormatOption = Annotated[Format, typer.Option("--format", help="how to print")]

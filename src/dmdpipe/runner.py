@@ -5,29 +5,40 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dmdpipe.artifacts.dag import RunPlan, plan_run
+from dmdpipe.artifacts.dag import RunPlan, plan_run, steps_below
+from dmdpipe.artifacts.plan import PlannedStep
 from dmdpipe.artifacts.stages import STAGES
+from dmdpipe.audit.accepted import read_acceptances
+from dmdpipe.audit.differences import few
+from dmdpipe.audit.inspection import Kind
+from dmdpipe.audit.status import State, Status, assess
 from dmdpipe.cost import seconds_by_rule
 from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.forking.server import fork_server
 from dmdpipe.tables import verdict_text
 
+MOST_ROUNDS = 3
+MOST_REASONS = 5
 # Beginnings of the options with which Snakemake runs nothing, or less than everything.
 LESS_THAN_ALL = (
     *("-n", "--dry", "--list", "--version", "-v", "--unlock", "--lint", "--dag", "--rulegraph", "--filegraph"),
     *("--d3dag", "--summary", "-S", "--detailed-summary", "-D", "--report", "--archive", "--touch", "-t", "--delete"),
     *("--cleanup", "--until", "-U", "--omit-from", "-O", "--batch", "--containerize", "--print", "--edit", "--draft"),
 )
+# Those of them with which steps are planned, and shown or run.
+STILL_PLANS = (*("-n", "--dry", "--until", "-U", "--omit-from", "-O", "--batch", "--dag", "--d3dag", "--rulegraph"),)
 # Threads are part of a step's spec; a library must not take more on its own.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -47,14 +58,97 @@ def run_workflow(arguments: list[str]) -> int:
     run_plan = plan_run(overrides)
     check_study_targets(arguments, run_plan)
     results = Path(run_plan.config.results)
+    steps = wanted_steps(arguments, run_plan)
     with _alone(results):
-        _write_estimates(run_plan, results)
+        shutil.rmtree(results / ".tmp", ignore_errors=True)
         os.environ.update({**ONE_THREAD, "DMDPIPE_RESULTS": str(results)})
         with fork_server():
-            status = _snakemake(arguments)
+            status = _run_steps(arguments, steps, results)
         if status == 0 and is_whole_run(arguments, run_plan):
             _report(run_plan, results, overrides)
     return status
+
+
+def _run_steps(arguments: list[str], steps: list[PlannedStep], results: Path) -> int:
+    """Have Snakemake run exactly the steps that are not current, and return its exit status.
+
+    Again if that made others stale: a parent that is made again in another environment can come out differently.
+    """
+    if not plans_steps(arguments):
+        return _snakemake(arguments)
+    acceptances = read_acceptances(results)
+    for _ in range(MOST_ROUNDS):
+        statuses = assess(steps, results, acceptances)
+        _write_plan(statuses, results)
+        _say_what_is_out_of_date(statuses)
+        status = _snakemake([*arguments, *force(statuses.values(), results)])
+        if (
+            status
+            or runs_nothing(arguments)
+            or all(status.state is State.current for status in assess(steps, results, acceptances).values())
+        ):
+            break
+    return status
+
+
+def force(statuses: Collection[Status], results: Path) -> list[str]:
+    """Return the options that make Snakemake run exactly the steps that are not current.
+
+    Inputs of rules are ``ancient``, so nothing else makes it run a step that has all its files. A rule of which every
+    step must run is given by its name, which keeps the command line short.
+    """
+    to_run: dict[str, list[Status]] = {}
+    for status in statuses:
+        if status.state is not State.current:
+            to_run.setdefault(status.step.stage, []).append(status)
+    planned = Counter(status.step.stage for status in statuses)
+    names = []
+    for stage, of_stage in to_run.items():
+        files = [f"{results}/{status.step.folder}/manifest.json" for status in of_stage]
+        names += [stage] if len(files) == planned[stage] else files
+    return ["--rerun-triggers", "mtime", *(["--forcerun", *names] if names else [])]
+
+
+def wanted_steps(arguments: list[str], run_plan: RunPlan) -> list[PlannedStep]:
+    """Return the steps that the targets among the arguments need, parents first; all if there is no target."""
+    results = f"{run_plan.config.results}/"
+    targets = {f"study_{name}": study.evidence for name, study in run_plan.studies.items()}
+    wanted: dict[str, PlannedStep] = {}
+    for word in arguments:
+        named = targets.get(word)
+        if word.startswith(results):
+            named = next(
+                (step for step in run_plan.steps.values() if f"{word}/".startswith(f"{results}{step.folder}/")), None
+            )
+        if named:
+            wanted |= {step.folder: step for step in steps_below(named)}
+    return list((wanted or run_plan.steps).values())
+
+
+def plans_steps(arguments: list[str]) -> bool:
+    """Whether Snakemake, given these arguments, works out what to run."""
+    return not any(word.startswith(LESS_THAN_ALL) and not word.startswith(STILL_PLANS) for word in arguments)
+
+
+def runs_nothing(arguments: list[str]) -> bool:
+    """Whether the arguments ask for a look at what would run."""
+    return any(word.startswith(("-n", "--dry", "--dag", "--d3dag", "--rulegraph")) for word in arguments)
+
+
+def is_led_by_a_parent(status: Status) -> bool:
+    """Whether a step runs again for no reason but that its parents do, or did."""
+    return status.kind is Kind.stale_parent
+
+
+def _say_what_is_out_of_date(statuses: Mapping[str, Status]) -> None:
+    """Say on stderr why steps run again that had been made before, a line for each reason; not their children."""
+    for state, words in ((State.stale, "out of date"), (State.damaged, "damaged")):
+        of_state = [status for status in statuses.values() if status.state is state]
+        reasons = Counter(few(list(status.reasons)) for status in of_state if not is_led_by_a_parent(status))
+        for reason, count in reasons.most_common(MOST_REASONS):
+            print(f"dmdpipe: {count} {'step is' if count == 1 else 'steps are'} {words}: {reason}", file=sys.stderr)
+        if len(reasons) > MOST_REASONS:
+            print(f"dmdpipe: … and for {len(reasons) - MOST_REASONS} other reasons", file=sys.stderr)
 
 
 @contextmanager
@@ -143,11 +237,19 @@ def _snakemake(arguments: list[str]) -> int:
         signal.signal(signal.SIGTERM, terminated)
 
 
-def _write_estimates(run_plan: RunPlan, results: Path) -> None:
+def _write_plan(statuses: Mapping[str, Status], results: Path) -> None:
+    """Tell the display how long steps take, and why each runs again, by its manifest."""
     folder = results / ".progress"
     folder.mkdir(parents=True, exist_ok=True)
-    estimates = {"seconds": seconds_by_rule(run_plan.steps.values())}
-    (folder / "plan.json").write_text(json.dumps(estimates))
+    plan = {
+        "seconds": seconds_by_rule(status.step for status in statuses.values()),
+        "reasons": {
+            f"{results}/{status.step.folder}/manifest.json": status.reasons[0]
+            for status in statuses.values()
+            if status.reasons
+        },
+    }
+    (folder / "plan.json").write_text(json.dumps(plan))
 
 
 def _report(run_plan: RunPlan, results: Path, overrides: dict[str, Any]) -> None:

@@ -70,6 +70,7 @@ class LogHandler(LogHandlerBase):
         self._stream = sys.stdout if common.stdout else sys.stderr
         self._progress = settings.results / ".progress"
         self._tracker = Tracker()
+        self._reasons: dict[str, str] = {}
         self._display: Display | None = Display(
             self._stream, self._tracker, self._progress, coloured=not common.nocolor
         )
@@ -99,7 +100,7 @@ class LogHandler(LogHandlerBase):
     def _handle(self, record: Any, display: "Display") -> None:
         """Update the tracker from one record, and print what is worth a line."""
         from snakemake_logger_plugin_dmdpipe.display import error_block, in_words
-        from snakemake_logger_plugin_dmdpipe.tracking import make_job, read_prior
+        from snakemake_logger_plugin_dmdpipe.tracking import make_job, read_prior, read_reasons
 
         tracker, event, is_dry = self._tracker, getattr(record, "event", None), self.common_settings.dryrun
         if event == LogEvent.RESOURCES_INFO:
@@ -107,13 +108,15 @@ class LogHandler(LogHandlerBase):
         elif event == LogEvent.RUN_INFO:
             tracker.planned = {rule: count for rule, count in record.stats.items() if rule != "total"}
             tracker.prior = read_prior(self._progress / "plan.json")
+            self._reasons = read_reasons(self._progress / "plan.json")
             tracker.started = tracker.started or record.created
             if not (is_dry or self._is_quiet):
                 display.start()
         elif event == LogEvent.JOB_INFO:
             job = make_job(record.rule_name, record.wildcards or {}, record.output, record.created)
             if is_dry:
-                reason = record.reason.partition(":")[0].lower()
+                named = (self._reasons[path] for path in record.output if path in self._reasons)
+                reason = next(named, record.reason.partition(":")[0].lower())
                 display.line(f"{job.rule} {job.label}".rstrip() + f"  ({reason})")
             else:
                 tracker.start(record.jobid, job)

@@ -165,3 +165,11 @@ def read_prior(path: Path) -> dict[str, float]:
         return {str(rule): float(value) for rule, value in json.loads(path.read_text())["seconds"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def read_reasons(path: Path) -> dict[str, str]:
+    """Return why each step runs, by its manifest, from plan.json; none if it is missing or malformed."""
+    try:
+        return {str(manifest): str(reason) for manifest, reason in json.loads(path.read_text())["reasons"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,167 @@
+"""The lineage of one artifact: what it was made from, and why each step of it would run again now, or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+from dmdpipe.artifacts.dag import steps_below
+from dmdpipe.artifacts.manifest import Manifest
+from dmdpipe.artifacts.plan import PlannedStep
+from dmdpipe.audit.accepted import read_acceptances
+from dmdpipe.audit.differences import few, leaves, spec_differences
+from dmdpipe.audit.inspection import Inspection, inspect_steps
+from dmdpipe.audit.status import assess
+from dmdpipe.audit.tree import Artifact, step_folders
+from dmdpipe.audit.verify import lineage, nearest_planned, todays_steps
+from dmdpipe.specs.config import CONFIG_FOLDER
+
+MOST_PARAMETERS = 8
+MOST_PARENTS = 6
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One step of a lineage.
+
+    Attributes:
+        folder: below the root of the results.
+        stage: which kind of step; empty if its manifest cannot be read.
+        would_run: why it would run again now, by name; empty if it would not.
+        accepted: the acceptance by which a change of its code does not count, if there is one.
+        parameters: of its spec, those that are its own and not its parents', by dotted key.
+        seeds: every seed, by dotted key.
+        result_digest, code: of its manifest.
+        environment: its environment class in one line.
+        run: what run.json says: when, where, how long, which commit.
+        parents: the same of every parent, by role.
+    """
+
+    folder: str
+    stage: str = ""
+    would_run: tuple[str, ...] = ()
+    accepted: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    seeds: dict[str, int] = field(default_factory=dict)
+    result_digest: str = ""
+    code: str = ""
+    environment: str = ""
+    run: dict[str, Any] = field(default_factory=dict)
+    parents: dict[str, Explanation] = field(default_factory=dict)
+
+
+def explain_artifact(artifact: Artifact, config: Path = CONFIG_FOLDER) -> Explanation:
+    """Return the lineage of an artifact, compared with today's configuration and code.
+
+    Raises:
+        UserError: if the configuration is wrong, or the log of accepted changes is damaged.
+    """
+    results = artifact.results
+    planned = todays_steps(results, step_folders(results), config)
+    inspections = inspect_steps(results, lineage(results, [artifact.folder]))
+    acceptances = read_acceptances(results)
+    needed: dict[str, PlannedStep] = {}
+    for folder in inspections:
+        if folder in planned:
+            needed |= {step.folder: step for step in steps_below(planned[folder])}
+    statuses = assess(needed.values(), results, acceptances)
+    known: dict[str, Explanation] = {}
+
+    def explain(folder: str, below: tuple[str, ...]) -> Explanation:
+        if folder in below:
+            return Explanation(folder, would_run=("is made from itself",))
+        if folder not in known:
+            known[folder] = explain_step(folder, (*below, folder))
+        return known[folder]
+
+    def explain_step(folder: str, path: tuple[str, ...]) -> Explanation:
+        inspection = inspections[folder]
+        manifest = inspection.manifest
+        if manifest is None:
+            return Explanation(folder, would_run=tuple(f"{p.where}: {p.what}" for p in inspection.problems))
+        step = planned.get(folder)
+        made_by = manifest.provenance.code
+        accepted = acceptances.find(folder, made_by, step.code_digest) if step else None
+        return Explanation(
+            folder=folder,
+            stage=manifest.result.stage,
+            would_run=statuses[folder].reasons if step else _why_unwanted(manifest, planned.values()),
+            accepted=f"{accepted.reason} ({accepted.who}, {accepted.when[:10]})" if accepted else "",
+            parameters=own_parameters(manifest, [inspections[p.folder] for p in manifest.result.parents.values()]),
+            seeds=manifest.result.seeds,
+            result_digest=manifest.result.result_digest,
+            code=made_by,
+            environment=manifest.provenance.environment.name,
+            run=Artifact(results, folder, manifest).run_facts(),
+            parents={role: explain(parent.folder, path) for role, parent in manifest.result.parents.items()},
+        )
+
+    return explain(artifact.folder, ())
+
+
+def own_parameters(manifest: Manifest, parents: list[Inspection]) -> dict[str, Any]:
+    """Return the leaves of a step's spec that are its own, without the specs of its parents that it nests."""
+    nested = [parent.manifest.result.spec for parent in parents if parent.manifest]
+    nested += [inner for spec in nested for inner in spec.values() if isinstance(inner, dict)]
+    own = {key: value for key, value in manifest.result.spec.items() if value not in nested}
+    return dict(leaves(own)) if own else {}
+
+
+def _why_unwanted(manifest: Manifest, planned: Iterable[PlannedStep]) -> tuple[str, ...]:
+    nearest = nearest_planned(manifest, planned)
+    if nearest is None:
+        return ("no study asks for it today",)
+    differences = spec_differences(manifest.result.spec, nearest.spec.model_dump(mode="json"))
+    return (f"no study asks for it today; instead {nearest.folder} would run", *differences)
+
+
+def explanation_text(explanation: Explanation) -> str:
+    """Return the lineage as a tree for a terminal. A step that stands in it twice is drawn once."""
+    return "\n".join(_lines(explanation, "", set()))
+
+
+def _lines(step: Explanation, role: str, drawn: set[str]) -> Iterator[str]:
+    yield f"{role}: {step.folder}" if role else step.folder
+    if step.folder in drawn:
+        yield "  (as above)"
+        return
+    drawn.add(step.folder)
+    for fact in _facts(step):
+        yield from wrap(fact, 116, initial_indent="  ", subsequent_indent="      ", break_long_words=False)
+    # Of hundreds of parents, those that would run again come first.
+    parents = sorted(step.parents.items(), key=lambda item: not item[1].would_run)
+    shown = parents[:MOST_PARENTS]
+    for number, (name, parent) in enumerate(shown):
+        is_last = number == len(parents) - 1
+        for depth, line in enumerate(_lines(parent, name if name != parent.folder else "", drawn)):
+            head = ("└─ " if is_last else "├─ ") if depth == 0 else ("   " if is_last else "│  ")
+            yield head + line
+    if len(parents) > len(shown):
+        rest = [parent for _, parent in parents[MOST_PARENTS:]]
+        would = sum(bool(parent.would_run) for parent in rest)
+        yield f"└─ … and {len(rest)} more, {would or 'none'} of which would run again"
+
+
+def _facts(step: Explanation) -> Iterator[str]:
+    if step.would_run:
+        yield f"WOULD RUN AGAIN: {few(list(step.would_run))}"
+    else:
+        yield "would not run again" + (f": a change of its code is accepted: {step.accepted}" if step.accepted else "")
+    if not step.stage:
+        return
+    if step.parameters:
+        yield "spec: " + few([f"{key}={value}" for key, value in step.parameters.items()], MOST_PARAMETERS)
+    if 0 < len(step.seeds) <= MOST_PARAMETERS:
+        yield "seeds: " + ", ".join(f"{key}={seed}" for key, seed in step.seeds.items())
+    commit = step.run.get("git") if isinstance(step.run.get("git"), dict) else None
+    if step.run:
+        at = f"made {step.run.get('started')} on {step.run.get('host')} in {step.run.get('seconds')} s"
+        said = (
+            f", commit {str(commit.get('commit'))[:12]}{' with edits' if commit.get('dirty') else ''}" if commit else ""
+        )
+        yield f"{at}{said}{', resumed' if step.run.get('resumed') else ''}"
+    yield f"code {step.code}; result {step.result_digest[:16]}…"
+    yield f"environment: {step.environment}"

@@ -1,0 +1,340 @@
+"""Auditing results: is every artifact what it says it is, and what today's configuration and code would make?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dmdpipe.artifacts.code import reach
+from dmdpipe.artifacts.dag import RunPlan, plan_run
+from dmdpipe.artifacts.environment import Environment, expected_environment, lock_digest
+from dmdpipe.artifacts.manifest import FILE_NAME, Manifest, read_manifest
+from dmdpipe.artifacts.plan import PlannedStep
+from dmdpipe.artifacts.stages import STAGES, Stage
+from dmdpipe.audit.accepted import LOG, Acceptances, read_acceptances
+from dmdpipe.audit.differences import code_differences, environment_differences, few, spec_differences
+from dmdpipe.audit.inspection import Inspection, Kind, Problem, inspect_steps
+from dmdpipe.audit.tree import step_folders
+from dmdpipe.errors import UserError
+from dmdpipe.specs.config import CONFIG_FOLDER, scale_names
+
+# What a run leaves beside its steps, outside of every promise.
+OUTSIDE = ("logs",)
+REPORT_FILES = ("report.html", "audit.html")
+
+
+@dataclass(frozen=True)
+class Root:
+    """One study's results at one scale, as one digest.
+
+    Attributes:
+        study, scale: whose.
+        result: what came out of which spec: comparable across versions of the code and machines.
+        provenance: made by which code in which environment.
+    """
+
+    study: str
+    scale: str
+    result: str
+    provenance: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found.
+
+    Attributes:
+        results: the root of the results.
+        steps: how many steps were looked at.
+        size: bytes of payload that were hashed.
+        problems: everything that is wrong, worst first.
+        notes: what is not wrong but should be known: accepted changes.
+        roots: of every study whose results are there.
+    """
+
+    results: Path
+    steps: int
+    size: int
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    roots: tuple[Root, ...]
+
+
+@dataclass
+class _Findings:
+    inspections: Mapping[str, Inspection]
+    planned: Mapping[str, PlannedStep]
+    acceptances: Acceptances
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, kind: Kind, where: str, what: str) -> None:
+        self.problems.append(Problem(kind, where, what))
+
+    def manifest(self, folder: str) -> Manifest | None:
+        inspection = self.inspections.get(folder)
+        return inspection.manifest if inspection else None
+
+
+def verify_tree(results: Path, only: Iterable[str] | None = None, config: Path = CONFIG_FOLDER) -> Audit:
+    """Audit every step below the root of the results, or some of them with all that they were made from.
+
+    Every payload file and manifest is hashed; every chain of parents is walked; every step is compared with what the
+    configuration and the code ask for today, at every scale of which results are there. Memory does not grow with the
+    size of payloads.
+
+    Args:
+        results: the root of the results.
+        only: folders of steps below it; everything, and also what belongs to no step, if left out.
+        config: the configuration folder.
+
+    Raises:
+        UserError: if there are no results, the configuration is wrong, or a folder in ``only`` is no step.
+    """
+    folders = step_folders(results)
+    if not folders and only is None:
+        raise UserError(f"{results}: holds no results; make some with ./run, or name their folder")
+    chosen = folders if only is None else lineage(results, only)
+    inspections = inspect_steps(results, chosen)
+    try:
+        acceptances = read_acceptances(results)
+        damage = None
+    except UserError as error:
+        acceptances, damage = Acceptances(), str(error)
+    found = _Findings(inspections, todays_steps(results, folders, config), acceptances)
+    if damage:
+        found.add(Kind.tampered, str(LOG), damage)
+    for inspection in inspections.values():
+        found.problems += inspection.problems
+        if inspection.manifest:
+            _check_identity(inspection.folder, inspection.manifest, found)
+            _check_parents(inspection.folder, inspection.manifest, found)
+            _check_today(inspection.folder, inspection.manifest, found)
+    _check_cycles(found)
+    _check_environments(found)
+    if only is None:
+        found.problems += strays(results, folders)
+    order = list(Kind)
+    return Audit(
+        results=results,
+        steps=len(inspections),
+        size=sum(inspection.size for inspection in inspections.values()),
+        problems=tuple(sorted(found.problems, key=lambda problem: (order.index(problem.kind), problem.where))),
+        notes=tuple(found.notes),
+        roots=tuple(study_roots(inspections)),
+    )
+
+
+def todays_steps(results: Path, folders: Iterable[str], config: Path = CONFIG_FOLDER) -> dict[str, PlannedStep]:
+    """Return every step that today's configuration asks for, by folder, at every scale of which results are there."""
+    there = {part for folder in folders if not _is_keyed(folder) for part in Path(folder).parts[1:]}
+    scales = [name for name in scale_names(config) if name in there or (results / "report" / name).exists()]
+    planned: dict[str, PlannedStep] = {}
+    for scale in scales:
+        planned |= full_plan(scale, config).steps
+    planned |= full_plan(None, config).steps
+    return planned
+
+
+def full_plan(scale: str | None, config: Path = CONFIG_FOLDER) -> RunPlan:
+    """Return the plan of a run of the configured studies at a scale; the configured one if None."""
+    return plan_run({"scale": scale} if scale else None, config)
+
+
+def study_roots(inspections: Mapping[str, Inspection]) -> list[Root]:
+    """Return the root of every study whose evidence step is whole."""
+    roots = []
+    for inspection in inspections.values():
+        manifest = inspection.manifest
+        if manifest and inspection.is_whole and manifest.result.stage == "evidence":
+            spec = manifest.result.spec
+            digests = manifest.result.result_digest, manifest.provenance.provenance_digest
+            roots.append(Root(str(spec.get("study")), str(spec.get("scale")), *digests))
+    return sorted(roots, key=lambda root: (root.scale, root.study))
+
+
+def strays(results: Path, folders: Iterable[str]) -> list[Problem]:
+    """Return every file, link and empty folder that belongs to no step and is not what a run leaves beside them."""
+    steps = set(folders)
+    found = []
+    for here, names, files in os.walk(results):
+        folder = Path(here).relative_to(results).as_posix()
+        if folder in steps or folder in OUTSIDE:
+            names.clear()
+            continue
+        links = [name for name in names if Path(here, name).is_symlink()]
+        names[:] = sorted(name for name in names if not (folder == "." and name.startswith(".")))
+        is_report = folder.startswith("report/") and folder.count("/") == 1
+        for name in sorted([*files, *links]):
+            path = Path(folder, name).as_posix()
+            expected = path == str(LOG) or path.startswith(".") or (is_report and name in REPORT_FILES)
+            if not expected:
+                found.append(Problem(Kind.orphan, path, "belongs to no step; delete it"))
+        if not names and not files and folder != ".":
+            found.append(Problem(Kind.orphan, folder, "is empty; delete it"))
+    return found
+
+
+def lineage(results: Path, folders: Iterable[str]) -> list[str]:
+    """Return the folders and all that they were made from, by what their manifests say."""
+    waiting, seen = list(folders), set[str]()
+    while waiting:
+        folder = waiting.pop()
+        if folder in seen:
+            continue
+        seen.add(folder)
+        try:
+            waiting += [parent.folder for parent in read_manifest(results / folder / FILE_NAME).result.parents.values()]
+        except UserError:
+            continue
+    return sorted(seen)
+
+
+def _is_keyed(folder: str) -> bool:
+    return next((stage.keyed for stage in STAGES.values() if folder.startswith(f"{stage.folder}/")), False)
+
+
+def _check_identity(folder: str, manifest: Manifest, found: _Findings) -> None:
+    """A manifest that is whole in itself may still lie in another step's folder, or name parents that are not its."""
+    where = f"{folder}/{FILE_NAME}"
+    stage = STAGES.get(manifest.result.stage)
+    if stage is None:
+        found.add(Kind.unknown_schema, where, f"is of a stage '{manifest.result.stage}' that this dmdpipe has not")
+        return
+    try:
+        spec = stage.parse(manifest.result.spec)
+    except UserError as error:
+        found.add(Kind.stale_config, where, f"its spec is none any more ({error}); run again")
+        return
+    if stage.path(spec) != folder:
+        found.add(Kind.tampered, where, f"belongs into {stage.path(spec)}; delete this folder, ./run makes it again")
+    elif stage.digest(spec) != manifest.result.digest:
+        found.add(Kind.stale_config, where, "its spec has gained or lost keys since; run again")
+    payload = set(manifest.result.payload)
+    if not set(stage.payload) <= payload or (payload > set(stage.payload) and not stage.more_files):
+        found.add(Kind.tampered, where, f"lists {sorted(payload)}, a {stage.name} step writes {sorted(stage.payload)}")
+    parents = {role: step.folder for role, step in _parents_by_spec(stage, spec).items()}
+    named = {role: parent.folder for role, parent in manifest.result.parents.items()}
+    if parents and parents != named:
+        found.add(Kind.tampered, where, "names other parents than its spec; delete this folder, ./run makes it again")
+
+
+def _parents_by_spec(stage: Stage, spec: object) -> Mapping[str, PlannedStep]:
+    return PlannedStep(stage.name, spec).parents
+
+
+def _check_parents(folder: str, manifest: Manifest, found: _Findings) -> None:
+    for role, parent in manifest.result.parents.items():
+        inspection = found.inspections.get(parent.folder)
+        above = found.manifest(parent.folder)
+        if inspection is None or above is None:
+            # A damaged parent is reported itself.
+            if inspection is None:
+                found.add(Kind.missing, parent.folder, f"is not there, but {folder} was made from it; ./run makes it")
+        elif above.result.result_digest != parent.result_digest:
+            what = f"was made from another {role} than the one in {parent.folder}; ./run makes it again"
+            found.add(Kind.stale_parent, folder, what)
+        elif above.provenance.provenance_digest != manifest.provenance.parents.get(role):
+            what = f"its {role} {parent.folder} was made again, elsewhere or by other code; ./run makes this again"
+            found.add(Kind.stale_parent, folder, what)
+
+
+def _check_today(folder: str, manifest: Manifest, found: _Findings) -> None:
+    step = found.planned.get(folder)
+    if step is None:
+        _check_unwanted(folder, manifest, found)
+        return
+    if manifest.result.digest != step.digest:
+        differences = spec_differences(manifest.result.spec, step.spec.model_dump(mode="json"))
+        found.add(Kind.stale_config, folder, f"{few(differences)}; ./run makes it again")
+    if manifest.provenance.code == step.code_digest:
+        return
+    changes = code_differences(manifest.provenance.modules, step.code.modules)
+    if entry := found.acceptances.find(folder, manifest.provenance.code, step.code_digest):
+        found.notes.append(f"{folder}: {few(changes)}: accepted by {entry.who} on {entry.when[:10]}: {entry.reason}")
+    else:
+        found.add(Kind.stale_code, folder, f"{few(changes)}; ./run makes it again")
+
+
+def _check_unwanted(folder: str, manifest: Manifest, found: _Findings) -> None:
+    children = {
+        parent.folder
+        for inspection in found.inspections.values()
+        if inspection.manifest
+        for parent in inspection.manifest.result.parents.values()
+    }
+    if _is_keyed(folder) and folder not in children:
+        found.add(Kind.orphan, folder, "no study asks for it today, and nothing was made from it; delete it")
+        return
+    nearest = nearest_planned(manifest, found.planned.values())
+    if nearest is None:
+        found.add(Kind.stale_config, folder, "no study asks for it today")
+    else:
+        differences = spec_differences(manifest.result.spec, nearest.spec.model_dump(mode="json"))
+        what = f"no study asks for it today; the nearest that one does differs in {few(differences)}"
+        found.add(Kind.stale_config, folder, what)
+
+
+def nearest_planned(manifest: Manifest, planned: Iterable[PlannedStep]) -> PlannedStep | None:
+    """Return the planned step of that stage whose spec differs from the manifest's in the fewest leaves, or None."""
+    of_stage = [step for step in planned if step.stage == manifest.result.stage]
+    return min(
+        of_stage,
+        key=lambda step: len(spec_differences(manifest.result.spec, step.spec.model_dump(mode="json"))),
+        default=None,
+    )
+
+
+def _check_cycles(found: _Findings) -> None:
+    """Seals make a cycle all but impossible; whoever walks to the parents must still come to an end."""
+    done: set[str] = set()
+    for start in found.inspections:
+        path: list[str] = []
+        stack = [(start, False)]
+        while stack:
+            folder, is_left = stack.pop()
+            if is_left:
+                path.pop()
+                done.add(folder)
+                continue
+            if folder in path:
+                found.add(
+                    Kind.cycle, folder, f"was made from itself, by way of {', '.join(path[path.index(folder) + 1 :])}"
+                )
+                continue
+            manifest = found.manifest(folder)
+            if folder in done or manifest is None:
+                continue
+            path.append(folder)
+            stack.append((folder, True))
+            stack += [(parent.folder, False) for parent in manifest.result.parents.values()]
+
+
+def _check_environments(found: _Findings) -> None:
+    """Compare each step's environment class and lock with those in which it would run here."""
+    lock = lock_digest()
+    expected: dict[tuple[str, ...], Environment] = {}
+    for folder, inspection in found.inspections.items():
+        manifest = inspection.manifest
+        stage = STAGES.get(manifest.result.stage) if manifest else None
+        if manifest is None or stage is None:
+            continue
+        step = found.planned.get(folder)
+        try:
+            code = step.code if step else reach(stage.entry_modules(stage.parse(manifest.result.spec)))
+        except UserError:
+            continue
+        if code.libraries not in expected:
+            expected[code.libraries] = expected_environment(code.libraries)
+        here = expected[code.libraries]
+        # Threads of a training stand in its spec; a device is chosen there, too.
+        differences = environment_differences(manifest.provenance.environment, here, but=("threads", "device"))
+        if differences:
+            found.add(
+                Kind.foreign_environment, folder, f"was made in another environment than this: {few(differences)}"
+            )
+        elif manifest.provenance.environment_lock != lock:
+            what = "was made under other locks (envs/*.txt), with the same versions of all libraries that it uses"
+            found.add(Kind.foreign_environment, folder, what)
