@@ -16,10 +16,11 @@ def encode_table(table: pd.DataFrame) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # pandas' own metadata names its version; uncompressed, because a codec's version would show in the bytes.
+    # pandas' own metadata names its version, and a codec's version would show in the bytes. Plain values, so that a
+    # reader can tell from a file's size how much memory it takes.
     columns = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(None)
     sink = pa.BufferOutputStream()
-    pq.write_table(columns, sink, compression="none")
+    pq.write_table(columns, sink, compression="none", use_dictionary=False)
     return bytes(sink.getvalue())
 
 
