@@ -20,6 +20,7 @@ import yaml
 from dmdpipe.artifacts.dag import RunPlan, plan_run, steps_below
 from dmdpipe.artifacts.plan import PlannedStep
 from dmdpipe.artifacts.stages import STAGES
+from dmdpipe.artifacts.ticket import FOLDER as TICKETS
 from dmdpipe.audit.accepted import read_acceptances
 from dmdpipe.audit.differences import few
 from dmdpipe.audit.inspection import Kind
@@ -60,7 +61,9 @@ def run_workflow(arguments: list[str]) -> int:
     results = Path(run_plan.config.results)
     steps = wanted_steps(arguments, run_plan)
     with _alone(results):
-        shutil.rmtree(results / ".tmp", ignore_errors=True)
+        # Jobs that an earlier run left behind lose their folders and the right to publish.
+        for leftover in (".tmp", TICKETS):
+            shutil.rmtree(results / leftover, ignore_errors=True)
         os.environ.update({**ONE_THREAD, "DMDPIPE_RESULTS": str(results)})
         with fork_server():
             status = _run_steps(arguments, steps, results)

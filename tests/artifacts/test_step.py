@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import types
 from pathlib import Path
@@ -272,3 +273,36 @@ def test_run_step_calls_the_function_of_the_stage(results: Path, monkeypatch: py
     assert {path.name for path in (results / DATA.folder).iterdir()} == DATA_FILES
     with pytest.raises(UserError, match="no stage 'os'"):
         run_step(json.dumps({**json.loads(DATA.canonical()), "stage": "os"}), results)
+
+
+def test_a_job_that_is_overtaken_cannot_publish(results: Path) -> None:
+    """As a job of a cluster that goes on after its controller was lost, while a new run makes the step again."""
+    folder = results / DATA.folder
+    late = open_step(DATA.canonical(), manifest=folder / "manifest.json", log=results / "late.log")
+    step = late.__enter__()
+    make_data(step)
+    make(DATA, results)
+    made = {path.name: path.read_bytes() for path in folder.iterdir()}
+    step.write_json("facts.json", {"written": "late"})
+    with pytest.raises(SystemExit):
+        late.__exit__(None, None, None)
+    assert "another job makes this step now" in (results / "late.log").read_text()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == made
+    assert not list((results / ".tmp").iterdir())
+
+
+def test_a_job_cannot_publish_after_a_new_run_has_begun(results: Path) -> None:
+    with pytest.raises(SystemExit), open_step(DATA.canonical(), results / DATA.folder / "manifest.json") as step:
+        make_data(step)
+        shutil.rmtree(results / ".tickets")
+    assert not (results / DATA.folder).exists()
+
+
+def test_the_job_that_started_last_publishes_and_leaves_no_ticket(results: Path) -> None:
+    manifest = results / DATA.folder / "manifest.json"
+    with pytest.raises(SystemExit), open_step(DATA.canonical(), manifest) as first:
+        make_data(first)
+        with open_step(DATA.canonical(), manifest) as last:
+            make_data(last)
+        assert manifest.exists()
+    assert not list((results / ".tickets").iterdir())

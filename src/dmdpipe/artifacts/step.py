@@ -29,6 +29,7 @@ from dmdpipe.artifacts.plan import Order, read_order
 from dmdpipe.artifacts.stages import find_stage
 from dmdpipe.artifacts.tables import decode_table, encode_table
 from dmdpipe.artifacts.tensors import decode_tensors, encode_tensors
+from dmdpipe.artifacts.ticket import Ticket
 from dmdpipe.errors import UserError
 from dmdpipe.specs.base import digest
 
@@ -69,6 +70,8 @@ class Step:
         self.parents = {role: self._read_parent(role, results) for role in self.order.parents}
         self._parent_folders = {role: inside(results, parent.folder) for role, parent in self.order.parents.items()}
 
+        self._results = results
+        self._ticket: Ticket | None = None
         self._private = results / ".tmp" / f"{self.digest}-{os.getpid()}-{secrets.token_hex(4)}"
         # As deep below the results as the target, so that relative paths to parents hold in both places.
         self.folder = self._private.joinpath(*self.target.relative_to(results).parts[2:])
@@ -170,6 +173,7 @@ class Step:
     # What happens around it
 
     def _open(self) -> None:
+        self._ticket = Ticket(self._results, self.digest)
         self.folder.mkdir(parents=True)
 
     def _publish(self) -> None:
@@ -183,11 +187,17 @@ class Step:
         write_synced(self.folder / manifests.FILE_NAME, json_text(manifest).encode())
         write_synced(self.folder / manifests.RUN_FILE_NAME, json_text(self._run_facts()).encode())
         sync_folder(self.folder)
-        replace_folder(self.folder, self.target)
+        assert self._ticket
+        with self._ticket.publishing() as is_allowed:
+            if not is_allowed:
+                raise UserError(f"{self.label}: another job makes this step now; what this one made is thrown away")
+            replace_folder(self.folder, self.target)
         for finished in self.resume.parent.glob(f"{self.digest}-*"):
             shutil.rmtree(finished, ignore_errors=True)
 
     def _close(self) -> None:
+        if self._ticket:
+            self._ticket.give_back()
         shutil.rmtree(self._private, ignore_errors=True)
         self._progress_file.unlink(missing_ok=True)
 
