@@ -6,6 +6,7 @@ from dmdpipe.artifacts.dag import plan_run
 from dmdpipe.artifacts.stages import find_stage
 from dmdpipe.errors import UserError
 from dmdpipe.forking import client
+from dmdpipe.runner import steps_to_run
 
 try:
     RUN = plan_run(config)
@@ -16,6 +17,8 @@ except UserError as error:
 shell.prefix(f"set -euo pipefail; {shlex.join([sys.executable, '-I', '-S', client.__file__])} ")
 
 RESULTS = RUN.config.results
+# The manifests that `dmdpipe run` wants made; None where Snakemake was started by itself and must find out.
+TO_RUN = steps_to_run()
 SCALE = RUN.config.scale
 
 
@@ -38,11 +41,14 @@ def planned(stage, wildcards):
 def parents_of(stage):
     """Input function of a rule: the manifests of the step's parents.
 
-    Ancient, since times of files decide nothing: `dmdpipe run` reads the manifests and forces what they show to be stale.
+    `dmdpipe run` has read all manifests and forces the steps that they show to be stale. To all others their parents
+    are ancient: neither times of files nor a parent that is mended make them run again.
     """
 
     def parents(wildcards):
-        return [ancient(manifest_of(parent)) for parent in planned(stage, wildcards).parents.values()]
+        step = planned(stage, wildcards)
+        manifests = [manifest_of(parent) for parent in step.parents.values()]
+        return manifests if TO_RUN is None or manifest_of(step) in TO_RUN else [ancient(path) for path in manifests]
 
     return parents
 

@@ -30,6 +30,7 @@ from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.forking.server import fork_server
 from dmdpipe.tables import verdict_text
 
+PLAN = "DMDPIPE_PLAN"
 MOST_ROUNDS = 3
 MOST_REASONS = 5
 # Beginnings of the options with which Snakemake runs nothing, or less than everything.
@@ -95,10 +96,9 @@ def _run_steps(arguments: list[str], steps: list[PlannedStep], results: Path) ->
 
 
 def force(statuses: Collection[Status], results: Path) -> list[str]:
-    """Return the options that make Snakemake run exactly the steps that are not current.
+    """Return the options that make Snakemake run exactly the steps that are not current, given ``steps_to_run``.
 
-    Inputs of rules are ``ancient``, so nothing else makes it run a step that has all its files. A rule of which every
-    step must run is given by its name, which keeps the command line short.
+    A rule of which every step must run is given by its name, which keeps the command line short.
     """
     to_run: dict[str, list[Status]] = {}
     for status in statuses:
@@ -253,6 +253,13 @@ def _write_plan(statuses: Mapping[str, Status], results: Path) -> None:
         },
     }
     (folder / "plan.json").write_text(json.dumps(plan))
+    os.environ[PLAN] = str(folder / "plan.json")
+
+
+def steps_to_run() -> set[str] | None:
+    """Return the manifests of the steps that this run wants made, for the rules; None outside of ``dmdpipe run``."""
+    path = os.environ.get(PLAN)
+    return set(json.loads(Path(path).read_text())["reasons"]) if path else None
 
 
 def _report(run_plan: RunPlan, results: Path, overrides: dict[str, Any]) -> None:

@@ -107,11 +107,17 @@ def test_the_code_of_a_step_is_that_of_what_its_spec_selects() -> None:
 
 def test_a_loss_term_and_a_start_are_the_code_of_the_students_that_use_them_alone() -> None:
     usual = DIGITS.pairs.student
-    terms = {"dmdpipe.distill.oracle", "dmdpipe.distill.regression"}
+    terms = {f"dmdpipe.distill.{term}" for term in ("dmd", "oracle", "regression")}
     regressed = usual.model_copy(update={"recipe": Recipe(name="dmd2", regression_weight=0.25)})
+    distilled = usual.model_copy(update={"recipe": Recipe(name="regression")})
     turned = usual.model_copy(update={"init": Init(kind="kd-rotated")})
-    oracle = LINEAR.pairs.student.model_copy(update={"recipe": Recipe(fake="oracle")})
-    for spec, used in ((usual, set()), (regressed, {"regression"}), (turned, {"regression"}), (oracle, {"oracle"})):
+    for spec, used in (
+        (usual, {"dmd"}),
+        (regressed, {"dmd", "regression"}),
+        (distilled, {"regression"}),
+        (turned, {"dmd", "regression"}),
+        (LINEAR.pairs.student, {"dmd", "oracle"}),
+    ):
         assert terms & set(plan("student", spec).code.modules) == {f"dmdpipe.distill.{term}" for term in used}
     assert not terms & set(plan("pairs", DIGITS.pairs).code.modules)
 

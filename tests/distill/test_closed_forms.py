@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from dmdpipe.data.prepare import prepare
 from dmdpipe.diffusion.exact import ExactDenoiser
-from dmdpipe.distill import initialisation, loop
+from dmdpipe.distill import dmd, initialisation
 from dmdpipe.distill.batches import ExpectedBatches, RandomBatches
 from dmdpipe.distill.dmd import dm_gradient
 from dmdpipe.distill.loop import distil
@@ -246,8 +246,8 @@ def test_planted_faults_do_not_end_there(monkeypatch, fault):
     """The gradient turned round; a batch of four random samples; a fake score that stays where it started."""
     fields = {"generator_steps": 150}
     if fault == "sign":
-        original = loop.dm_gradient
-        monkeypatch.setattr(loop, "dm_gradient", lambda *args, **named: -original(*args, **named))
+        original = dmd.dm_gradient
+        monkeypatch.setattr(dmd, "dm_gradient", lambda *args, **named: -original(*args, **named))
     elif fault == "batch":
         fields = {"batches": "random", "batch": 4}
     else:

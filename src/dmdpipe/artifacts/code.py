@@ -169,6 +169,22 @@ def own_sources() -> SourceTree:
     return SourceTree("dmdpipe")
 
 
-def reach(modules: Iterable[str]) -> Code:
-    """Return the code of dmdpipe that these modules can reach."""
-    return own_sources().reach(*modules)
+def reach(modules: Iterable[str], script: str | None = None) -> Code:
+    """Return the code of dmdpipe that these modules can reach.
+
+    Args:
+        modules: dotted names.
+        script: name of a rule's script, which counts as code where dmdpipe lies in a checkout that has it.
+    """
+    code = own_sources().reach(*modules)
+    name = f"workflow.scripts.{script}"
+    path = own_sources().root.parents[1] / "workflow" / "scripts" / f"{script}.py"
+    if script is None or not path.exists():
+        return code
+    every = {**code.modules, name: _definitions_of_script(path)}
+    return Code(every, code.libraries, digest(every))
+
+
+@cache
+def _definitions_of_script(path: Path) -> dict[str, str]:
+    return definitions(path.read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from dmdpipe.artifacts.checked import Digest, Record, RelativePath, parse_json
-from dmdpipe.artifacts.code import Code, reach
+from dmdpipe.artifacts.code import Code
 from dmdpipe.artifacts.stages import Stage, find_stage
 from dmdpipe.specs.base import canonical_json, digest
 
@@ -76,7 +76,7 @@ class PlannedStep:
     @cached_property
     def code(self) -> Code:
         """The code that the step itself can reach."""
-        return reach(self._stage.entry_modules(self.spec))
+        return self._stage.code(self.spec)
 
     @property
     def code_digest(self) -> str:

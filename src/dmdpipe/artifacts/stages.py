@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from dmdpipe.artifacts.checked import parse_json
+from dmdpipe.artifacts.code import Code, reach
 from dmdpipe.artifacts.manifest import Equality
 from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.specs.base import canonical_json, digest
@@ -83,9 +84,9 @@ class Stage:
         ending = f"-{self.digest(spec)}" if self.keyed else ""
         return f"{self.folder}/{self.label(spec)}{ending}"
 
-    def entry_modules(self, spec: Any) -> set[str]:
-        """Return the modules from which the step reaches all of its code."""
-        return {self.entry.partition(":")[0], *self.modules(spec)}
+    def code(self, spec: Any) -> Code:
+        """Return the code that a step can reach: from its function, from what its spec selects, and its script."""
+        return reach({self.entry.partition(":")[0], *self.modules(spec)}, script=self.name)
 
 
 def find_stage(name: str) -> Stage:
@@ -170,6 +171,7 @@ def _network_modules(spec: StudentSpec) -> set[str]:
 
 def _student_modules(spec: StudentSpec) -> set[str]:
     selected = {
+        "dmdpipe.distill.dmd": spec.recipe.dm_weight,
         "dmdpipe.distill.oracle": spec.recipe.fake == "oracle",
         "dmdpipe.distill.regression": spec.recipe.regression_weight or spec.init.kind == "kd-rotated",
     }

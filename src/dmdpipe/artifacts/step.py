@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 from dmdpipe.artifacts import manifest as manifests
 from dmdpipe.artifacts.atomic import replace_folder, sync_folder, write_synced
 from dmdpipe.artifacts.checked import inside, json_text, read_bytes
-from dmdpipe.artifacts.code import reach
 from dmdpipe.artifacts.environment import current_environment, git_state, lock_digest, peak_memory_mib
 from dmdpipe.artifacts.plan import Order, read_order
 from dmdpipe.artifacts.stages import find_stage
@@ -63,7 +62,7 @@ class Step:
         self.spec: Any = self.stage.parse(self.order.spec)
         self.label = self.stage.label(self.spec)
         self.digest = self.stage.digest(self.spec)
-        self.code = reach(self.stage.entry_modules(self.spec))
+        self.code = self.stage.code(self.spec)
         if self.code.digest != self.order.code:
             raise UserError(f"{self.stage.name} {self.label}: its code was edited after the run was planned; run again")
         self.target = inside(results, self.stage.path(self.spec))

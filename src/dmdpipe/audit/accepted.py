@@ -18,7 +18,6 @@ from pathlib import Path
 from pydantic import Field, TypeAdapter
 
 from dmdpipe.artifacts.checked import Digest, Record, RelativePath, Sha256, inside, parse_json, read_bytes
-from dmdpipe.artifacts.code import reach
 from dmdpipe.artifacts.manifest import sealed
 from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.audit.differences import code_differences
@@ -109,7 +108,7 @@ def accept(artifacts: Iterable[Artifact], reason: str) -> list[Acceptance]:
     for artifact in artifacts:
         known = read_acceptances(artifact.results)
         stage = STAGES[artifact.manifest.result.stage]
-        code = reach(stage.entry_modules(stage.parse(artifact.manifest.result.spec)))
+        code = stage.code(stage.parse(artifact.manifest.result.spec))
         made_by = artifact.manifest.provenance.code
         if made_by == code.digest or known.find(artifact.folder, made_by, code.digest):
             continue

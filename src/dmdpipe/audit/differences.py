@@ -43,7 +43,7 @@ def code_differences(old: Modules, new: Modules) -> list[str]:
     """
     found = []
     for module in sorted({*old, *new}):
-        path = "/".join(module.split(".")[1:]) or "__init__"
+        path = module.removeprefix("dmdpipe.").replace(".", "/")
         if module not in old or module not in new:
             found.append(f"code: {path}.py {'is now used' if module in new else 'is no longer used'}")
             continue

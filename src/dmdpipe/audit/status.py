@@ -45,6 +45,11 @@ class Status:
     kind: Kind | None = None
     manifest: Manifest | None = None
 
+    @property
+    def cause(self) -> str:
+        """The first reason, without the steps through which it came down."""
+        return self.reasons[0].rpartition(" runs again: ")[2]
+
 
 def assess(
     steps: Iterable[PlannedStep],
@@ -110,15 +115,16 @@ def _parent_reason(role: str, parent: Status, manifest: Manifest) -> str | None:
     is not, the child is found stale afterwards.
     """
     folder = parent.step.folder
+    name = f"its {role} {folder}" if role != folder else folder
     if parent.state is State.stale:
-        return f"its {role} {folder} runs again: {parent.reasons[0]}"
+        return f"{name} runs again: {parent.cause}"
     if parent.state is State.current:
         assert parent.manifest is not None
         recorded = manifest.result.parents.get(role)
         if recorded is None or recorded.folder != folder:
             return f"its {role} was {recorded.folder if recorded else 'none'}, and is now {folder}"
         if recorded.result_digest != parent.manifest.result.result_digest:
-            return f"its {role} {folder} has other content than it was made from"
+            return f"{name} has other content than it was made from"
         if manifest.provenance.parents.get(role) != parent.manifest.provenance.provenance_digest:
-            return f"its {role} {folder} was made again, by other code or in another environment, since"
+            return f"{name} was made again, by other code or in another environment, since"
     return None

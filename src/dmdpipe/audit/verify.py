@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dmdpipe.artifacts.code import reach
 from dmdpipe.artifacts.dag import RunPlan, plan_run
 from dmdpipe.artifacts.environment import Environment, expected_environment, lock_digest
 from dmdpipe.artifacts.manifest import FILE_NAME, Manifest, read_manifest
@@ -323,7 +322,7 @@ def _check_environments(found: _Findings) -> None:
             continue
         step = found.planned.get(folder)
         try:
-            code = step.code if step else reach(stage.entry_modules(stage.parse(manifest.result.spec)))
+            code = step.code if step else stage.code(stage.parse(manifest.result.spec))
         except UserError:
             continue
         if code.libraries not in expected:

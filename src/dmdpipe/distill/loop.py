@@ -20,7 +20,6 @@ from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.diffusion.teacher import load_teacher
 from dmdpipe.distill.batches import make_batches
-from dmdpipe.distill.dmd import dm_gradient, fake_score_loss
 from dmdpipe.distill.initialisation import initialise
 from dmdpipe.distill.student import Student, build_student
 from dmdpipe.networks.pullback import with_pullback
@@ -87,6 +86,8 @@ class Distillation:
         self.student = student
         self.teacher = teacher
         self.fake: Any = fake
+        # Loss terms and oracle are imported by name, so that an edit of one touches only the students that use it.
+        self.dmd: Any = import_module("dmdpipe.distill.dmd") if fake else None
         self.batches = batches
         self.pool = pool
         self.iterations = iterations
@@ -131,7 +132,7 @@ class Distillation:
     def _dm_gradient(self, x: Tensor, fake: DenoiserFunction) -> Tensor:
         sigma, noise = self.batches.diffusion("dm")
         noisy = x + sigma * noise
-        return dm_gradient(
+        return self.dmd.dm_gradient(
             x,
             self.teacher(noisy, sigma),
             fake(noisy, sigma),
@@ -143,7 +144,7 @@ class Distillation:
     def _fake_step(self, x: Tensor, optimiser: FlatOptimiser, iteration: int, log: dict[str, Tensor]) -> None:
         sigma, noise = self.batches.diffusion("fake")
         denoised, pullback = with_pullback(self.fake, x + sigma * noise, sigma)
-        log["fake_loss"], gradient = fake_score_loss(denoised, x, sigma, weighting=self.recipe.fake_weighting)
+        log["fake_loss"], gradient = self.dmd.fake_score_loss(denoised, x, sigma, weighting=self.recipe.fake_weighting)
         pullback(gradient)
         optimiser.step(learning_rate(self.recipe.fake_score, iteration, self.iterations))
 
@@ -165,7 +166,6 @@ def distil(spec: StudentSpec, teacher: Teacher, step: Step | None = None) -> tup
     recipe = spec.recipe
     dtype = getattr(torch, spec.dtype)
 
-    # Regression and oracle are imported by name, so that an edit of them does not touch students without.
     def make_pool(turn: Callable[[Tensor], Tensor] | None = None) -> PairPool:
         make_pair_pool = import_module("dmdpipe.distill.regression").make_pair_pool
         seed = derive_seed(spec.seed, "student", "regression-pool")
