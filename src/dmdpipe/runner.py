@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from dmdpipe.artifacts.atomic import write_atomically
 from dmdpipe.artifacts.dag import RunPlan, plan_run, steps_below
 from dmdpipe.artifacts.plan import PlannedStep
 from dmdpipe.artifacts.stages import STAGES
@@ -25,6 +26,8 @@ from dmdpipe.audit.accepted import read_acceptances
 from dmdpipe.audit.differences import few
 from dmdpipe.audit.inspection import Kind
 from dmdpipe.audit.status import State, Status, assess
+from dmdpipe.audit.verify import verify_tree
+from dmdpipe.audit.words import audit_page, problem_lines, summary_lines
 from dmdpipe.cost import seconds_by_rule
 from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.forking.server import fork_server
@@ -279,6 +282,12 @@ def _report(run_plan: RunPlan, results: Path, overrides: dict[str, Any]) -> None
             raise UserError(f"{report}: Snakemake could not make its report; the pages in {folder} are complete")
     print(f"\nverdicts ({run_plan.config.scale} scale)\n")
     print(verdict_text(pd.read_csv(verdicts / "verdicts.csv")))
+    audit = verify_tree(results)
+    write_atomically(folder / "audit.html", audit_page(audit, run_plan.config.scale).encode())
+    print("\naudit\n")
+    for line in [*problem_lines(audit), *summary_lines(audit, run_plan.config.scale)]:
+        print(line)
     print(f"\nreport:       {folder / 'overview' / 'notebook.html'}  (start here)")
     print(f"all pages:    {report}")
+    print(f"audit:        {folder / 'audit.html'}")
     print(f"every number: dmdpipe results --scale {run_plan.config.scale} --format csv")

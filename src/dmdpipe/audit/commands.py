@@ -105,6 +105,30 @@ def accept(
         typer.echo("nothing to accept: today's code made these steps, or is accepted for them already")
 
 
+@audit_app.command("publish")
+def publish(
+    results: Annotated[Path | None, typer.Argument(help="the results; the configured ones if left out")] = None,
+) -> None:
+    """Write the result root of each study here into config/published.json, for this environment class.
+
+    For maintainers: others' runs are then compared with it. Refused while verify finds a problem.
+
+    Example: dmdpipe audit publish results
+    """
+    from dmdpipe.audit.published import FILE, PublishedRoot
+    from dmdpipe.audit.published import publish as write_published
+    from dmdpipe.audit.verify import verify_tree
+    from dmdpipe.audit.words import problem_lines
+
+    audit = verify_tree(results or results_folder())
+    if audit.problems:
+        raise UserError(f"{audit.results}: not published, since {problem_lines(audit)[0]}")
+    for root in audit.roots:
+        own = PublishedRoot(spec=root.spec, result_root=root.result)
+        write_published({root.scale: {root.study: own}}, root.environment)
+        typer.echo(f"{FILE}: {root.study} ({root.scale}) {root.result}")
+
+
 def trees_of(paths: list[Path]) -> list[tuple[Path, list[str] | None]]:
     """Return the trees that paths name: roots of results (with None), or roots with the folders of artifacts in them.
 

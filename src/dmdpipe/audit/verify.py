@@ -15,6 +15,15 @@ from dmdpipe.artifacts.stages import STAGES, Stage
 from dmdpipe.audit.accepted import LOG, Acceptances, read_acceptances
 from dmdpipe.audit.differences import code_differences, environment_differences, few, spec_differences
 from dmdpipe.audit.inspection import Inspection, Kind, Problem, inspect_steps
+from dmdpipe.audit.published import FILE as PUBLISHED
+from dmdpipe.audit.published import (
+    EnvironmentClass,
+    PublishedClass,
+    PublishedRoot,
+    environment_class,
+    read_published,
+    relation,
+)
 from dmdpipe.audit.tree import step_folders
 from dmdpipe.errors import UserError
 from dmdpipe.specs.config import CONFIG_FOLDER, scale_names
@@ -30,14 +39,20 @@ class Root:
 
     Attributes:
         study, scale: whose.
+        spec: digest of the study's spec.
         result: what came out of which spec: comparable across versions of the code and machines.
         provenance: made by which code in which environment.
+        environment: the class of all steps that it was made from.
+        published: in words, how it stands to the published digests.
     """
 
     study: str
     scale: str
+    spec: str
     result: str
     provenance: str
+    environment: EnvironmentClass
+    published: str
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,7 @@ def verify_tree(results: Path, only: Iterable[str] | None = None, config: Path =
         size=sum(inspection.size for inspection in inspections.values()),
         problems=tuple(sorted(found.problems, key=lambda problem: (order.index(problem.kind), problem.where))),
         notes=tuple(found.notes),
-        roots=tuple(study_roots(inspections)),
+        roots=tuple(study_roots(inspections, read_published(config / PUBLISHED.name))),
     )
 
 
@@ -142,16 +157,38 @@ def full_plan(scale: str | None, config: Path = CONFIG_FOLDER) -> RunPlan:
     return plan_run({"scale": scale} if scale else None, config)
 
 
-def study_roots(inspections: Mapping[str, Inspection]) -> list[Root]:
-    """Return the root of every study whose evidence step is whole."""
+def study_roots(inspections: Mapping[str, Inspection], published: Iterable[PublishedClass]) -> list[Root]:
+    """Return the root of every study of which every step is whole."""
+    known = list(published)
     roots = []
     for inspection in inspections.values():
-        manifest = inspection.manifest
-        if manifest and inspection.is_whole and manifest.result.stage == "evidence":
-            spec = manifest.result.spec
-            digests = manifest.result.result_digest, manifest.provenance.provenance_digest
-            roots.append(Root(str(spec.get("study")), str(spec.get("scale")), *digests))
+        if not (inspection.manifest and inspection.manifest.result.stage == "evidence"):
+            continue
+        below = [inspections.get(folder) for folder in above(inspection.folder, inspections)]
+        manifests = [each.manifest for each in below if each and each.manifest and each.is_whole]
+        if len(manifests) < len(below):
+            continue
+        result, provenance = inspection.manifest.result, inspection.manifest.provenance
+        study, scale = str(result.spec.get("study")), str(result.spec.get("scale"))
+        environment = environment_class(manifests)
+        own = PublishedRoot(spec=result.digest, result_root=result.result_digest)
+        said = relation(study, scale, own, environment, known)
+        digests = result.digest, result.result_digest, provenance.provenance_digest
+        roots.append(Root(study, scale, *digests, environment, said))
     return sorted(roots, key=lambda root: (root.scale, root.study))
+
+
+def above(folder: str, inspections: Mapping[str, Inspection]) -> set[str]:
+    """Return a step's folder and those of all that it was made from, as manifests name them."""
+    waiting, seen = [folder], set[str]()
+    while waiting:
+        current = waiting.pop()
+        if current not in seen:
+            seen.add(current)
+            inspection = inspections.get(current)
+            if inspection and inspection.manifest:
+                waiting += [parent.folder for parent in inspection.manifest.result.parents.values()]
+    return seen
 
 
 def strays(results: Path, folders: Iterable[str]) -> list[Problem]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import asdict
+from html import escape
 from typing import Any
 
 from dmdpipe.audit.inspection import Kind
@@ -11,6 +12,21 @@ from dmdpipe.audit.verify import Audit
 
 MOST_SHOWN = 2
 MIB = 2**20
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Audit ({scale})</title>
+<style>body {{ font: 16px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }}
+td, th {{ text-align: left; padding: .2em 1em .2em 0; vertical-align: top }} code {{ word-break: break-all }}</style>
+</head><body>
+<h1>Can these results be trusted? ({scale} scale)</h1>
+<p>What <code>dmdpipe audit verify</code> said when this run ended. It hashed {steps} steps with {size:.1f} MiB, walked
+every chain of parents, and compared each step with the configuration and the code. Do it again before you rely on it:
+this page is not part of what it vouches for. How to read it: docs/audit.md.</p>
+<h2>Problems</h2><ul>{said}</ul>
+<h2>Changes of the code that somebody accepted as cosmetic</h2><ul>{accepted}</ul>
+<h2>Digests</h2>
+<table><tr><th>study</th><th>against the published digest</th><th>result root</th></tr>{rows}</table>
+</body></html>
+"""
 
 
 def audit_text(audit: Audit) -> str:
@@ -31,14 +47,16 @@ def problem_lines(audit: Audit) -> list[str]:
     return lines
 
 
-def summary_lines(audit: Audit) -> list[str]:
-    """Return how much was checked, what was found, and the digest of each study."""
+def summary_lines(audit: Audit, scale: str | None = None) -> list[str]:
+    """Return how much was checked, what was found, and the digest of each study (at one scale, if given)."""
     count = len(audit.problems)
     said = "no problems" if count == 0 else "1 problem" if count == 1 else f"{count} problems"
     lines = [f"{audit.results}: {audit.steps} steps, {audit.size / MIB:.1f} MiB of payload verified: {said}"]
     for root in audit.roots:
-        lines.append(f"  {root.study} ({root.scale}): result root {root.result}")
-        lines.append(f"  {' ' * len(f'{root.study} ({root.scale})')}  provenance  {root.provenance}")
+        if scale not in (None, root.scale):
+            continue
+        lines.append(f"  {root.study} ({root.scale}): {root.published}")
+        lines.append(f"      result root {root.result}, provenance root {root.provenance[:16]}…")
     return lines
 
 
@@ -52,3 +70,17 @@ def audit_json(audit: Audit) -> dict[str, Any]:
         "accepted": list(audit.notes),
         "roots": [asdict(root) for root in audit.roots],
     }
+
+
+def audit_page(audit: Audit, scale: str) -> str:
+    """Return the audit of a scale's results as a page of HTML that needs nothing else."""
+    rows = "".join(
+        f"<tr><td>{escape(root.study)}</td><td>{escape(root.published)}</td><td><code>{root.result}</code></td></tr>"
+        for root in audit.roots
+        if root.scale == scale
+    )
+    said = "".join(f"<li>{escape(line)}</li>" for line in problem_lines(audit)) or "<li>no problems</li>"
+    accepted = "".join(f"<li>{escape(note)}</li>" for note in audit.notes) or "<li>none</li>"
+    return PAGE.format(
+        scale=escape(scale), rows=rows, said=said, accepted=accepted, steps=audit.steps, size=audit.size / MIB
+    )
