@@ -2,147 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from toy import (
+    CELLS_YAML,
+    EVERYTHING,
+    PAGES,
+    REPORT,
+    SCALE,
+    SECONDS,
+    Tree,
+    below,
+    new_tree,
+    published,
+    steps,
+)
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
-
-SCALE = """
-title: Seconds, for tests
-seeds: 1
-set:
-  data.n_train: 300
-  data.n_held_out: 60
-  score.steps: 10
-  score.network: {width: 8, depth: 1}
-  sampler.steps: 4
-  student.generator_steps: 4
-  student.snapshots: 3
-  bank.n_paired: 40
-  bank.n_held_out: 64
-  bank.n_reference_sets: 2
-"""
-STUDY = """
-number: 90
-title: Cells of every kind
-question: What runs again?
-prediction: What must.
-axes:
-  cell:
-    digits: {data.family: digits, data.side: 2}
-    ring: {data.family: ring}
-    regression: {data.family: digits, data.side: 2, student.recipe: regression}
-    linear:
-      data.family: gaussian
-      data.dim: 3
-      score.kind: exact
-      student.network.kind: linear
-      student.recipe.fake: oracle
-"""
-RUN = ("run", "--config", "scale=seconds", "studies=[cells]", "--cores", "2")
-CELLS = ("digits", "ring", "regression", "linear")
-# Which cells' steps there are of each stage: digits and regression share what they are made from.
-SHARED = {"data": "digits", "noise": "digits", "teacher": "digits", "teacher_samples": "digits"}
-CELL_STAGES = ("data", "noise", "teacher", "teacher_samples", "student", "pairs", "metrics")
-PAGES = ("overview", "gate")
-REPORT = {"evidence", "verdicts", *(f"figures {page}" for page in PAGES)}
-
-
-def steps(*stages: str, cells: tuple[str, ...] = CELLS) -> set[str]:
-    """Steps of these stages for these cells."""
-    return {
-        f"{stage} {SHARED.get(stage, cell) if cell == 'regression' else cell}" for stage in stages for cell in cells
-    }
-
-
-def below(stage: str, cells: tuple[str, ...] = CELLS) -> set[str]:
-    """The steps of one stage, and everything that is made from them."""
-    above = {
-        "data": {"noise"},
-        "noise": {"data", "teacher", "student"},
-        "teacher": set(),
-        "student": {"teacher_samples"},
-    }
-    after = CELL_STAGES[CELL_STAGES.index(stage) :]
-    return steps(*(later for later in after if later not in above.get(stage, set())), cells=cells) | REPORT
-
-
-EVERYTHING = steps(*CELL_STAGES) | REPORT
-
-
-@dataclass(frozen=True)
-class Tree:
-    """A checkout, perhaps with results, in which files can be edited."""
-
-    checkout: Any
-
-    def __truediv__(self, path: str) -> Path:
-        return self.checkout.folder / path
-
-    def would_run(self, *arguments: str) -> set[str]:
-        """The steps that the next run would make, by stage and cell or page."""
-        shown = self.checkout.dmdpipe(*RUN, "-n", *arguments)
-        assert shown.returncode == 0, shown.stdout + shown.stderr
-        lines = re.findall(r"^(\w+) (\S+)  \((.*)\)$", shown.stdout + shown.stderr, re.MULTILINE)
-        assert lines or "Nothing to be done" in shown.stdout + shown.stderr
-        assert not [
-            reason for _, _, reason in lines if reason in ("forced", "params have changed", "updated input files")
-        ]
-        found = [name_of(stage, label) for stage, label, _ in lines]
-        assert len(found) == len(set(found))
-        return set(found)
-
-    def run(self) -> None:
-        done = self.checkout.dmdpipe(*RUN)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    def verify(self) -> list[str]:
-        """The kinds of problem that an audit finds."""
-        done = self.checkout.dmdpipe("audit", "verify", "--format", "json")
-        assert done.returncode in (0, 1), done.stderr
-        (audit,) = json.loads(done.stdout)
-        assert bool(audit["problems"]) == bool(done.returncode)
-        return [problem["kind"] for problem in audit["problems"]]
-
-    def folder(self, stage: str, label: str) -> Path:
-        (found,) = (self / "results" / stage).glob(f"{label}*")
-        return found
-
-
-def name_of(stage: str, label: str) -> str:
-    """The stage and the cell, or the page, that a step's label names."""
-    if stage in ("evidence", "verdicts"):
-        return stage
-    if stage == "figures":
-        return f"figures {label.split('/')[-1]}"
-    if stage == "noise":
-        return f"noise {({'d4': 'digits', 'd2': 'ring', 'd3': 'linear'})[label.partition('_')[0]]}"
-    if stage in ("student", "pairs", "metrics") and "_regression_" in label:
-        return f"{stage} regression"
-    data = re.split(r"_|-[0-9a-f]{16}", label)[0]
-    return f"{stage} {({'digits-2x2': 'digits', 'ring': 'ring', 'gaussian-3': 'linear'})[data]}"
-
-
-def new_tree(checkout: Any) -> Tree:
-    (checkout / "config/scales/seconds.yaml").write_text(SCALE)
-    (checkout / "config/studies/cells.yaml").write_text(STUDY)
-    checkout.edit("config/config.yaml", "scale: laptop", "scale: seconds")
-    config = (checkout / "config/config.yaml").read_text()
-    (checkout / "config/config.yaml").write_text(re.sub(r"studies: .*", "studies: [cells]", config))
-    # Two pages instead of all: a page takes many times as long as everything else here.
-    dag = (checkout / "src/dmdpipe/artifacts/dag.py").read_text()
-    (checkout / "src/dmdpipe/artifacts/dag.py").write_text(re.sub(r"NOTEBOOKS = \(.*\)", f"NOTEBOOKS = {PAGES}", dag))
-    return Tree(checkout)
 
 
 @pytest.fixture(scope="module")
@@ -187,10 +70,6 @@ def add(path: str, text: str) -> Callable[[Tree], None]:
 
 def code(module: str, text: str = "NEW = 1") -> Callable[[Tree], None]:
     return add(f"src/dmdpipe/{module}", text)
-
-
-CELLS_YAML = "config/studies/cells.yaml"
-SECONDS = "config/scales/seconds.yaml"
 
 
 def rename_study(tree: Tree) -> None:
@@ -413,9 +292,3 @@ def test_payloads_swapped_between_two_steps_are_made_again(finished: Tree) -> No
     one.with_name("kept").rename(other)
     assert finished.would_run() == {"student ring", "student linear"}
     assert set(finished.verify()) & {"tampered", "truncated"}
-
-
-def published(tree: Tree) -> dict[str, bytes]:
-    folders = [manifest.parent for manifest in (tree / "results").rglob("manifest.json")]
-    files = [path for folder in folders for path in folder.iterdir() if path.name != "run.json"]
-    return {str(path.relative_to(tree / "results")): path.read_bytes() for path in files}

@@ -20,6 +20,8 @@ from dmdpipe.audit.verify import lineage, nearest_planned, todays_steps
 from dmdpipe.specs.config import CONFIG_FOLDER
 
 MOST_PARAMETERS = 8
+LONGEST = 40
+WIDTH = 116
 MOST_PARENTS = 6
 
 
@@ -103,11 +105,22 @@ def explain_artifact(artifact: Artifact, config: Path = CONFIG_FOLDER) -> Explan
 
 
 def own_parameters(manifest: Manifest, parents: list[Inspection]) -> dict[str, Any]:
-    """Return the leaves of a step's spec that are its own, without the specs of its parents that it nests."""
+    """Return the leaves of a step's spec that are its own, without the specs of its parents that it nests.
+
+    A list of records, such as a study's cells or the claims, is summed up as its length.
+    """
     nested = [parent.manifest.result.spec for parent in parents if parent.manifest]
     nested += [inner for spec in nested for inner in spec.values() if isinstance(inner, dict)]
-    own = {key: value for key, value in manifest.result.spec.items() if value not in nested}
+    own = {key: _summed_up(value) for key, value in manifest.result.spec.items() if value not in nested}
     return dict(leaves(own)) if own else {}
+
+
+def _summed_up(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _summed_up(item) for key, item in value.items()}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return f"({len(value)} entries)"
+    return value
 
 
 def _why_unwanted(manifest: Manifest, planned: Iterable[PlannedStep]) -> tuple[str, ...]:
@@ -120,32 +133,36 @@ def _why_unwanted(manifest: Manifest, planned: Iterable[PlannedStep]) -> tuple[s
 
 def explanation_text(explanation: Explanation) -> str:
     """Return the lineage as a tree for a terminal. A step that stands in it twice is drawn once."""
-    return "\n".join(_lines(explanation, "", set()))
+    environments: dict[str, str] = {}
+    lines = list(_lines(explanation, "", set(), environments))
+    for environment, letter in environments.items():
+        lines += wrap(f"environment {letter}: {environment}", WIDTH, subsequent_indent="    ")
+    return "\n".join(lines)
 
 
-def _lines(step: Explanation, role: str, drawn: set[str]) -> Iterator[str]:
-    yield f"{role}: {step.folder}" if role else step.folder
+def _lines(step: Explanation, role: str, drawn: set[str], environments: dict[str, str]) -> Iterator[str]:
+    name = f"{role}: {step.folder}" if role not in ("", step.folder) else step.folder
     if step.folder in drawn:
-        yield "  (as above)"
+        yield f"{name}  (see above)"
         return
+    yield name
     drawn.add(step.folder)
-    for fact in _facts(step):
-        yield from wrap(fact, 116, initial_indent="  ", subsequent_indent="      ", break_long_words=False)
     # Of hundreds of parents, those that would run again come first.
     parents = sorted(step.parents.items(), key=lambda item: not item[1].would_run)
+    bar = "│ " if parents else "  "
+    for fact in _facts(step, environments):
+        yield from wrap(fact, WIDTH, initial_indent=bar, subsequent_indent=f"{bar}    ", break_long_words=False)
     shown = parents[:MOST_PARENTS]
-    for number, (name, parent) in enumerate(shown):
-        is_last = number == len(parents) - 1
-        for depth, line in enumerate(_lines(parent, name if name != parent.folder else "", drawn)):
-            head = ("└─ " if is_last else "├─ ") if depth == 0 else ("   " if is_last else "│  ")
-            yield head + line
-    if len(parents) > len(shown):
-        rest = [parent for _, parent in parents[MOST_PARENTS:]]
-        would = sum(bool(parent.would_run) for parent in rest)
+    for number, (parent_role, parent) in enumerate(shown):
+        heads = ("└─ ", "   ") if number == len(parents) - 1 else ("├─ ", "│  ")
+        for depth, line in enumerate(_lines(parent, parent_role, drawn, environments)):
+            yield heads[min(depth, 1)] + line
+    if rest := parents[MOST_PARENTS:]:
+        would = sum(bool(parent.would_run) for _, parent in rest)
         yield f"└─ … and {len(rest)} more, {would or 'none'} of which would run again"
 
 
-def _facts(step: Explanation) -> Iterator[str]:
+def _facts(step: Explanation, environments: dict[str, str]) -> Iterator[str]:
     if step.would_run:
         yield f"WOULD RUN AGAIN: {few(list(step.would_run))}"
     else:
@@ -153,15 +170,19 @@ def _facts(step: Explanation) -> Iterator[str]:
     if not step.stage:
         return
     if step.parameters:
-        yield "spec: " + few([f"{key}={value}" for key, value in step.parameters.items()], MOST_PARAMETERS)
+        yield "spec: " + few([f"{key}={_short(value)}" for key, value in step.parameters.items()], MOST_PARAMETERS)
     if 0 < len(step.seeds) <= MOST_PARAMETERS:
         yield "seeds: " + ", ".join(f"{key}={seed}" for key, seed in step.seeds.items())
-    commit = step.run.get("git") if isinstance(step.run.get("git"), dict) else None
     if step.run:
+        git = step.run.get("git")
+        commit = f", commit {str(git.get('commit'))[:12]}" if isinstance(git, dict) else ""
+        edits = " with edits" if isinstance(git, dict) and git.get("dirty") else ""
         at = f"made {step.run.get('started')} on {step.run.get('host')} in {step.run.get('seconds')} s"
-        said = (
-            f", commit {str(commit.get('commit'))[:12]}{' with edits' if commit.get('dirty') else ''}" if commit else ""
-        )
-        yield f"{at}{said}{', resumed' if step.run.get('resumed') else ''}"
-    yield f"code {step.code}; result {step.result_digest[:16]}…"
-    yield f"environment: {step.environment}"
+        yield f"{at}{commit}{edits}{', resumed' if step.run.get('resumed') else ''}"
+    letter = environments.setdefault(step.environment, chr(ord("A") + len(environments) % 26))
+    yield f"result {step.result_digest[:16]}…, code {step.code}, environment {letter}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
