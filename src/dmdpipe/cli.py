@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dmdpipe.audit.commands import audit_app
+from dmdpipe.audit.commands import audit_app, bundle
 from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.tables import Format, read_table, render, verdict_text
 
@@ -54,6 +54,7 @@ config_app = typer.Typer(
 app.add_typer(studies_app, name="studies")
 app.add_typer(config_app, name="config")
 app.add_typer(audit_app, name="audit")
+app.command()(bundle)
 
 ScaleOption = Annotated[str | None, typer.Option("--scale", help="smoke, laptop, …; the configured one if left out")]
 FormatOption = Annotated[Format, typer.Option("--format", help="how to print")]

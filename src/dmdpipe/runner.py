@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import yaml
 
 from dmdpipe.artifacts.atomic import write_atomically
 from dmdpipe.artifacts.dag import RunPlan, plan_run, steps_below
+from dmdpipe.artifacts.environment import ONE_THREAD
 from dmdpipe.artifacts.plan import PlannedStep
 from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.artifacts.ticket import FOLDER as TICKETS
@@ -44,8 +45,6 @@ LESS_THAN_ALL = (
 )
 # Those of them with which steps are planned, and shown or run.
 STILL_PLANS = (*("-n", "--dry", "--until", "-U", "--omit-from", "-O", "--batch", "--dag", "--d3dag", "--rulegraph"),)
-# Threads are part of a step's spec; a library must not take more on its own.
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 def run_workflow(arguments: list[str]) -> int:
@@ -69,8 +68,7 @@ def run_workflow(arguments: list[str]) -> int:
         for leftover in (".tmp", TICKETS):
             shutil.rmtree(results / leftover, ignore_errors=True)
         os.environ.update({**ONE_THREAD, "DMDPIPE_RESULTS": str(results)})
-        with fork_server():
-            status = _run_steps(arguments, steps, results)
+        status = _run_steps(arguments, steps, results)
         if status == 0 and is_whole_run(arguments, run_plan):
             _report(run_plan, results, overrides)
     return status
@@ -88,31 +86,44 @@ def _run_steps(arguments: list[str], steps: list[PlannedStep], results: Path) ->
         statuses = assess(steps, results, acceptances)
         _write_plan(statuses, results)
         _say_what_is_out_of_date(statuses)
-        status = _snakemake([*arguments, *force(statuses.values(), results)])
-        if (
-            status
-            or runs_nothing(arguments)
-            or all(status.state is State.current for status in assess(steps, results, acceptances).values())
-        ):
+        is_idle = runs_nothing(arguments) or (are_current(statuses) and not forces(arguments))
+        with nullcontext() if is_idle else fork_server():
+            status = _snakemake(with_forced(arguments, to_force(statuses.values(), results)))
+        if status or is_idle or are_current(assess(steps, results, acceptances)):
             break
     return status
 
 
-def force(statuses: Collection[Status], results: Path) -> list[str]:
-    """Return the options that make Snakemake run exactly the steps that are not current, given ``steps_to_run``.
+def are_current(statuses: Mapping[str, Status]) -> bool:
+    """Whether none of the steps must run."""
+    return all(status.state is State.current for status in statuses.values())
 
-    A rule of which every step must run is given by its name, which keeps the command line short.
-    """
-    to_run: dict[str, list[Status]] = {}
+
+def to_force(statuses: Collection[Status], results: Path) -> list[str]:
+    """Return the manifests of all steps that are not current, or the rule's name where these are all of its steps."""
+    of_stage: dict[str, list[Status]] = {}
     for status in statuses:
-        if status.state is not State.current:
-            to_run.setdefault(status.step.stage, []).append(status)
-    planned = Counter(status.step.stage for status in statuses)
+        of_stage.setdefault(status.step.stage, []).append(status)
     names = []
-    for stage, of_stage in to_run.items():
-        files = [f"{results}/{status.step.folder}/manifest.json" for status in of_stage]
-        names += [stage] if len(files) == planned[stage] else files
-    return ["--rerun-triggers", "mtime", *(["--forcerun", *names] if names else [])]
+    for stage, planned in of_stage.items():
+        stale = [status for status in planned if status.state is not State.current]
+        # One name instead of thousands keeps the command line short.
+        all_are = len(stale) == len(planned)
+        names += [stage] if all_are else [f"{results}/{status.step.folder}/manifest.json" for status in stale]
+    return names
+
+
+def with_forced(arguments: list[str], names: list[str]) -> list[str]:
+    """Return arguments with which Snakemake runs what ``names`` say, and nothing because of times or its own records.
+
+    What the user forces is forced, too: of an option that stands twice Snakemake would hear the last one only.
+    """
+    quiet = ["--rerun-triggers", "mtime"]
+    for option in ("-R", "--forcerun"):
+        if option in arguments:
+            place = arguments.index(option) + 1
+            return [*arguments[:place], *names, *arguments[place:], *quiet]
+    return [*arguments, *quiet, *(["--forcerun", *names] if names else [])]
 
 
 def wanted_steps(arguments: list[str], run_plan: RunPlan) -> list[PlannedStep]:
@@ -144,6 +155,11 @@ def runs_nothing(arguments: list[str]) -> bool:
 def is_led_by_a_parent(status: Status) -> bool:
     """Whether a step runs again for no reason but that its parents do, or did."""
     return status.kind is Kind.stale_parent
+
+
+def forces(arguments: list[str]) -> bool:
+    """Whether the arguments make Snakemake run what is up to date."""
+    return any(word.startswith(("-F", "--force", "-f", "-R")) for word in arguments)
 
 
 def _say_what_is_out_of_date(statuses: Mapping[str, Status]) -> None:

@@ -2,9 +2,9 @@
 
     ./run exec python tests/workflow/kill_campaign.py --kills 50
 
-Every trial starts a toy study with all stages, from nothing or from results of which some steps were taken away, and
-sends SIGKILL after a random time: to all its processes at once (as a machine that stops), to the controllers alone, whose
-steps go on without them, to one step, or SIGTERM or SIGINT to the command, as a user would. Then it runs the study once
+Every trial starts a toy study with all stages, from nothing or from results of which some steps were taken away. After
+a random time it sends SIGKILL to all processes at once (as a machine that stops), to the controllers alone, whose steps
+go on without them, or to one step; or SIGTERM or SIGINT to the command, as a user would. Then it runs the study once
 more and compares every published file with those of a run that nobody disturbed. The seed that it prints repeats the
 choices, though not the moments to the microsecond.
 """

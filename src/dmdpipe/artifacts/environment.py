@@ -22,6 +22,8 @@ WRITERS = ("pandas", "pyarrow", "safetensors")
 # Packages that are imported by another name than they are installed by.
 INSTALLED_AS = {"IPython": "ipython", "sklearn": "scikit-learn"}
 UNLOCKED = "unlocked"
+# Threads are part of a step's spec; a library must not take more on its own.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 PACKAGE = Path(__file__).resolve().parents[1]
 
 

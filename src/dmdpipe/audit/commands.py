@@ -1,8 +1,12 @@
-"""``dmdpipe audit``: what an auditor asks of results."""
+"""``dmdpipe audit``, what an auditor asks of results, and ``dmdpipe bundle``."""
 
 from __future__ import annotations
 
 import json
+import secrets
+import shutil
+import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +14,9 @@ from typing import Annotated
 import typer
 
 from dmdpipe.audit.tree import Artifact, read_artifact, step_folders
-from dmdpipe.errors import UserError
+from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.specs.config import load_config
-from dmdpipe.tables import Format
+from dmdpipe.tables import Format, render
 
 audit_app = typer.Typer(
     no_args_is_help=True,
@@ -22,9 +26,14 @@ audit_app = typer.Typer(
     \b
     dmdpipe audit verify                     is every file what its manifest says, made by today's config and code?
     dmdpipe audit explain results/report/…   what a figure was made from, and why it would run again or not
+    dmdpipe audit diff results elsewhere     two trees of results, artifact by artifact
+    dmdpipe audit reproduce --sample 10      run ten random steps again and compare the bytes
+    dmdpipe audit export dimension           a study as a Workflow Run RO-Crate
+    dmdpipe audit accept … --reason "…"      a change of the code is cosmetic: for the record
     """,
 )
 
+ResultsOption = Annotated[Path | None, typer.Option("--results", help="root of the results; the configured one")]
 FormatOption = Annotated[Format, typer.Option("--format", help="how to print: table or json")]
 
 
@@ -105,6 +114,126 @@ def accept(
         typer.echo("nothing to accept: today's code made these steps, or is accepted for them already")
 
 
+@audit_app.command("diff")
+def diff(
+    run_a: Annotated[Path, typer.Argument(help="a folder of results", show_default=False)],
+    run_b: Annotated[Path, typer.Argument(help="another", show_default=False)],
+    form: Annotated[Format, typer.Option("--format", help="table, json or csv")] = Format.table,
+) -> None:
+    """Compare two trees of results artifact by artifact; each gets a class, and a reason if it is not identical.
+
+    \b
+    identical                 the same bytes; every file is read, no manifest is believed
+    equal within tolerance    numbers and pictures differ by rounding only
+    statistically compatible  trained again; in its studies no metric's seeds differ by more than chance (Welch's t)
+    different                 anything else
+    only in A, only in B      a step of a spec that the other tree lacks
+
+    Printed are the counts, then every artifact that is not identical, worst first: the file that differs most, where in
+    it the largest difference is and how large, and the reason for the class.
+
+    The exit status is 0 if B reproduces A (the first three classes), 1 if not, 2 if a path holds no results. Logs and
+    run.json, which say when and where, are not compared.
+
+    Example: dmdpipe audit diff results /mnt/cluster/results
+    """
+    from dmdpipe.audit.diff import diff_trees
+    from dmdpipe.audit.diff_text import diff_json, diff_table, diff_text
+
+    comparisons = diff_trees(run_a, run_b)
+    match form:
+        case Format.table:
+            typer.echo(diff_text(comparisons))
+        case Format.json:
+            typer.echo(diff_json(comparisons))
+        case Format.csv:
+            typer.echo(render(diff_table(comparisons), form))
+    if not all(comparison.agreement.reproduces for comparison in comparisons):
+        raise typer.Exit(1)
+
+
+@audit_app.command("reproduce")
+def reproduce(
+    artifacts: Annotated[list[Path] | None, typer.Argument(help="folders of steps, or files in them")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="rerun so many random steps instead")] = None,
+    seed: Annotated[int | None, typer.Option(help="of the sample; a new one if left out")] = None,
+    results: ResultsOption = None,
+    keep: Annotated[bool, typer.Option("--keep", help="keep the scratch folder and print its path")] = False,
+    form: Annotated[Format, typer.Option("--format", help="how to print: table or json")] = Format.table,
+) -> None:
+    """Rerun steps in a scratch folder, each from its manifest and its parents alone, and compare the bytes.
+
+    Exits with 0 if all are reproduced, with 1 if one is not, with 2 if an artifact is damaged or the command is wrong.
+
+    \b
+    dmdpipe audit reproduce results/report/smoke/overview
+    dmdpipe audit reproduce --sample 10 --seed 1
+    """
+    from dmdpipe.audit import reproduce as reruns
+    from dmdpipe.audit.rerun import check_intact
+
+    if bool(artifacts) == bool(sample):
+        raise UserError("audit reproduce: name artifacts, or a number of random ones with --sample")
+    if form is Format.csv:
+        raise UserError("--format: 'csv' is not offered here; use table or json")
+    aside = form is Format.json
+    if sample:
+        seed = secrets.randbelow(2**32) if seed is None else seed
+        steps = reruns.sample_steps(results or results_folder(), sample, seed)
+        typer.echo(f"seed {seed}", err=aside)
+    else:
+        steps = [read_artifact(path) for path in artifacts or []]
+    for step in steps:
+        check_intact(step)
+    scratch = reruns.scratch_folder()
+    found = []
+    with ExitStack() as cleaning:
+        if keep:
+            typer.echo(f"scratch folder: {scratch}", err=aside)
+        else:
+            cleaning.callback(shutil.rmtree, scratch, ignore_errors=True)
+        for number, step in enumerate(steps, 1):
+            started = time.monotonic()
+            found.append(reruns.reproduce(step, scratch / str(number)))
+            took = time.monotonic() - started
+            typer.echo(f"{number}/{len(steps)} {step.folder}: {found[-1].outcome} [{took:.1f} s]", err=aside)
+    reproduced = sum(reproduction.reproduced for reproduction in found)
+    if form is Format.json:
+        typer.echo(json.dumps([reproduction.as_json() for reproduction in found], indent=1, ensure_ascii=False))
+    else:
+        typer.echo(f"{reproduced} of {len(found)} steps reproduced bitwise")
+    if reproduced < len(found):
+        raise typer.Exit(1)
+
+
+@audit_app.command("export")
+def export(
+    study: Annotated[str | None, typer.Argument(help="a study, e.g. dimension; all of a run if left out")] = None,
+    scale: Annotated[str | None, typer.Option(help="smoke, laptop, …; the configured one if left out")] = None,
+    results: ResultsOption = None,
+    output: Annotated[Path | None, typer.Option(help="the folder to make; crate-STUDY-SCALE if left out")] = None,
+) -> None:
+    """Write a study as a Workflow Run RO-Crate: every file, and which step made it from what.
+
+    Example: dmdpipe audit export dimension --scale smoke
+    """
+    from dmdpipe.artifacts.stages import STAGES
+    from dmdpipe.audit.crate import write_crate
+    from dmdpipe.specs.config import load_config, study_names
+
+    if study and study not in study_names():
+        raise UserError(f"config/studies: there is no study '{study}'{did_you_mean(study, study_names())}")
+    config = load_config({"scale": scale} if scale else {})
+    root = results or Path(config.results)
+    leaf = (
+        root / STAGES["evidence"].folder / study / config.scale
+        if study
+        else root / STAGES["verdicts"].folder / config.scale
+    )
+    folder = write_crate(read_artifact(leaf), output or Path(f"crate-{study or 'all'}-{config.scale}"))
+    typer.echo(f"{folder}: a crate of {leaf.relative_to(root)}")
+
+
 @audit_app.command("publish")
 def publish(
     results: Annotated[Path | None, typer.Argument(help="the results; the configured ones if left out")] = None,
@@ -127,6 +256,25 @@ def publish(
         own = PublishedRoot(spec=root.spec, result_root=root.result)
         write_published({root.scale: {root.study: own}}, root.environment)
         typer.echo(f"{FILE}: {root.study} ({root.scale}) {root.result}")
+
+
+def bundle(
+    artifact: Annotated[Path, typer.Argument(help="a step's folder, or a file in it")],
+    output: Annotated[Path | None, typer.Option(help="the archive; named after the step if left out")] = None,
+    today: Annotated[bool, typer.Option("--today", help="pack today's code even if it is not the step's")] = False,
+) -> None:
+    """Pack one step into an archive that reruns it on another machine, without Snakemake.
+
+    Unpack it there and follow its README.md: `python rerun.py` says whether the bytes are the recorded ones.
+
+    Example: dmdpipe bundle results/report/smoke/overview
+    """
+    from dmdpipe.audit.bundle import bundle_name, write_bundle
+
+    step = read_artifact(artifact)
+    archive = output or Path(f"{bundle_name(step)}.tar.gz")
+    write_bundle(step, archive, today=today)
+    typer.echo(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB; unpack it, then: python rerun.py")
 
 
 def trees_of(paths: list[Path]) -> list[tuple[Path, list[str] | None]]:
