@@ -96,15 +96,19 @@ def test_what_changed_since_is_named(tree: Tree) -> None:
     recorded = tree.artifact("students").manifest
     assert compare("students/x", recorded, recorded).outcome == "reproduced bitwise"
     provenance = recorded.provenance
-    modules = {**provenance.modules, "dmdpipe.seeds": "0" * 16, "dmdpipe.new": "1" * 16}
+    modules = {**provenance.modules, "dmdpipe.seeds": {"derive_seed": "0" * 16}, "dmdpipe.new": {"f": "1" * 16}}
     libraries = {**provenance.environment.libraries, "torch": "1.0"}
     environment = provenance.environment.model_copy(update={"instruction_set": "NONE", "libraries": libraries})
     update = {"modules": modules, "environment": environment, "environment_lock": "f" * 64}
     now = recorded.model_copy(update={"provenance": provenance.model_copy(update=update)})
     found = compare("students/x", recorded, now)
-    assert found.reproduced and found.code == ("dmdpipe.new", "dmdpipe.seeds")
-    assert [said.partition(":")[0] for said in found.environment] == ["instruction_set", "libraries.torch", "lock"]
-    assert f"{provenance.environment.instruction_set} → NONE" in found.outcome
+    assert (
+        found.reproduced
+        and found.code[0] == "code: new.py is now used"
+        and "code: seeds.py::derive_seed changed" in found.code
+    )
+    assert [said.partition(":")[0] for said in found.environment] == ["libraries.torch", "instruction_set", "locks"]
+    assert f"{provenance.environment.instruction_set} → NONE" in found.environment[1]
 
 
 def test_files_that_only_one_of_the_two_has_are_differences(tree: Tree) -> None:

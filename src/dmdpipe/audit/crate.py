@@ -46,6 +46,12 @@ HOMES = {
     "numpy": "https://numpy.org/",
     "scipy": "https://scipy.org/",
     "torch": "https://pytorch.org/",
+    "pandas": "https://pandas.pydata.org/",
+    "pyarrow": "https://arrow.apache.org/",
+    "safetensors": "https://huggingface.co/docs/safetensors/",
+    "sklearn": "https://scikit-learn.org/",
+    "matplotlib": "https://matplotlib.org/",
+    "papermill": "https://papermill.readthedocs.io/",
     "snakemake": "https://snakemake.readthedocs.io/",
 }
 MEDIA_TYPES = {
@@ -251,7 +257,15 @@ class _Builder:
         ]
 
     def _software(self, name: str, number: str) -> Entity:
-        return self._add(f"{HOMES[name]}#{number}", "SoftwareApplication", name=name, version=number, url=HOMES[name])
+        home = HOMES.get(name)
+        page = {"url": home} if home else {}
+        return self._add(
+            f"{home}#{number}" if home else f"#{name}-{number}",
+            "SoftwareApplication",
+            name=name,
+            version=number,
+            **page,
+        )
 
     # The plan: a tool and a step of the workflow for each stage, with what goes in and out
 
