@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,45 @@ def new_checkout() -> Callable[[Path], Checkout]:
 def checkout(tmp_path: Path) -> Checkout:
     """A fresh copy of the checkout."""
     return copy_checkout(tmp_path / "checkout")
+
+
+@pytest.fixture(scope="session")
+def plant_artifact() -> Callable[[Path, str, Mapping[str, bytes]], Path]:
+    """Make a folder with these files, and a manifest of this stage that vouches for them."""
+    from dmdpipe.artifacts.checked import json_text
+    from dmdpipe.artifacts.environment import current_environment
+    from dmdpipe.artifacts.manifest import Manifest, sealed
+    from dmdpipe.specs.base import digest
+
+    def plant(folder: Path, stage: str, files: Mapping[str, bytes]) -> Path:
+        result = {
+            "stage": stage,
+            "spec": {},
+            "digest": digest({"stage": stage, "spec": {}}),
+            "seeds": {},
+            "payload": {
+                name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for name, data in files.items()
+            },
+            "parents": {},
+        }
+        provenance = {
+            "code": "0" * 16,
+            "modules": {},
+            "environment_lock": "unlocked",
+            "environment": current_environment(["numpy"]).model_dump(),
+            "equality": {"kind": "bitwise", "reason": "planted"},
+            "parents": {},
+        }
+        manifest = Manifest.model_validate(
+            {"result": sealed(result, "result_digest"), "provenance": sealed(provenance, "provenance_digest")}
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        (folder / "manifest.json").write_text(json_text(manifest.model_dump(mode="json")))
+        return folder
+
+    return plant
 
 
 @dataclass(frozen=True)

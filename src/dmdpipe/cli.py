@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dmdpipe.artifacts.disk import failures_told
 from dmdpipe.audit.commands import audit_app, bundle
 from dmdpipe.errors import UserError, did_you_mean
-from dmdpipe.tables import Format, read_table, render, verdict_text
+from dmdpipe.tables import RESULT_COLUMNS, VERDICT_COLUMNS, Format, read_table, render, verdict_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,9 +62,10 @@ FormatOption = Annotated[Format, typer.Option("--format", help="how to print")]
 
 
 def main() -> None:
-    """Run the command line; a mistake of the user's is one line on stderr and exit status 2."""
+    """Run the command line; a mistake of the user's or a failing disk is one line on stderr and exit status 2."""
     try:
-        app()
+        with failures_told(Path("standard output")):
+            app()
     except UserError as error:
         print(f"dmdpipe: {error}", file=sys.stderr)
         sys.exit(2)
@@ -213,7 +215,7 @@ def results(
     dmdpipe results --study dimension --metric rho --readout
     dmdpipe results --format csv > results.csv
     """
-    table = _read_results(study, scale)
+    table = _read_results(study, scale).astype({"metric": str, "readout": bool})
     if metric:
         if metric not in set(table["metric"]):
             raise UserError(f"--metric: there is no '{metric}'{did_you_mean(metric, set(table['metric']))}")
@@ -238,7 +240,7 @@ def verdicts(
     path = folder / ("criteria.csv" if criteria else "verdicts.csv")
     if not path.exists():
         raise UserError(f"{path}: not there yet; run ./run --config scale={config.scale} first")
-    table = read_table(path)
+    table = read_table(path, () if criteria else VERDICT_COLUMNS)
     if form is Format.table and not criteria:
         typer.echo(verdict_text(table))
     else:
@@ -284,4 +286,4 @@ def _read_results(study: str | None, scale: str | None) -> pd.DataFrame:
     found = [path for path in paths if path.exists()]
     if not found:
         raise UserError(f"{paths[0]}: not there yet; run ./run --config scale={config.scale} first")
-    return pd.concat([read_table(path) for path in found], ignore_index=True)
+    return pd.concat([read_table(path, RESULT_COLUMNS) for path in found], ignore_index=True)

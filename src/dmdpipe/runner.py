@@ -9,17 +9,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dmdpipe.artifacts import portable
 from dmdpipe.artifacts.atomic import write_atomically
 from dmdpipe.artifacts.dag import RunPlan, plan_run, steps_below
+from dmdpipe.artifacts.disk import failures_told
 from dmdpipe.artifacts.environment import ONE_THREAD
+from dmdpipe.artifacts.links import refuse_links
 from dmdpipe.artifacts.plan import PlannedStep
 from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.artifacts.ticket import FOLDER as TICKETS
@@ -32,7 +34,8 @@ from dmdpipe.audit.words import audit_page, problem_lines, summary_lines
 from dmdpipe.cost import seconds_by_rule
 from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.forking.server import fork_server
-from dmdpipe.tables import verdict_text
+from dmdpipe.specs.problems import parse_yaml
+from dmdpipe.tables import VERDICT_COLUMNS, read_table, verdict_text
 
 PLAN = "DMDPIPE_PLAN"
 MOST_ROUNDS = 3
@@ -63,11 +66,15 @@ def run_workflow(arguments: list[str]) -> int:
     check_study_targets(arguments, run_plan)
     results = Path(run_plan.config.results)
     steps = wanted_steps(arguments, run_plan)
+    refuse_links(results)
+    _check_snakemake_folder()
     with _alone(results):
         # Jobs that an earlier run left behind lose their folders and the right to publish.
         for leftover in (".tmp", TICKETS):
             shutil.rmtree(results / leftover, ignore_errors=True)
         os.environ.update({**ONE_THREAD, "DMDPIPE_RESULTS": str(results)})
+        if os.environ.get(portable.SWITCH) == "1":
+            os.environ.update(portable.VARIABLES)
         status = _run_steps(arguments, steps, results)
         if status == 0 and is_whole_run(arguments, run_plan):
             _report(run_plan, results, overrides)
@@ -180,8 +187,10 @@ def _alone(results: Path) -> Iterator[None]:
     Raises:
         UserError: if another run is using the results.
     """
-    results.mkdir(parents=True, exist_ok=True)
-    with (results / ".lock").open("w") as lock:
+    with failures_told(results):
+        results.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(results / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with os.fdopen(descriptor, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -189,6 +198,19 @@ def _alone(results: Path) -> Iterator[None]:
         if any(Path(".snakemake/locks").glob("*")):
             subprocess.run([sys.executable, "-m", "snakemake", "--unlock", "--quiet", "all"], check=False)
         yield
+
+
+def _check_snakemake_folder() -> None:
+    """Check that Snakemake can keep its own records here; without them it ends in a traceback.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    folder = Path(".snakemake")
+    with failures_told(folder):
+        folder.mkdir(exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            file.write(b"0")
 
 
 def config_overrides(arguments: list[str]) -> dict[str, Any]:
@@ -209,10 +231,7 @@ def config_overrides(arguments: list[str]) -> dict[str, Any]:
             key, equals, value = word.partition("=")
             if not equals:
                 raise UserError(f"--config: '{word}' is no key=value pair, e.g. scale=smoke")
-            try:
-                overrides[key] = yaml.safe_load(value)
-            except (yaml.YAMLError, ValueError) as error:
-                raise UserError(f"--config {word}: not a YAML value ({' '.join(str(error).split())})") from None
+            overrides[key] = parse_yaml(value, f"--config {word}")
     return overrides
 
 
@@ -271,7 +290,8 @@ def _write_plan(statuses: Mapping[str, Status], results: Path) -> None:
             if status.reasons
         },
     }
-    (folder / "plan.json").write_text(json.dumps(plan))
+    with failures_told(results):
+        write_atomically(folder / "plan.json", json.dumps(plan).encode())
     os.environ[PLAN] = str(folder / "plan.json")
 
 
@@ -282,8 +302,6 @@ def steps_to_run() -> set[str] | None:
 
 
 def _report(run_plan: RunPlan, results: Path, overrides: dict[str, Any]) -> None:
-    import pandas as pd
-
     folder = results / "report" / run_plan.config.scale
     report = folder / "report.html"
     verdicts = results / run_plan.verdicts.folder
@@ -297,9 +315,10 @@ def _report(run_plan: RunPlan, results: Path, overrides: dict[str, Any]) -> None
         if _snakemake(["--report", str(report), *quiet, *(["--config", *given] if given else [])]):
             raise UserError(f"{report}: Snakemake could not make its report; the pages in {folder} are complete")
     print(f"\nverdicts ({run_plan.config.scale} scale)\n")
-    print(verdict_text(pd.read_csv(verdicts / "verdicts.csv")))
+    print(verdict_text(read_table(verdicts / "verdicts.csv", VERDICT_COLUMNS)))
     audit = verify_tree(results)
-    write_atomically(folder / "audit.html", audit_page(audit, run_plan.config.scale).encode())
+    with failures_told(folder):
+        write_atomically(folder / "audit.html", audit_page(audit, run_plan.config.scale).encode())
     print("\naudit\n")
     for line in [*problem_lines(audit), *summary_lines(audit, run_plan.config.scale)]:
         print(line)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
+from collections.abc import Collection
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+VERDICT_COLUMNS = ("id", "title", "verdict", "reason")
+RESULT_COLUMNS = ("metric", "readout")
+
 
 class Format(StrEnum):
     """How a table is printed."""
@@ -22,18 +27,32 @@ class Format(StrEnum):
     json = "json"
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Return a parquet or CSV table of the results.
+def read_table(path: Path, columns: Collection[str] = ()) -> pd.DataFrame:
+    """Return a parquet or CSV table of the results, as its step made it.
+
+    Args:
+        path: a file in the folder of a step.
+        columns: those that it must have.
 
     Raises:
-        UserError: if the file is damaged.
+        UserError: if the file is not the one that the manifest beside it describes, or is damaged.
     """
     import pandas as pd
 
-    try:
-        return pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: is damaged ({' '.join(str(error).split())}); delete it and run again") from None
+    from dmdpipe.artifacts.tables import decode_table
+    from dmdpipe.audit.tree import read_artifact
+
+    data = read_artifact(path).read(path.name)
+    if path.suffix == ".csv":
+        try:
+            table = pd.read_csv(io.BytesIO(data))
+        except ValueError as error:
+            raise UserError(f"{path}: is damaged ({' '.join(str(error).split())}); delete it and run again") from None
+    else:
+        table = decode_table(data, str(path))
+    if missing := [column for column in columns if column not in table]:
+        raise UserError(f"{path}: has no column '{missing[0]}'; delete it and run again")
+    return table
 
 
 def render(table: pd.DataFrame, form: Format) -> str:
@@ -49,9 +68,10 @@ def render(table: pd.DataFrame, form: Format) -> str:
 
 def verdict_text(table: pd.DataFrame) -> str:
     """Return the verdict table for a terminal: one claim a paragraph, the reason below it."""
-    width = max(len(title) for title in table["title"])
+    rows = table.astype(str).to_dict("records")
+    width = max((len(row["title"]) for row in rows), default=0)
     lines = []
-    for row in table.astype(str).to_dict("records"):
+    for row in rows:
         lines.append(f"{row['id']:3} {row['title']:{width}}  {row['verdict'].upper()}")
         lines += textwrap.wrap(row["reason"], 100, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +20,7 @@ from pydantic import TypeAdapter
 
 from dmdpipe.artifacts.atomic import replace_folder, write_atomically
 from dmdpipe.artifacts.checked import inside, json_text, one_line, parse_json, read_bytes
-from dmdpipe.artifacts.checkpoint import load_checkpoint, save_checkpoint
+from dmdpipe.artifacts.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
 from dmdpipe.artifacts.tables import decode_table, encode_table
 from dmdpipe.artifacts.tensors import decode_about, decode_tensors, encode_tensors
 from dmdpipe.errors import UserError
@@ -95,6 +97,7 @@ def test_a_header_text_that_is_not_json_is_refused() -> None:
     with pytest.raises(UserError, match="not JSON"):
         decode_about(file_with({"__metadata__": {"dmdpipe": "[" * 100_000}}), "here")
     assert decode_about(file_with({}), "here") is None
+    assert decode_about(file_with({"__metadata__": None}), "here") is None
 
 
 def test_tables_come_back_and_make_the_same_bytes() -> None:
@@ -117,6 +120,66 @@ def test_hostile_tables_are_refused_in_one_line(data: bytes) -> None:
     with pytest.raises(UserError, match="^here.parquet: ") as error:
         decode_table(data, "here.parquet")
     assert "\n" not in str(error.value)
+
+
+def parquet(table: pa.Table, **options: object) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, **{"compression": "none", "use_dictionary": False, **options})
+    return bytes(sink.getvalue())
+
+
+MANY = 100_000
+BOMBS = {
+    "rows without values": (parquet(pa.table({"a": pa.nulls(MANY)})), "claims 100000 rows"),
+    "values without rows": (
+        parquet(pa.table({"a": pa.array([[None] * MANY], pa.list_(pa.float64()))})),
+        "claims 100000 values",
+    ),
+    "zstd": (parquet(pa.table({"a": np.zeros(9)}), compression="zstd"), "compressed"),
+    "snappy": (parquet(pa.table({"a": np.zeros(9)}), compression="snappy"), "compressed"),
+    "dictionary": (parquet(pa.table({"a": ["x" * 1000] * 9}), use_dictionary=True), "compressed"),
+    "differences": (
+        parquet(pa.table({"a": ["x" * 1000] * 9}), column_encoding={"a": "DELTA_BYTE_ARRAY"}),
+        "compressed",
+    ),
+    "columns": (parquet(pa.table({f"c{i}": [1] for i in range(1001)})), "1001 columns"),
+    "one name twice": (parquet(pa.Table.from_arrays([pa.array([1])] * 2, names=["a", "a"])), "two columns"),
+    "structs": (parquet(pa.table({"a": [{"b": 1}]})), "type struct"),
+    "lists of lists": (parquet(pa.table({"a": [[[1.0]]]})), "type list"),
+    "bytes": (parquet(pa.table({"a": [b"\xff"]})), "type binary"),
+    "times": (parquet(pa.table({"a": pa.array([2**40], pa.timestamp("s"))})), "type timestamp"),
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_a_table_that_claims_more_than_its_bytes_hold_is_refused_unread(case: str) -> None:
+    data, says = BOMBS[case]
+    with pytest.raises(UserError, match=f"^here: .*{says}") as error:
+        decode_table(data, "here")
+    assert str(error.value).isprintable()
+
+
+def test_every_kind_of_column_that_the_steps_write_comes_back() -> None:
+    table = pd.DataFrame(
+        {
+            "nothing": [None, None, None],
+            "some text": ["a", None, "b"],
+            "some numbers": [0.5, np.nan, np.inf],
+            "lists": [[1.0, 2.0], [], [0.1]],
+            "no numbers": [np.nan] * 3,
+            "small": np.array([1, 2, 3], dtype=np.int32),
+            "single": np.array([1, 2, 3], dtype=np.float32),
+        }
+    )
+    back = decode_table(encode_table(table), "here")
+    assert list(back) == list(table) and len(back) == 3
+    assert back["nothing"].isna().all() and back["no numbers"].isna().all()
+    assert [list(row) for row in back["lists"]] == list(table["lists"])
+    assert back["some text"][[0, 2]].tolist() == ["a", "b"] and pd.isna(back["some text"][1])
+    for name in ("some numbers", "no numbers", "small", "single"):
+        pd.testing.assert_series_equal(back[name], table[name])
+    empty = decode_table(encode_table(table[:0]), "here")
+    assert list(empty) == list(table) and len(empty) == 0
 
 
 def test_json_has_sorted_keys_and_no_nan() -> None:
@@ -208,3 +271,41 @@ def test_a_damaged_checkpoint_counts_as_none(tmp_path: Path, damage: str, capsys
     assert load_checkpoint(tmp_path) is None
     assert capsys.readouterr().err.count("\n") == 1
     assert not path.exists()
+
+
+@pytest.mark.parametrize("what", ["link", "pipe", "folder", "sparse", "no mapping"])
+def test_a_checkpoint_that_a_stranger_left_counts_as_none(
+    tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, outside = tmp_path / "resume", tmp_path / "outside"
+    save_checkpoint(folder, {"w": np.ones(2)}, {})
+    path = folder / FILE_NAME
+    content = path.read_bytes()
+    outside.write_bytes(content)
+    path.unlink()
+    match what:
+        case "link":
+            path.symlink_to(outside)
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            (path / "inside").mkdir(parents=True)
+        case "sparse":
+            with path.open("wb") as file:
+                file.truncate(2**40)
+        case "no mapping":
+            path.write_bytes(content.replace(b'\\"meta\\": {}', b'\\"meta\\": []'))
+            assert path.read_bytes() != content
+    assert load_checkpoint(folder) is None
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not os.path.lexists(path) and outside.read_bytes() == content
+
+
+def test_a_link_under_the_temporary_name_is_not_followed(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    (tmp_path / f".file-{os.getpid()}").symlink_to(outside)
+    (tmp_path / "file").symlink_to(outside)
+    write_atomically(tmp_path / "file", b"new")
+    assert outside.read_text() == "mine"
+    assert (tmp_path / "file").read_bytes() == b"new" and not (tmp_path / "file").is_symlink()

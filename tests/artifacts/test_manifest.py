@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import pytest
 
 from dmdpipe.artifacts.checked import json_text
 from dmdpipe.artifacts.environment import current_environment, git_state, lock_digest, peak_memory_mib
-from dmdpipe.artifacts.manifest import Manifest, read_manifest, sealed, seeds_in, verify_payload
+from dmdpipe.artifacts.manifest import Manifest, read_manifest, read_payload, sealed, seeds_in, verify_payload
 from dmdpipe.errors import UserError
 from dmdpipe.specs.base import digest
 
@@ -82,6 +83,13 @@ def set_at(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (set_at("provenance", "code", value="3" * 16), "provenance does not match its own digest"),
         (set_at("result", "payload", value={"../a.bin": {"sha256": "0" * 64, "size": 1}}), "payload"),
         (set_at("result", "payload", "a.bin", "size", value=-1), "size"),
+        (set_at("result", "payload", "a.bin", "size", value=10**400), "does not match its own digest"),
+        (set_at("result", "spec", "seed", value=10**400), "does not match its own digest"),
+        (set_at("result", "spec", value=1), "spec"),
+        *(
+            (set_at("result", "payload", value={name: {"sha256": "0" * 64, "size": 1}}), "payload")
+            for name in ("manifest.json", "run.json", ".hidden", "a/b", "a\0b", "a\n", "\u001b[31m", "")
+        ),
         (set_at("result", "parents", "up", "folder", value="/etc"), "without '..'"),
     ],
 )
@@ -111,6 +119,78 @@ def test_what_is_no_manifest_is_refused(folder: Path, content: bytes) -> None:
     (folder / "manifest.json").unlink()
     with pytest.raises(UserError, match="cannot be read"):
         read_manifest(folder / "manifest.json")
+
+
+def test_a_manifest_is_the_text_that_was_written(folder: Path) -> None:
+    """Whitespace and a key that stands twice would pass a check of what was understood."""
+    text = (folder / "manifest.json").read_text()
+    others = (text + " ", text.replace(": ", ":  ", 1), text.replace("\n", "\r\n"), json.dumps(json.loads(text)))
+    twice = text.replace('"stage": "data"', '"stage": "noise",\n "stage": "data"')
+    infinite = text.replace('"scale": 0.5', '"scale": 1e999')
+    assert text not in (*others, twice, infinite)
+    for other in (*others, twice, infinite):
+        (folder / "manifest.json").write_text(other, newline="")
+        with pytest.raises(UserError, match="does not match its own digest|was changed after it was written"):
+            read_manifest(folder / "manifest.json")
+
+
+def test_a_manifest_without_end_is_not_read(folder: Path) -> None:
+    with (folder / "manifest.json").open("ab") as file:
+        file.truncate(2**40)
+    with pytest.raises(UserError, match="1099511627776 bytes, more than"):
+        read_manifest(folder / "manifest.json")
+
+
+def in_place_of(path: Path, what: str, elsewhere: Path) -> None:
+    path.unlink()
+    match what:
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(os.path.relpath(path))
+        case "link":
+            path.symlink_to("b.bin")
+            path.with_name("b.bin").write_bytes(PAYLOAD)
+        case "link outside":
+            path.symlink_to(elsewhere)
+            elsewhere.write_bytes(PAYLOAD)
+        case "sparse":
+            with path.open("wb") as file:
+                file.truncate(2**40)
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder", "socket", "link", "link outside", "sparse"])
+def test_only_an_ordinary_file_of_the_right_size_is_a_payload(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """None of them may make a reader wait, or fill the memory."""
+    monkeypatch.chdir(tmp_path)
+    manifest = read_manifest(folder / "manifest.json")
+    in_place_of(folder / "a.bin", what, tmp_path / "outside")
+    (problem,) = verify_payload(folder, manifest)
+    assert str(folder) in problem and problem.isprintable()
+    with pytest.raises(UserError) as error:
+        read_payload(folder, "a.bin", manifest.result.payload["a.bin"])
+    assert str(error.value) == problem
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder", "link"])
+def test_only_an_ordinary_file_is_a_manifest(folder: Path, tmp_path: Path, what: str) -> None:
+    in_place_of(folder / "manifest.json", what, tmp_path / "outside")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_manifest(folder / "manifest.json")
+
+
+def test_a_large_payload_is_hashed_before_it_is_read_into_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dmdpipe.artifacts.manifest.LARGE", 3)
+    file = Manifest.model_validate(manifest_json()).result.payload["a.bin"]
+    assert read_payload(folder, "a.bin", file) == PAYLOAD
+    (folder / "a.bin").write_bytes(b"Numbers")
+    with pytest.raises(UserError, match="was changed"):
+        read_payload(folder, "a.bin", file)
 
 
 def test_verifying_names_what_is_wrong_with_the_payload(folder: Path, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dmdpipe.artifacts.tables import encode_table
+
 COLUMNS = [
     *["study", "scale", "point", "data", "d", "network", "init", "recipe", "sigma_max", "seed"],
     *["generator_step", "metric", "value", "low", "high", "n_seeds", "gate_ratio", "converged", "readout"],
@@ -39,17 +41,16 @@ def planted(study: str, scale: str = "laptop") -> pd.DataFrame:
 
 
 @pytest.fixture
-def results(checkout: Any) -> Path:
+def results(checkout: Any, plant_artifact: Callable[..., Path]) -> Path:
     """The results of two studies, the verdicts, and nothing else."""
     folder: Path = checkout / "results"
     for study in ("dimension", "dynamics"):
-        path = folder / "studies" / study / "laptop"
-        path.mkdir(parents=True)
-        planted(study).to_parquet(path / "results.parquet")
-    path = folder / "verdicts" / "laptop"
-    path.mkdir(parents=True)
-    VERDICTS.to_csv(path / "verdicts.csv", index=False)
-    CRITERIA.to_csv(path / "criteria.csv", index=False)
+        plant_artifact(
+            folder / f"studies/{study}/laptop", "evidence", {"results.parquet": encode_table(planted(study))}
+        )
+    tables = {"verdicts": VERDICTS, "criteria": CRITERIA}
+    files = {f"{name}.csv": table.to_csv(index=False).encode() for name, table in tables.items()}
+    plant_artifact(folder / "verdicts/laptop", "verdicts", files)
     return folder
 
 
@@ -99,9 +100,11 @@ def test_an_unknown_metric_comes_with_the_nearest_one(dmdpipe: Callable[..., Any
     assert done.err == "dmdpipe: --metric: there is no 'roh' (did you mean 'rho'?)\n"
 
 
-def test_no_row_left_is_an_empty_table(dmdpipe: Callable[..., Any], results: Path) -> None:
-    table = planted("dimension").assign(readout=False)
-    table.to_parquet(results / "studies/dimension/laptop/results.parquet")
+def test_no_row_left_is_an_empty_table(
+    dmdpipe: Callable[..., Any], results: Path, plant_artifact: Callable[..., Path]
+) -> None:
+    table = encode_table(planted("dimension").assign(readout=False))
+    plant_artifact(results / "studies/dimension/laptop", "evidence", {"results.parquet": table})
     assert dmdpipe("results", "--study", "dimension", "--readout", "--format", "csv").out.strip() == ",".join(COLUMNS)
     assert json.loads(dmdpipe("results", "--study", "dimension", "--readout", "--format", "json").out) == []
 
@@ -127,24 +130,63 @@ def test_verdicts_and_criteria_for_programs(dmdpipe: Callable[..., Any], results
     pd.testing.assert_frame_equal(found, CRITERIA)
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1 no parquet PAR1", b"\x00" * 64], ids=["empty", "PAR1", "zeros"])
-def test_a_damaged_table_of_results_is_named_in_one_line(
-    dmdpipe: Callable[..., Any], results: Path, content: bytes
-) -> None:
-    (results / "studies/dimension/laptop/results.parquet").write_bytes(content)
-    done = dmdpipe("results", "--study", "dimension")
+def asked(dmdpipe: Callable[..., Any], name: str) -> Any:
+    words = {"results.parquet": "results --study dimension", "verdicts.csv": "verdicts"}
+    return dmdpipe(*words.get(name, "verdicts --criteria").split())
+
+
+def assert_refused(done: Any, path: str, says: str) -> None:
     assert (done.status, done.out) == (2, "")
-    assert done.err.startswith("dmdpipe: results/studies/dimension/laptop/results.parquet: ")
+    assert done.err.startswith("dmdpipe: ") and f"{path}: " in done.err and says in done.err
     assert done.err[:-1].isprintable()
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00"], ids=["empty", "no text"])
-@pytest.mark.parametrize("name", ["verdicts", "criteria"])
-def test_a_damaged_table_of_verdicts_is_named_in_one_line(
-    dmdpipe: Callable[..., Any], results: Path, name: str, content: bytes
+@pytest.mark.parametrize(
+    "path", ["studies/dimension/laptop/results.parquet", "verdicts/laptop/verdicts.csv", "verdicts/laptop/criteria.csv"]
+)
+@pytest.mark.parametrize("change", ["one byte", "emptied", "a byte more", "another manifest", "no manifest"])
+def test_a_table_that_is_not_the_one_its_step_made_is_named_in_one_line(
+    dmdpipe: Callable[..., Any], results: Path, path: str, change: str
 ) -> None:
-    (results / f"verdicts/laptop/{name}.csv").write_bytes(content)
-    done = dmdpipe("verdicts", *(["--criteria"] if name == "criteria" else []))
-    assert (done.status, done.out) == (2, "")
-    assert done.err.startswith(f"dmdpipe: results/verdicts/laptop/{name}.csv: ")
-    assert done.err[:-1].isprintable()
+    file = results / path
+    data = file.read_bytes()
+    manifest = file.with_name("manifest.json")
+    match change:
+        case "one byte":
+            file.write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
+        case "emptied":
+            file.write_bytes(b"")
+        case "a byte more":
+            file.write_bytes(data + b"\n")
+        case "another manifest":
+            manifest.write_text(manifest.read_text().replace("planted", "painted"))
+        case "no manifest":
+            manifest.unlink()
+    says = {"one byte": "was changed", "another manifest": "digest", "no manifest": "no artifact"}.get(change, "bytes")
+    at_fault = manifest if change == "another manifest" else file
+    assert_refused(asked(dmdpipe, file.name), f"results/{at_fault.relative_to(results)}", says)
+
+
+HOSTILE = [
+    ("studies/dimension/laptop", "evidence", "results.parquet", b"PAR1 no parquet PAR1", "no valid parquet"),
+    ("studies/dimension/laptop", "evidence", "results.parquet", encode_table(VERDICTS), "no column 'metric'"),
+    ("verdicts/laptop", "verdicts", "verdicts.csv", b"", "is damaged"),
+    ("verdicts/laptop", "verdicts", "verdicts.csv", b"\xff\xfe\x00", "is damaged"),
+    ("verdicts/laptop", "verdicts", "verdicts.csv", b"id\n1\n", "no column 'title'"),
+    ("verdicts/laptop", "verdicts", "criteria.csv", b"", "is damaged"),
+]
+
+
+@pytest.mark.parametrize(("folder", "stage", "name", "content", "says"), HOSTILE)
+def test_a_table_that_a_manifest_vouches_for_may_still_be_no_table(
+    dmdpipe: Callable[..., Any],
+    results: Path,
+    plant_artifact: Callable[..., Path],
+    folder: str,
+    stage: str,
+    name: str,
+    content: bytes,
+    says: str,
+) -> None:
+    plant_artifact(results / folder, stage, {name: content})
+    assert_refused(asked(dmdpipe, name), f"results/{folder}/{name}", says)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from dmdpipe.artifacts.checkpoint import save_checkpoint
 from dmdpipe.diffusion import state as state_module
 from dmdpipe.diffusion.losses import edm_weight, weighted_squared_error
 from dmdpipe.diffusion.state import TrainingState
@@ -158,7 +159,7 @@ def test_a_state_comes_back_with_its_random_streams(tmp_path):
     source = torch.Generator().manual_seed(4)
     tensor = torch.arange(3.0)
     state = TrainingState(tmp_path / "state", {"x": tensor, "n": torch.tensor([7])}, {"source": source})
-    assert state.resume() == 0
+    assert state.resume(12) == 0
     torch.randn(5, generator=source)
     state.save(12)
     expected = torch.randn(5, generator=source)
@@ -167,9 +168,44 @@ def test_a_state_comes_back_with_its_random_streams(tmp_path):
         tmp_path / "state", {"x": torch.zeros(3), "n": torch.zeros(1, dtype=torch.int64)}, {"source": torch.Generator()}
     )
     held = fresh.tensors["x"]
-    assert fresh.resume() == 12
+    assert fresh.resume(12) == 12
     assert torch.equal(held, tensor) and fresh.tensors["n"].item() == 7
     assert torch.equal(torch.randn(5, generator=fresh.generators["source"]), expected)
+
+
+STRANGE = {
+    "another shape": (lambda arrays, meta: arrays.update({"tensor/x": np.zeros(4, np.float32)}), "'tensor/x'"),
+    "another type": (lambda arrays, meta: arrays.update({"tensor/x": np.zeros(3)}), "'tensor/x'"),
+    "a tensor less": (lambda arrays, meta: arrays.pop("tensor/n"), "tensors are not"),
+    "a tensor more": (lambda arrays, meta: arrays.update({"tensor/y": np.zeros(3)}), "tensors are not"),
+    "a short stream": (lambda arrays, meta: arrays.update({"generator/source": np.zeros(3, np.uint8)}), "'generator/"),
+    "no stream": (lambda arrays, meta: arrays["generator/source"].fill(255), "no state of a random stream"),
+    "no iteration": (lambda arrays, meta: meta.clear(), "iterations"),
+    "a negative iteration": (lambda arrays, meta: meta.update(iteration=-1), "iterations"),
+    "beyond the end": (lambda arrays, meta: meta.update(iteration=13), "iterations"),
+    "half an iteration": (lambda arrays, meta: meta.update(iteration=1.5), "iterations"),
+    "no number": (lambda arrays, meta: meta.update(iteration="1"), "iterations"),
+    "a large file": (lambda arrays, meta: arrays.update({"tensor/y": np.zeros(2**20)}), "more than"),
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_a_checkpoint_of_another_training_counts_as_damaged_and_changes_nothing(tmp_path, capsys, case):
+    change, says = STRANGE[case]
+    source = torch.Generator().manual_seed(4)
+    tensors = {"x": torch.arange(3.0), "n": torch.tensor([7])}
+    arrays = {f"tensor/{name}": tensor.numpy().copy() for name, tensor in tensors.items()}
+    arrays["generator/source"] = source.get_state().numpy().copy()
+    meta = {"iteration": 12}
+    arrays["tensor/x"] += 1
+    change(arrays, meta)
+    save_checkpoint(tmp_path, arrays, meta)
+    before = source.get_state()
+    assert TrainingState(tmp_path, tensors, {"source": source}).resume(12) == 0
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and says in line
+    assert torch.equal(tensors["x"], torch.arange(3.0)) and torch.equal(source.get_state(), before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_checkpoints_are_written_now_and_then(tmp_path, monkeypatch):

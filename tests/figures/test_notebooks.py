@@ -10,6 +10,7 @@ import nbformat
 import planted
 import pytest
 
+from dmdpipe.artifacts.tables import encode_table
 from dmdpipe.errors import UserError
 from dmdpipe.figures.notebooks import normalise, run_notebook, to_html
 
@@ -133,12 +134,12 @@ def test_every_report_notebook_is_tested() -> None:
 @pytest.mark.parametrize("smoke", [True, False])
 def test_report_notebooks_run(tmp_path: Path, name: str, smoke: bool) -> None:
     parameters = {"scale": "smoke", "results": tmp_path / "results.parquet"}
-    planted.results(1 if smoke else 3, smoke).to_parquet(parameters["results"])
+    parameters["results"].write_bytes(encode_table(planted.results(1 if smoke else 3, smoke)))
     tables = {"overview": {"verdicts": planted.verdicts(), "criteria": planted.criteria()}}
     tables["paired_grids"] = {"gallery": planted.gallery()[: 0 if smoke else None]}
     for key, table in tables.get(name, {}).items():
         parameters[key] = tmp_path / f"{key}.parquet"
-        table.to_parquet(parameters[key])
+        parameters[key].write_bytes(encode_table(table))
     run_notebook(REPORTS / f"{name}.ipynb", parameters, tmp_path / "out")
     page = (tmp_path / "out" / f"{name}.html").read_text(encoding="utf-8")
     nothing = "No run of this kind at this scale." in page

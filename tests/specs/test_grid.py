@@ -297,3 +297,11 @@ def test_what_makes_no_grid_is_refused_in_one_line(parts: dict[str, Any], words_
     message = str(refused.value)
     assert message.startswith("config/studies/mine.yaml") and "\n" not in message
     assert all(word in message for word in words_of_message), message
+
+
+@pytest.mark.parametrize(
+    "axes", [{}, {f"a{i}": {str(j): {} for j in range(50)} for i in range(8)}], ids=["seeds", "axes"]
+)
+def test_a_grid_beyond_all_measure_is_refused_before_it_is_made(axes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="more than 10000 students"):
+        members(study(axes=axes), scale(4001 if axes else 10**15))

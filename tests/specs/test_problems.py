@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,46 @@ def refusal(call: Any, *arguments: Any) -> str:
 
 
 # Files
+
+LETTERS = "abcdefgh"
+BOMB = "a: &a [x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip(LETTERS, LETTERS[1:], strict=False)
+)
+HOSTILE = {
+    "alias bomb": (BOMB, "line 2: not valid YAML (the alias '*a' is not allowed"),
+    "alias of itself": ("&a [*a]", "the alias '*a' is not allowed"),
+    "Python object": ("!!python/object/apply:os.system [ls]", "could not determine a constructor"),
+    "set, which has no order": ("studies: !!set {a, b}", "could not determine a constructor"),
+    "bytes": ("!!binary aGk=", "could not determine a constructor"),
+    "word tagged as a truth": ("!!bool x", "not valid YAML"),
+    "nested lists": ("[" * 50_000, "not valid YAML"),
+    "nested mappings": ("{a: " * 50_000, "not valid YAML"),
+    "large": ("a" * 300_000, "more than the 262144"),
+    "hexadecimal integer": (f"a: 0x{'f' * 9000}", "integer is too large"),
+    "decimal integer": (f"a: {'9' * 5000}", "not valid YAML"),
+    "half a character": ('a: "\\ud800"', "not valid YAML"),
+    "list as a key": ("? [a]\n: b", "unhashable key"),
+    "date": ("a: 2001-99-99", "not valid YAML"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_file_is_refused_in_one_line(tmp_path: Path, case: str) -> None:
+    text, says = HOSTILE[case]
+    (tmp_path / "a.yaml").write_text(text)
+    assert says in refusal(read_yaml, tmp_path / "a.yaml")
+
+
+def test_a_pipe_or_a_folder_is_refused_and_a_link_to_a_file_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    for name in ("pipe.yaml", "folder.yaml"):
+        assert "no ordinary file" in refusal(read_yaml, tmp_path / name)
+    (tmp_path / "file.yaml").write_text("a: 1")
+    (tmp_path / "link.yaml").symlink_to("file.yaml")
+    assert read_yaml(tmp_path / "link.yaml") == {"a": 1}
+    (tmp_path / "circle.yaml").symlink_to("circle.yaml")
+    assert "cannot be read" in refusal(read_yaml, tmp_path / "circle.yaml")
 
 
 def test_yaml_is_read_as_plain_types(tmp_path: Path) -> None:

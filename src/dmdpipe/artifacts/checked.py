@@ -9,9 +9,11 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from dmdpipe.errors import UserError
+from dmdpipe.files import read_ordinary
 
 T = TypeVar("T")
 LONGEST_LINE = 300
+LARGEST_RECORD = 2**26  # bytes of a manifest, a run.json or a log of accepted changes; far above any of ours
 
 
 class Record(BaseModel):
@@ -48,16 +50,22 @@ def inside(root: Path, relative: str) -> Path:
     raise UserError(f"{root}: {one_line(relative)!r} leads outside this folder; put the file itself there")
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return a file's content.
+def read_bytes(path: Path, largest: int = LARGEST_RECORD) -> bytes:
+    """Return the content of an ordinary file of at most ``largest`` bytes.
 
     Raises:
-        UserError: if it cannot be read.
+        UserError: if it cannot be read, is larger, or is a link, a folder, a pipe or a device.
     """
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); run the step that makes it again") from None
+        return read_ordinary(path, largest)
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise UserError(unreadable(path, error)) from None
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    """Return one line about a file of an artifact that cannot be read."""
+    reason = getattr(error, "strerror", None) or str(error) or "not enough memory"
+    return f"{path}: cannot be read ({reason}); run the step that makes it again"
 
 
 def parse_json(adapter: TypeAdapter[T], text: bytes | str, where: str) -> T:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dmdpipe.artifacts.checked import Record
+from dmdpipe.artifacts.portable import ANY_CPU, INSTRUCTION_SET, is_portable
 
 # Through these every step writes its files, and their versions show in the bytes.
 WRITERS = ("pandas", "pyarrow", "safetensors")
@@ -71,20 +72,34 @@ def current_environment(libraries: Iterable[str]) -> Environment:
         platform=f"{sys.platform}-{platform.machine()}",
         libraries=installed_versions(imported),
         device=torch.cuda.get_device_name() if torch and on_gpu else "cpu",
-        cpu=processor(),
-        instruction_set=torch.backends.cpu.get_cpu_capability() if torch else _instruction_set_of_numpy(),
+        **_processor_class(torch),
         threads=torch.get_num_threads() if torch else _default_threads(),
     )
 
 
-def expected_environment(libraries: Iterable[str]) -> Environment:
-    """Return what ``current_environment`` would say in a step on this machine's CPU, without importing torch."""
+def expected_environment(libraries: Iterable[str], portable: bool = False) -> Environment:
+    """Return what ``current_environment`` would say in a step on this machine's CPU, without importing torch.
+
+    Args:
+        libraries: that the step's code imports.
+        portable: in the portable mode, instead of as this process was started.
+    """
     imported = set(libraries)
     here = current_environment(imported - {"torch"})
-    if "torch" not in imported:
-        return here
-    changes = {"libraries": installed_versions(imported), "instruction_set": instruction_set_of_torch()}
+    changes: dict[str, Any] = {"libraries": installed_versions(imported)}
+    if portable:
+        changes |= {"cpu": ANY_CPU, "instruction_set": INSTRUCTION_SET}
+    elif "torch" in imported and not is_portable():
+        changes["instruction_set"] = instruction_set_of_torch()
     return here.model_copy(update=changes)
+
+
+def _processor_class(torch: Any) -> dict[str, str]:
+    """The processor and the instruction set; in the portable mode neither decides anything."""
+    if is_portable():
+        return {"cpu": ANY_CPU, "instruction_set": INSTRUCTION_SET}
+    capability = torch.backends.cpu.get_cpu_capability() if torch else _instruction_set_of_numpy()
+    return {"cpu": processor(), "instruction_set": capability}
 
 
 def installed_versions(imported: set[str]) -> dict[str, str]:

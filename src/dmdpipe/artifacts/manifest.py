@@ -7,11 +7,13 @@ all that a result was made from.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from dmdpipe.artifacts.checked import (
     Digest,
@@ -20,16 +22,29 @@ from dmdpipe.artifacts.checked import (
     RelativePath,
     Sha256,
     inside,
+    json_text,
     parse_json,
     read_bytes,
+    unreadable,
 )
 from dmdpipe.artifacts.environment import Environment
 from dmdpipe.errors import UserError
+from dmdpipe.files import open_ordinary
 from dmdpipe.specs.base import canonical_json, digest
 
 FILE_NAME = "manifest.json"
 RUN_FILE_NAME = "run.json"
 SCHEMA_VERSION: Literal[2] = 2
+LARGE = 2**26  # bytes; a payload file above is checked piece by piece before it may fill the memory
+
+
+def _is_payload(name: str) -> str:
+    if name in (FILE_NAME, RUN_FILE_NAME):
+        raise ValueError("is never part of a payload")
+    return name
+
+
+PayloadName = Annotated[FileName, AfterValidator(_is_payload)]
 
 
 class PayloadFile(Record):
@@ -53,7 +68,7 @@ class Result(Record):
     spec: dict[str, Any]
     digest: Digest
     seeds: dict[str, int]
-    payload: dict[FileName, PayloadFile]
+    payload: dict[PayloadName, PayloadFile]
     parents: dict[str, ParentResult]
     result_digest: Sha256
 
@@ -102,9 +117,11 @@ def read_manifest(path: Path) -> Manifest:
     """Return the manifest at ``path``, its own digests checked.
 
     Raises:
-        UserError: if it is unreadable, no manifest of this schema, or was changed after it was written.
+        UserError: if it is unreadable, no manifest of this schema, or was changed after it was written, be it by a
+            space or by a key that stands twice.
     """
-    manifest = parse_json(_MANIFEST, read_bytes(path), str(path))
+    text = read_bytes(path)
+    manifest = parse_json(_MANIFEST, text, str(path))
     written = manifest.model_dump(mode="json")
     try:
         expected = {
@@ -116,6 +133,8 @@ def read_manifest(path: Path) -> Manifest:
     changed = [part for part in ("result", "provenance") if written[part] != expected.get(part)]
     if changed:
         raise UserError(f"{path}: {changed[0]} does not match its own digest; run this step again")
+    if json_text(written).encode() != text:
+        raise UserError(f"{path}: was changed after it was written; run this step again")
     return manifest
 
 
@@ -123,17 +142,56 @@ def _spec_digest(manifest: Manifest) -> str:
     return digest({"stage": manifest.result.stage, "spec": manifest.result.spec})
 
 
-def payload_problem(folder: Path, name: str, file: PayloadFile, data: bytes | None = None) -> str | None:
-    """Return what is wrong with one payload file, or None; ``data`` is its content if already read."""
+def payload_problem(folder: Path, name: str, file: PayloadFile) -> str | None:
+    """Return what is wrong with one payload file, or None; read piece by piece, whatever its size."""
+    path = folder / name
     try:
-        content = read_bytes(inside(folder, name)) if data is None else data
+        with open_ordinary(inside(folder, name)) as stream:
+            return _size_problem(path, file, stream) or _content_problem(path, file, stream)
     except UserError as error:
         return str(error)
-    if len(content) != file.size:
-        return f"{folder / name}: has {len(content)} bytes, its manifest says {file.size}"
-    if hashlib.sha256(content).hexdigest() != file.sha256:
-        return f"{folder / name}: was changed after it was made (its SHA-256 is not the manifest's)"
-    return None
+    except (OSError, ValueError) as error:
+        return unreadable(path, error)
+
+
+def read_payload(folder: Path, name: str, file: PayloadFile) -> bytes:
+    """Return the content of a payload file.
+
+    Raises:
+        UserError: if it is not the file that the manifest describes.
+    """
+    path = folder / name
+    try:
+        with open_ordinary(inside(folder, name)) as stream:
+            problem = _size_problem(path, file, stream)
+            if not problem and file.size > LARGE:
+                problem = _content_problem(path, file, stream)
+            if not problem:
+                stream.seek(0)
+                data = stream.read(file.size + 1)
+                if len(data) == file.size and hashlib.sha256(data).hexdigest() == file.sha256:
+                    return data
+                problem = _changed(path)
+    except (OSError, ValueError, MemoryError) as error:
+        problem = unreadable(path, error)
+    raise UserError(problem)
+
+
+def _size_problem(path: Path, file: PayloadFile, stream: BufferedReader) -> str | None:
+    size = os.fstat(stream.fileno()).st_size
+    if size == file.size:
+        return None
+    return f"{path}: has {size} bytes, its manifest says {file.size}; run the step that makes it again"
+
+
+def _content_problem(path: Path, file: PayloadFile, stream: BufferedReader) -> str | None:
+    return _changed(path) if hashlib.file_digest(stream, "sha256").hexdigest() != file.sha256 else None
+
+
+def _changed(path: Path) -> str:
+    return (
+        f"{path}: was changed after it was made (its SHA-256 is not the manifest's); run the step that makes it again"
+    )
 
 
 def verify_payload(folder: Path, manifest: Manifest) -> list[str]:

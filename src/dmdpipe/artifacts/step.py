@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from dmdpipe.artifacts import manifest as manifests
 from dmdpipe.artifacts.atomic import replace_folder, sync_folder, write_synced
-from dmdpipe.artifacts.checked import inside, json_text, read_bytes
+from dmdpipe.artifacts.checked import inside, json_text
+from dmdpipe.artifacts.disk import failures_told
 from dmdpipe.artifacts.environment import current_environment, git_state, lock_digest, peak_memory_mib
+from dmdpipe.artifacts.links import refuse_links_on_the_way
 from dmdpipe.artifacts.plan import Order, read_order
 from dmdpipe.artifacts.stages import find_stage
 from dmdpipe.artifacts.tables import decode_table, encode_table
@@ -55,7 +57,8 @@ class Step:
 
         Raises:
             UserError: if the order is not valid or its code is no longer this code; if a parent is missing,
-                was made from another spec, or has a manifest that was tampered with.
+                was made from another spec, or has a manifest that was tampered with; if the step would have to
+                write through a link.
         """
         self.order: Order = read_order(canonical)
         self.stage = find_stage(self.order.stage)
@@ -80,6 +83,8 @@ class Step:
         self._progress_at = 0.0
         self._done = 0
         self._started = time.time()
+        for path in (self.target, self._private.parent, self.resume, self._progress_file):
+            refuse_links_on_the_way(results, path)
 
     def _read_parent(self, role: str, results: Path) -> manifests.Manifest:
         declared = self.order.parents[role]
@@ -110,7 +115,11 @@ class Step:
 
     def read_json(self, role: str, name: str) -> Any:
         """Return what a parent's JSON file says; raises as ``read_tensors``."""
-        return json.loads(self._read(role, name)[0])
+        data, where = self._read(role, name)
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError):
+            raise UserError(f"{where}: is no valid JSON; run its step again") from None
 
     def parent_file(self, role: str, name: str) -> Path:
         """Return the path of a parent's file, for readers that want one; raises as ``read_tensors``."""
@@ -122,11 +131,7 @@ class Step:
         described = self.parents[role].result.payload.get(name)
         if described is None:
             raise UserError(f"{folder / manifests.FILE_NAME}: lists no '{name}'; run this step again")
-        data = read_bytes(inside(folder, name))
-        problem = manifests.payload_problem(folder, name, described, data)
-        if problem:
-            raise UserError(f"{problem}; run the step that makes it again")
-        return data, str(folder / name)
+        return manifests.read_payload(folder, name, described), str(folder / name)
 
     # What the step's function writes
 
@@ -164,10 +169,17 @@ class Step:
             "total": total,
             "started": self._started,
         }
-        self._progress_file.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._progress_file.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(facts))
-        os.replace(temporary, self._progress_file)
+        # No result depends on it, so a full disk does not end a training here.
+        with suppress(OSError):
+            self._progress_file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.unlink(missing_ok=True)
+                with temporary.open("x") as file:
+                    file.write(json.dumps(facts))
+                os.replace(temporary, self._progress_file)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     # What happens around it
 
@@ -287,11 +299,13 @@ def run_step(canonical: str, results: Path | str) -> Path:
 @contextmanager
 def _running(canonical: str, results: Path) -> Iterator[Step]:
     step = Step(canonical, results)
-    with _sigterm_as_exit():
+    with _sigterm_as_exit(), failures_told(step.target):
         try:
             step._open()
             yield step
             step._publish()
+        except MemoryError:
+            raise UserError(f"{step.target}: this step needs more memory than this machine has") from None
         finally:
             step._close()
 
@@ -333,6 +347,12 @@ def _synced_fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _write_log(log: Path | str | None, text: str) -> None:
-    if log is not None:
+    if log is None:
+        return
+    try:
         Path(log).parent.mkdir(parents=True, exist_ok=True)
-        Path(log).write_text(text)
+        Path(log).unlink(missing_ok=True)
+        with Path(log).open("x", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+    except OSError:  # where a step failed, its log may fail for the same reason
+        sys.stderr.write(f"{log} could not be written; it would say:\n{text}")

@@ -49,6 +49,6 @@ def decode_about(data: bytes, where: str) -> Any:
     decode_tensors(data, where)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     try:
-        return json.loads(header.get("__metadata__", {}).get(METADATA_KEY, "null"))
+        return json.loads((header.get("__metadata__") or {}).get(METADATA_KEY, "null"))
     except (ValueError, RecursionError):
         raise UserError(f"{where}: its header's '{METADATA_KEY}' is not JSON; run its step again") from None

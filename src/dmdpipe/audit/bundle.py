@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dmdpipe.artifacts.checked import json_text, read_bytes
 from dmdpipe.artifacts.environment import PACKAGE
-from dmdpipe.artifacts.manifest import FILE_NAME
+from dmdpipe.artifacts.manifest import FILE_NAME, read_payload
 from dmdpipe.artifacts.stages import find_stage
 from dmdpipe.audit.bundled_rerun import CONTENTS
 from dmdpipe.audit.rerun import check_intact, parents_of
@@ -85,8 +85,9 @@ def _packed(artifact: Artifact, checkout: Path) -> dict[str, bytes]:
     results = {f"{artifact.folder}/{FILE_NAME}": read_bytes(artifact.path / FILE_NAME)}
     for role, parent in parents_of(artifact).items():
         folder = artifact.manifest.result.parents[role].folder
-        for name in (FILE_NAME, *parent.result.payload):
-            results[f"{folder}/{name}"] = read_bytes(artifact.results / folder / name)
+        results[f"{folder}/{FILE_NAME}"] = read_bytes(artifact.results / folder / FILE_NAME)
+        for name, described in parent.result.payload.items():
+            results[f"{folder}/{name}"] = read_payload(artifact.results / folder, name, described)
     files = {f"results/{path}": content for path, content in results.items()}
     for source in PACKAGE.rglob("*.py"):
         files[f"src/{PACKAGE.name}/{source.relative_to(PACKAGE).as_posix()}"] = read_bytes(source)

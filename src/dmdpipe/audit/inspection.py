@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from dmdpipe.artifacts.checked import inside, one_line
+from dmdpipe.artifacts.checked import inside, one_line, read_bytes
 from dmdpipe.artifacts.manifest import FILE_NAME, RUN_FILE_NAME, SCHEMA_VERSION, Manifest, PayloadFile, read_manifest
 from dmdpipe.errors import UserError
+from dmdpipe.files import open_ordinary
 
 
 class Kind(StrEnum):
@@ -86,8 +86,6 @@ def inspect_step(results: Path, folder: str) -> Inspection:
     if not path.is_dir() or not os.path.lexists(path / FILE_NAME):
         return Inspection(folder, None, (Problem(Kind.missing, manifest_file, "is not there; ./run makes it again"),))
     try:
-        if (path / FILE_NAME).is_symlink():
-            raise UserError("is a link; put the file itself there")
         manifest = read_manifest(path / FILE_NAME)
     except UserError as error:
         kind, what = _manifest_problem(path / FILE_NAME, str(error))
@@ -110,23 +108,16 @@ def inspect_step(results: Path, folder: str) -> Inspection:
 def file_problem(path: Path, described: PayloadFile) -> tuple[Kind, str] | None:
     """Return what is wrong with one payload file, or None. Only a regular file is opened, and no link followed."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open_ordinary(path) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size != described.size:
+                kind = Kind.truncated if size < described.size else Kind.tampered
+                return kind, f"has {size} bytes, its manifest says {described.size}; ./run makes it again"
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
         return Kind.missing, "is not there; ./run makes it again"
     except OSError as error:
-        return Kind.tampered, f"cannot be opened as a file ({error.strerror}); ./run makes it again"
-    with open(descriptor, "rb", buffering=0) as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            return Kind.tampered, "is no file; delete it, ./run makes it again"
-        if status.st_size != described.size:
-            kind = Kind.truncated if status.st_size < described.size else Kind.tampered
-            what = f"has {status.st_size} bytes, its manifest says {described.size}; ./run makes it again"
-            return kind, what
-        try:
-            found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-        except OSError as error:
-            return Kind.tampered, f"cannot be read ({error.strerror})"
+        return Kind.tampered, f"cannot be read as a file ({error.strerror}); ./run makes it again"
     if found != described.sha256:
         return Kind.tampered, "was changed after it was made (its SHA-256 is not the manifest's); ./run makes it again"
     return None
@@ -136,8 +127,8 @@ def _manifest_problem(path: Path, said: str) -> tuple[Kind, str]:
     """Tell a manifest of another version of dmdpipe from one that was damaged."""
     said = said.removeprefix(f"{path}: ")
     try:
-        version = json.loads(path.read_bytes())["schema_version"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        version = json.loads(read_bytes(path))["schema_version"]
+    except (UserError, ValueError, KeyError, TypeError, RecursionError):
         return Kind.tampered, said
     if isinstance(version, int) and version != SCHEMA_VERSION:
         return Kind.unknown_schema, (

@@ -154,7 +154,7 @@ def _compare(artifacts: list[Artifact], name: str, damage: list[str]) -> Compari
         return Comparison(name, identical=True)
     if max(path.stat().st_size for path in paths) > LARGEST_FILE:
         return different(name, f"other bytes, and too large to look inside (more than {LARGEST_FILE} bytes)")
-    return compare_files(name, read_bytes(paths[0]), read_bytes(paths[1]))
+    return compare_files(name, read_bytes(paths[0], LARGEST_FILE), read_bytes(paths[1], LARGEST_FILE))
 
 
 def _sha256(path: Path) -> str | None:

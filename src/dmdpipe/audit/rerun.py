@@ -13,6 +13,7 @@ from dmdpipe.artifacts.checked import inside, one_line
 from dmdpipe.artifacts.environment import ONE_THREAD
 from dmdpipe.artifacts.manifest import FILE_NAME, Manifest, read_manifest, verify_payload
 from dmdpipe.artifacts.plan import Order, ParentOrder
+from dmdpipe.artifacts.portable import ANY_CPU, VARIABLES
 from dmdpipe.artifacts.stages import find_stage
 from dmdpipe.artifacts.step import run_step
 from dmdpipe.audit.tree import Artifact
@@ -82,6 +83,9 @@ def rerun(artifact: Artifact, scratch: Path) -> Path:
             _link_or_copy(artifact.results / folder / name, inside(scratch, folder) / name)
     command = [sys.executable, "-m", __name__, str(scratch)]
     variables = {**os.environ, **ONE_THREAD}
+    # As the step was made: in the portable mode, or not.
+    if artifact.manifest.provenance.environment.cpu == ANY_CPU:
+        variables |= VARIABLES
     done = subprocess.run(command, input=order, capture_output=True, text=True, env=variables, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]

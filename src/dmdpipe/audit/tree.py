@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmdpipe.artifacts.checked import inside, one_line, read_bytes
-from dmdpipe.artifacts.manifest import FILE_NAME, RUN_FILE_NAME, Manifest, payload_problem, read_manifest
+from dmdpipe.artifacts.checked import one_line, read_bytes
+from dmdpipe.artifacts.manifest import FILE_NAME, RUN_FILE_NAME, Manifest, read_manifest, read_payload
 from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.errors import UserError
 
@@ -42,10 +42,7 @@ class Artifact:
         described = self.manifest.result.payload.get(name)
         if described is None:
             raise UserError(f"{self.path}: its manifest lists no file {one_line(name)!r}")
-        data = read_bytes(inside(self.path, name))
-        if problem := payload_problem(self.path, name, described, data):
-            raise UserError(problem)
-        return data
+        return read_payload(self.path, name, described)
 
     def run_facts(self) -> dict[str, Any]:
         """Return what run.json says: when, where, how long. It is outside every promise; empty if it is no JSON."""

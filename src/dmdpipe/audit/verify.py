@@ -11,6 +11,7 @@ from dmdpipe.artifacts.dag import RunPlan, plan_run
 from dmdpipe.artifacts.environment import Environment, expected_environment, lock_digest
 from dmdpipe.artifacts.manifest import FILE_NAME, Manifest, read_manifest
 from dmdpipe.artifacts.plan import PlannedStep
+from dmdpipe.artifacts.portable import ANY_CPU
 from dmdpipe.artifacts.stages import STAGES, Stage
 from dmdpipe.audit.accepted import LOG, Acceptances, read_acceptances
 from dmdpipe.audit.differences import code_differences, environment_differences, few, spec_differences
@@ -351,7 +352,7 @@ def _check_cycles(found: _Findings) -> None:
 def _check_environments(found: _Findings) -> None:
     """Compare each step's environment class and lock with those in which it would run here."""
     lock = lock_digest()
-    expected: dict[tuple[str, ...], Environment] = {}
+    expected: dict[tuple[tuple[str, ...], bool], Environment] = {}
     for folder, inspection in found.inspections.items():
         manifest = inspection.manifest
         stage = STAGES.get(manifest.result.stage) if manifest else None
@@ -362,9 +363,10 @@ def _check_environments(found: _Findings) -> None:
             code = step.code if step else stage.code(stage.parse(manifest.result.spec))
         except UserError:
             continue
-        if code.libraries not in expected:
-            expected[code.libraries] = expected_environment(code.libraries)
-        here = expected[code.libraries]
+        portable = manifest.provenance.environment.cpu == ANY_CPU
+        if (code.libraries, portable) not in expected:
+            expected[code.libraries, portable] = expected_environment(code.libraries, portable)
+        here = expected[code.libraries, portable]
         # Threads of a training stand in its spec; a device is chosen there, too.
         differences = environment_differences(manifest.provenance.environment, here, but=("threads", "device"))
         if differences:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dmdpipe.artifacts.checkpoint import load_checkpoint, save_checkpoint
+from dmdpipe.artifacts.checkpoint import discard_checkpoint, load_checkpoint, save_checkpoint
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LARGEST_HEADER = 2**20  # bytes; with some forty tensors ours has about five thousand
 SECONDS_BETWEEN_CHECKPOINTS = 15.0
 
 
@@ -35,19 +40,49 @@ class TrainingState:
 
     def save(self, iteration: int) -> None:
         """Save the state after ``iteration`` finished iterations."""
-        arrays = {f"tensor/{name}": tensor.numpy() for name, tensor in self.tensors.items()}
-        arrays |= {f"generator/{name}": source.get_state().numpy() for name, source in self.generators.items()}
-        save_checkpoint(self.folder, arrays, {"iteration": iteration})
+        save_checkpoint(self.folder, self._arrays(), {"iteration": iteration})
         self._saved_at = time.monotonic()
 
-    def resume(self) -> int:
-        """Load the checkpoint if there is one; return the number of finished iterations (0 without one)."""
-        found = load_checkpoint(self.folder)
+    def resume(self, iterations: int) -> int:
+        """Load the checkpoint if there is one; return the number of finished iterations (0 without one).
+
+        A checkpoint that is not of this training (other tensors, shapes, types or random streams, or more iterations
+        than the training's ``iterations``) counts as damaged, and changes nothing.
+        """
+        own = self._arrays()
+        found = load_checkpoint(self.folder, sum(array.nbytes for array in own.values()) + LARGEST_HEADER)
         if found is None:
             return 0
         arrays, meta = found
+        iteration: Any = meta.get("iteration")
+        if problem := self._problem(own, arrays) or _iteration_problem(iteration, iterations):
+            discard_checkpoint(self.folder, f"{self.folder}: {problem}")
+            return 0
         for name, tensor in self.tensors.items():
             tensor.copy_(torch.as_tensor(arrays[f"tensor/{name}"]))
         for name, source in self.generators.items():
             source.set_state(torch.as_tensor(arrays[f"generator/{name}"]))
-        return int(meta["iteration"])
+        return int(iteration)
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        arrays = {f"tensor/{name}": tensor.numpy() for name, tensor in self.tensors.items()}
+        return arrays | {f"generator/{name}": source.get_state().numpy() for name, source in self.generators.items()}
+
+    def _problem(self, own: Mapping[str, NDArray[Any]], arrays: Mapping[str, NDArray[Any]]) -> str | None:
+        if own.keys() != arrays.keys():
+            return "its tensors are not this training's"
+        for name, array in own.items():
+            if (array.shape, array.dtype) != (arrays[name].shape, arrays[name].dtype):
+                return f"'{name}' has not this training's shape and type"
+        for name in self.generators:
+            try:
+                torch.Generator().set_state(torch.as_tensor(arrays[f"generator/{name}"]))
+            except RuntimeError:
+                return f"'generator/{name}' is no state of a random stream"
+        return None
+
+
+def _iteration_problem(iteration: object, iterations: int) -> str | None:
+    if type(iteration) is int and 0 <= iteration <= iterations:
+        return None
+    return f"its number of iterations is none between 0 and {iterations}"

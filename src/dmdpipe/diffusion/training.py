@@ -48,7 +48,7 @@ def train_denoiser(spec: TrainedScore, data: Tensor, step: Step) -> tuple[nn.Mod
         {"parameters": optimiser.parameters.values, "average": average, "losses": losses, **optimiser.state},
         {"batches": batches, "noises": noises},
     )
-    for i in range(state.resume(), spec.steps):
+    for i in range(state.resume(spec.steps), spec.steps):
         x = data[torch.randint(len(data), (spec.batch,), generator=batches)]
         log_sigma = torch.randn(spec.batch, 1, generator=noises) * spec.log_sigma_std + spec.log_sigma_mean
         sigma = log_sigma.exp()

@@ -197,7 +197,7 @@ def distil(spec: StudentSpec, teacher: Teacher, step: Step | None = None) -> tup
             tensors |= {f"fake/{name}": tensor for name, tensor in loop.fake_optimiser.state.items()}
             tensors["fake"] = loop.fake_optimiser.parameters.values
         state = TrainingState(step.resume, tensors, loop.batches.generators)
-        first = state.resume()
+        first = state.resume(iterations)
         if fake and recipe.fake == "oracle":
             fake.refresh()
     if first == 0:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dmdpipe.artifacts.tables import decode_table
 from dmdpipe.errors import UserError
 
 AGGREGATE = -1
@@ -53,7 +54,7 @@ def read_table(path: Path | str, columns: Sequence[str]) -> pd.DataFrame:
         raise UserError(f"{path}: no such table; has the evidence step run?")
     match path.suffix:
         case ".parquet":
-            table = pd.read_parquet(path)
+            table = decode_table(path.read_bytes(), str(path))
         case ".csv":
             table = pd.read_csv(path)
         case _:

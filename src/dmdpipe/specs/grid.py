@@ -34,6 +34,7 @@ CHOICES = {
 }
 # Places where a name alone may stand for a mapping, and the key that it is short for.
 SHORT_FOR = {"student.recipe": "name", "student.init": "kind"}
+LARGEST_STUDY = 10_000  # students at one scale: above, making the plan alone would take minutes
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def expand(name: str, study: Study, scale_name: str, scale: Scale) -> list[Membe
             )
     _check_seeds_at(f"{source}: scales.{scale_name}.seeds_at", study, overlay)
     check_budgets(scale_name, scale)
-    members = []
+    members: list[Member] = []
     for labels, choices in _points(source, study, overlay, scale_name):
         tree: dict[str, Any] = {}
         for layer in (study.base, *choices, overlay.set):
@@ -101,6 +102,8 @@ def expand(name: str, study: Study, scale_name: str, scale: Scale) -> list[Membe
         cell = parse(Cell, tree, where)
         own = [numbers[labels[axis]] for axis, numbers in overlay.seeds_at.items() if labels[axis] in numbers]
         last = scale.first_seed + max(own, default=overlay.seeds or scale.seeds)
+        if len(members) + last - scale.first_seed > LARGEST_STUDY:
+            raise UserError(f"{source}: at scale {scale_name} it has more than {LARGEST_STUDY} students; take fewer")
         members += [Member(point, seed, resolve(cell, seed, where)) for seed in range(scale.first_seed, last)]
     return members
 

@@ -11,13 +11,37 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from dmdpipe.errors import UserError, did_you_mean
+from dmdpipe.files import read_ordinary
 
 M = TypeVar("M", bound=BaseModel)
 QUOTED = re.compile(r"'([^']*)'")
 
 
+LARGEST_FILE = 2**18  # bytes; ours have some thousands
+LARGEST_INTEGER = 2**63 - 1
+PLAIN_TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "timestamp")
+
+
 class _Loader(yaml.SafeLoader):
-    """Plain types only, and no key twice: YAML would keep the last one and say nothing."""
+    """Plain types only, and no key twice: YAML would keep the last one and say nothing.
+
+    No aliases either: nine of them, each a list of nine times the one before, fill any memory.
+    """
+
+    yaml_constructors = {
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in PLAIN_TAGS
+    }
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(
+                problem=f"the alias '*{event.anchor}' is not allowed; write out what it stands for",
+                problem_mark=event.start_mark,
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -30,24 +54,61 @@ class _Loader(yaml.SafeLoader):
                 seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = int(super().construct_yaml_int(node))
+        if abs(value) > LARGEST_INTEGER:
+            raise yaml.constructor.ConstructorError(problem="an integer is too large", problem_mark=node.start_mark)
+        return value
+
+    def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
+        text = str(super().construct_yaml_str(node))
+        text.encode()  # half a character, as "\ud800", could neither be printed nor stored
+        return text
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_yaml_str)
+
 
 def read_yaml(path: Path) -> Any:
-    """Return the contents of a YAML file (safe loader: plain types only).
+    """Return the contents of a YAML file: plain types, without aliases.
 
     Raises:
-        UserError: if the file is missing, unreadable or not YAML, or has a key twice.
+        UserError: if the file is missing, unreadable, large or not YAML, or has a key twice.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = read_ordinary(path.resolve(), LARGEST_FILE).decode("utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a YAML file there") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Return what a YAML text says: plain types, without aliases.
+
+    Raises:
+        UserError: naming the source and the line, if it is not YAML, or has a key twice.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         where = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path}{where}: not valid YAML ({error.problem})") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the last two: odd scalars, very deep nesting
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+        raise UserError(f"{source}{where}: not valid YAML ({error.problem})") from None
+    # All but the first: odd scalars and keys, very deep nesting.
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
+        raise UserError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from None
 
 
 def parse(model: type[M], value: Any, source: str) -> M:
