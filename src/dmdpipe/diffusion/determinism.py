@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import torch
+from torch import Tensor
 
 
 def exact_torch(threads: int) -> None:
@@ -24,3 +25,12 @@ def exact_torch(threads: int) -> None:
 def generator(seed: int) -> torch.Generator:
     """Return a CPU generator that starts at ``seed``."""
     return torch.Generator().manual_seed(seed)
+
+
+def square_root(x: Tensor) -> Tensor:
+    """Return √x ≥ 0 element by element, to about one unit in the last place, with the same bytes on every CPU.
+
+    ``torch.sqrt`` isn't that on a CPU: MKL refines the CPU's own approximation of 1/√x, which each maker chooses.
+    ``torch.rsqrt`` divides by the CPU's exact root.
+    """
+    return x.rsqrt().reciprocal_()

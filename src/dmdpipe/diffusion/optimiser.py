@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from dmdpipe.diffusion.determinism import square_root
+
 ADAM_EPSILON = 1e-8
 
 
@@ -85,7 +87,7 @@ class FlatOptimiser:
         second.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
         # m̂/(√v̂ + ε) with the bias correction of v pulled out of the denominator: one pass less over the parameters.
         correction = math.sqrt(1 - self.beta2**steps)
-        scale = second.sqrt().add_(ADAM_EPSILON * correction)
+        scale = square_root(second).add_(ADAM_EPSILON * correction)
         values.addcdiv_(first, scale, value=-learning_rate * correction / (1 - self.beta1**steps))
         gradient.zero_()
         return norm

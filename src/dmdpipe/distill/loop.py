@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dmdpipe.diffusion.determinism import exact_torch
+from dmdpipe.diffusion.determinism import exact_torch, square_root
 from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.diffusion.teacher import load_teacher
@@ -117,7 +117,7 @@ class Distillation:
             x, pullback = with_pullback(self.student, self.batches.latent())
             gradient = self._dm_gradient(x, self.fake)
             pullback(gradient * (self.recipe.dm_weight / gradient.numel()))
-            log["dm_gradient"] = gradient.square().mean().sqrt()
+            log["dm_gradient"] = square_root(gradient.square().mean())
         if self.pool:
             z, target = self.pool.draw(self.batches.shape[0], self.batches.generators["regression"])
             answer, pullback = with_pullback(self.student, z)
