@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dmdpipe.artifacts.atomic import write_atomically
-
 FOLDER = ".tickets"
 
 
@@ -31,7 +29,12 @@ class Ticket:
         self._path = self._folder / name
         self._number = secrets.token_hex(16).encode()
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._path, self._number)
+        temporary = self._folder / f".{secrets.token_hex(8)}"
+        try:
+            temporary.write_bytes(self._number)
+            os.replace(temporary, self._path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @property
     def is_valid(self) -> bool:
