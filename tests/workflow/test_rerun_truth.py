@@ -165,7 +165,7 @@ def test_a_seed_more_makes_its_members_alone(finished: Tree) -> None:
 def test_another_scale_makes_its_own_and_loses_nothing(finished: Tree) -> None:
     before = {path: path.read_bytes() for path in (finished / "results").rglob("manifest.json")}
     (finished / "config/scales/minutes.yaml").write_text(SCALE.replace("generator_steps: 4", "generator_steps: 5"))
-    assert finished.would_run("--config", "scale=minutes", "studies=[cells]") == below("student")
+    assert finished.would_run("--config", "scale=minutes") == below("student")
     finished.checkout.edit("config/config.yaml", "scale: seconds", "scale: minutes")
     done = finished.checkout.dmdpipe("run", "--cores", "2", "study_cells")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -175,7 +175,7 @@ def test_another_scale_makes_its_own_and_loses_nothing(finished: Tree) -> None:
 
 def test_an_edit_taken_back_leaves_nothing_to_do(finished: Tree) -> None:
     code("seeds.py")(finished)
-    assert finished.would_run() == EVERYTHING - {"verdicts"} | {"verdicts"}
+    assert finished.would_run() == EVERYTHING - steps("teacher", cells=("linear",))
     finished.checkout.edit("src/dmdpipe/seeds.py", "NEW = 1\n", "")
     assert finished.would_run() == set()
 

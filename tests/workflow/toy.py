@@ -42,7 +42,7 @@ axes:
 """
 CELLS_YAML = "config/studies/cells.yaml"
 SECONDS = "config/scales/seconds.yaml"
-RUN = ("run", "--config", "scale=seconds", "studies=[cells]", "--cores", "2")
+RUN = ("run", "--cores", "2")
 CELLS = ("digits", "ring", "regression", "linear")
 # Which cells' steps there are of each stage: digits and regression share what they are made from.
 SHARED = {"data": "digits", "noise": "digits", "teacher": "digits", "teacher_samples": "digits"}
