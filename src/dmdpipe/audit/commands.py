@@ -24,12 +24,12 @@ audit_app = typer.Typer(
     help="""Check results: what they are, what made them, whether they can be made again.
 
     \b
-    dmdpipe audit verify                     is every file what its manifest says, made by today's config and code?
-    dmdpipe audit explain results/report/…   what a figure was made from, and why it would run again or not
-    dmdpipe audit diff results elsewhere     two trees of results, artifact by artifact
-    dmdpipe audit reproduce --sample 10      run ten random steps again and compare the bytes
-    dmdpipe audit export dimension           a study as a Workflow Run RO-Crate
-    dmdpipe audit accept … --reason "…"      a change of the code is cosmetic: for the record
+    dmdpipe audit verify                                    is every file what its manifest says, and up to date?
+    dmdpipe audit explain results/report/smoke/dimension    what it was made from, and why it would run again
+    dmdpipe audit reproduce --sample 10                     run ten random steps again and compare the bytes
+    dmdpipe audit diff results elsewhere                    two trees of results, artifact by artifact
+    dmdpipe audit accept results/students --reason cosmetic  for the record: a change of the code alters nothing
+    dmdpipe audit export dimension                          a study as a Workflow Run RO-Crate
     """,
 )
 

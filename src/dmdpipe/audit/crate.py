@@ -49,6 +49,7 @@ HOMES = {
     "pandas": "https://pandas.pydata.org/",
     "pyarrow": "https://arrow.apache.org/",
     "safetensors": "https://huggingface.co/docs/safetensors/",
+    "pydantic": "https://docs.pydantic.dev/",
     "sklearn": "https://scikit-learn.org/",
     "matplotlib": "https://matplotlib.org/",
     "papermill": "https://papermill.readthedocs.io/",
