@@ -5,9 +5,8 @@ step runs again under each setting, on those same parents: what differs is the s
 equal letters in a column are equal bytes. "portable less X" leaves one variable out: where it gets the letter of
 "portable", that variable does nothing for the step on this machine.
 
-An emulated CPU (--emulate) is another CPU for all that a program can ask, some 50 times slower. qemu 7.2 knows no
-AVX-512, computes approximate instructions exactly, and crashes in NumPy's sort for AVX2, which the portable mode uses,
-too; on emulated CPUs that sort is therefore left out.
+An emulated CPU (--emulate) is another CPU for all that a program can ask, and much slower. qemu 7.2 knows no AVX-512,
+and computes exactly what real CPUs approximate, each in its own way, such as 1/√x.
 """
 
 from __future__ import annotations
@@ -77,13 +76,15 @@ def chain(generator_steps: int) -> list[PlannedStep]:
 
 
 def run_each(results: Path, generator_steps: int) -> dict[str, dict[str, Any]]:
-    """Run every step below ``results``; return the digests of its files and its seconds, by stage.
+    """Run every step below ``results`` twice; return the digests of its files and the second run's seconds, by stage.
 
-    On finished results children run before their parents: so no step reads what another one has just written.
+    The first run also imports. On finished results children run before their parents: so no step reads what another
+    one has just written.
     """
     steps = chain(generator_steps)
     made = {}
     for step in steps[::-1] if (results / steps[-1].folder).exists() else steps:
+        run_step(step.canonical(), results)
         started = time.perf_counter()
         folder = run_step(step.canonical(), results)
         seconds = time.perf_counter() - started
@@ -95,7 +96,7 @@ def run_each(results: Path, generator_steps: int) -> dict[str, dict[str, Any]]:
 def run_under(variables: dict[str, str], results: Path, generator_steps: int, cpu: str = "") -> dict[str, Any]:
     """Return what ``run_each`` does in a process with these variables, on an emulated CPU if one is named.
 
-    Empty if that process dies, which is said on stderr.
+    Empty, and said on stderr, if the emulated process dies: an emulator may not know every instruction.
     """
     settled = {name for setting in SETTINGS.values() for name in setting}
     environment = {name: value for name, value in os.environ.items() if name not in settled}
@@ -104,8 +105,10 @@ def run_under(variables: dict[str, str], results: Path, generator_steps: int, cp
     if cpu:
         command = [EMULATOR, "-cpu", cpu, *command]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode and not cpu:
+        raise SystemExit(f"a run under {variables} failed:\n{done.stderr}")
     if done.returncode:
-        print(f"{cpu or 'this CPU'}, {variables}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+        print(f"{cpu} under {variables}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
         return {}
     made: dict[str, Any] = json.loads(done.stdout)
     return made
@@ -141,12 +144,10 @@ def letter(made: dict[str, Any] | None, seen: list[Any]) -> str:
 
 def measure_cost(repeats: int) -> None:
     """Print the portable mode's time over the native one's, stage by stage, the two run in turn."""
-    pairs = []
+    compared, pairs = ("native", "portable"), []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
-            pairs.append(
-                [run_under(SETTINGS[name], Path(folder, name), STEPS_TO_TIME) for name in ("native", "portable")]
-            )
+            pairs.append([run_under(SETTINGS[name], Path(folder, name), STEPS_TO_TIME) for name in compared])
     print("\nportable / native    best   median   native seconds")
     for stage in pairs[0][0]:
         native, portable = ([made[stage]["seconds"] for made in side] for side in zip(*pairs, strict=True))

@@ -28,7 +28,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 def square_root(x: Tensor) -> Tensor:
-    """Return √x ≥ 0 element by element, to about one unit in the last place, with the same bytes on every CPU.
+    """Return √x ≥ 0 element by element, to two units in the last place, with the same bytes on every CPU.
 
     ``torch.sqrt`` isn't that on a CPU: MKL refines the CPU's own approximation of 1/√x, which each maker chooses.
     ``torch.rsqrt`` divides by the CPU's exact root.
