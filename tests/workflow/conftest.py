@@ -109,3 +109,10 @@ def finished(finished_once: SmallRun, tmp_path: Path) -> SmallRun:
     """A copy of that checkout, times included, to do anything with."""
     shutil.copytree(finished_once.checkout.folder, tmp_path / "copy", symlinks=True)
     return SmallRun(type(finished_once.checkout)(tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory, new_checkout: Callable[[Path], Any]) -> tuple[Any, Any]:
+    """A checkout in which the default studies have run at smoke scale, and how that ended. Look, but change nothing."""
+    checkout = new_checkout(tmp_path_factory.mktemp("whole") / "checkout")
+    return checkout, checkout.dmdpipe("run", "--config", "scale=smoke", timeout=1_800, PYTHONHASHSEED="0")

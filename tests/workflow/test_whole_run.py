@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,10 @@ COLUMNS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, new_checkout: Callable[[Path], Any]) -> tuple[Any, Any]:
+@pytest.fixture
+def run(whole_run: tuple[Any, Any]) -> tuple[Any, Any]:
     """A checkout in which everything has run, and how that ended."""
-    checkout = new_checkout(tmp_path_factory.mktemp("whole") / "checkout")
-    return checkout, checkout.dmdpipe("run", *SMOKE, timeout=1_800)
+    return whole_run
 
 
 @pytest.fixture

@@ -1,0 +1,264 @@
+"""The audit of a tree: every kind of damage by its kind and place, and nothing said of a tree that is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dmdpipe.artifacts.checked import json_text
+from dmdpipe.artifacts.manifest import sealed
+from dmdpipe.audit.inspection import Kind
+from dmdpipe.audit.verify import Audit, verify_tree
+from dmdpipe.audit.words import audit_page, audit_text
+from dmdpipe.errors import UserError
+
+
+@pytest.fixture
+def own(own_tree: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(own_tree.checkout)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return own_tree
+
+
+def audit(tree: Any, *only: str) -> Audit:
+    return verify_tree(tree.results, only or None)
+
+
+def found(tree: Any) -> set[tuple[str, str]]:
+    """Kind and place of every problem."""
+    return {(str(problem.kind), problem.where) for problem in audit(tree).problems}
+
+
+def reseal(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a manifest and seal it again, as a forger would."""
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    manifest["result"] = sealed(manifest["result"], "result_digest")
+    manifest["provenance"] = sealed(manifest["provenance"], "provenance_digest")
+    path.write_text(json_text(manifest))
+
+
+def name(tree: Any, path: Path) -> str:
+    return path.relative_to(tree.results).as_posix()
+
+
+def test_a_whole_tree_has_no_problems_and_one_root(own: Any) -> None:
+    result = audit(own)
+    assert result.problems == () and result.notes == ()
+    manifests = list(own.results.rglob("manifest.json"))
+    assert result.steps == len(manifests) == 15
+    payload = [p for m in manifests for p in m.parent.iterdir() if p.name not in ("manifest.json", "run.json")]
+    assert result.size == sum(path.stat().st_size for path in payload)
+    (root,) = result.roots
+    leaf = json.loads((own.results / "studies/dimension/tiny/manifest.json").read_text())
+    assert (root.study, root.scale) == ("dimension", "tiny")
+    assert root.result == leaf["result"]["result_digest"]
+    assert root.provenance == leaf["provenance"]["provenance_digest"]
+    assert root.result in audit_text(result) and "no problems" in audit_text(result)
+    assert root.result in audit_page(result, "tiny") and "no problems" in audit_page(result, "tiny")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def link(path: Path) -> None:
+    shutil.copy(path, path.parents[4] / "copy")
+    path.unlink()
+    path.symlink_to(path.parents[4] / "copy")
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind"),
+    [
+        (flip, "tampered"),
+        (cut, "truncated"),
+        (lengthen, "tampered"),
+        (Path.unlink, "missing"),
+        (link, "tampered"),
+        (pipe, "tampered"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["students", "studies"])
+def test_damage_to_a_payload_file_is_named(own: Any, damage: Callable[[Path], None], kind: str, stage: str) -> None:
+    path = own.folder(stage) / ("snapshots.safetensors" if stage == "students" else "results.csv")
+    damage(path)
+    assert found(own) == {(kind, name(own, path))}
+
+
+def test_a_damaged_manifest_and_one_of_another_version_are_told_apart(own: Any) -> None:
+    damaged, old = own.folder("data") / "manifest.json", own.folder("metrics") / "manifest.json"
+    flip(damaged)
+    old.write_text(old.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    assert found(own) == {("tampered", name(own, damaged)), ("unknown schema", name(own, old))}
+    assert "has schema version 1, this dmdpipe reads 2" in audit_text(audit(own))
+
+
+def test_what_belongs_to_no_step_is_an_orphan(own: Any) -> None:
+    (own.folder("students") / "notes.txt").write_text("x")
+    (own.results / "stray.bin").write_text("x")
+    (own.results / "data/empty").mkdir()
+    (own.results / "teachers/link").symlink_to(own.results / "data")
+    for expected in ("logs/x.log", ".tmp/a/b", "report/tiny/report.html", "report/tiny/audit.html"):
+        (own.results / expected).parent.mkdir(parents=True, exist_ok=True)
+        (own.results / expected).write_text("x")
+    places = {f"{name(own, own.folder('students'))}/notes.txt", "stray.bin", "data/empty", "teachers/link"}
+    assert found(own) == {("orphan", place) for place in places}
+
+
+def test_a_step_in_another_steps_folder_is_tampered(own: Any) -> None:
+    one, other = sorted(path.parent for path in own.results.glob("students/*/manifest.json"))
+    one.rename(own.results / "kept")
+    other.rename(one)
+    (own.results / "kept").rename(other)
+    # Neither lies where it belongs, and what was made from them finds others there.
+    assert {"tampered", "stale parent"} <= {kind for kind, _ in found(own)}
+    assert {("tampered", f"{name(own, folder)}/manifest.json") for folder in (one, other)} <= found(own)
+
+
+def test_a_forged_payload_shows_in_what_was_made_from_it(own: Any) -> None:
+    """Sealed anew in itself, but its children know its digest."""
+    teacher = own.folder("teachers")
+    content = (teacher / "model.safetensors").read_bytes()
+    (teacher / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+    def forge(manifest: dict[str, Any]) -> None:
+        import hashlib
+
+        data = (teacher / "model.safetensors").read_bytes()
+        manifest["result"]["payload"]["model.safetensors"]["sha256"] = hashlib.sha256(data).hexdigest()
+
+    reseal(teacher / "manifest.json", forge)
+    kinds = found(own)
+    assert {kind for kind, _ in kinds} == {"stale parent"}
+    assert {place.partition("/")[0] for _, place in kinds} == {"students", "teacher_samples"}
+
+
+def test_a_forged_provenance_shows_too(own: Any) -> None:
+    def forge(manifest: dict[str, Any]) -> None:
+        manifest["provenance"]["environment"]["python"] = "3.99"
+
+    reseal(own.folder("data") / "manifest.json", forge)
+    kinds = {kind for kind, _ in found(own)}
+    assert kinds == {"stale parent", "foreign environment"}
+
+
+def test_parents_that_are_not_those_of_the_spec_are_tampered(own: Any) -> None:
+    def forge(manifest: dict[str, Any]) -> None:
+        del manifest["result"]["parents"]["data"]
+        del manifest["provenance"]["parents"]["data"]
+
+    path = own.folder("teachers") / "manifest.json"
+    reseal(path, forge)
+    assert ("tampered", name(own, path)) in found(own)
+
+
+def test_a_payload_that_its_stage_does_not_write_is_tampered(own: Any) -> None:
+    def forge(manifest: dict[str, Any]) -> None:
+        del manifest["result"]["payload"]["history.parquet"]
+
+    path = own.folder("students") / "manifest.json"
+    reseal(path, forge)
+    assert ("tampered", name(own, path)) in found(own)
+
+
+def test_a_parent_that_is_gone_is_missing(own: Any) -> None:
+    folder = own.folder("noise")
+    shutil.rmtree(folder)
+    assert found(own) == {("missing", name(own, folder))}
+    assert audit(own).roots == ()
+
+
+def test_a_step_made_from_itself_is_a_cycle(own: Any) -> None:
+    folder = own.folder("data")
+
+    def forge(manifest: dict[str, Any]) -> None:
+        manifest["result"]["parents"]["self"] = {"folder": name(own, folder), "result_digest": "0" * 64}
+        manifest["provenance"]["parents"]["self"] = "0" * 64
+
+    reseal(folder / "manifest.json", forge)
+    assert ("cycle", name(own, folder)) in found(own)
+
+
+def test_another_configuration_is_named_key_by_key(own: Any) -> None:
+    scale = own.checkout / "config/scales/tiny.yaml"
+    scale.write_text(scale.read_text().replace("student.generator_steps: 5", "student.generator_steps: 6"))
+    result = audit(own)
+    kinds = {(str(problem.kind), problem.where.partition("/")[0]) for problem in result.problems}
+    assert kinds == {("stale config", stage) for stage in ("students", "pairs", "metrics", "studies")}
+    said = {problem.what for problem in result.problems if problem.where.startswith("students/")}
+    assert said == {"no study asks for it today; the nearest that one does differs in generator_steps: 5 → 6"}
+
+
+def test_steps_that_nobody_asks_for_or_uses_are_orphans(own: Any) -> None:
+    study = own.checkout / "config/studies/dimension.yaml"
+    study.write_text(study.read_text().replace('["4", "16"]', '["4"]'))
+    shutil.rmtree(own.results / "studies")
+    kinds = found(own)
+    assert {kind for kind, _ in kinds} == {"orphan", "stale config"}
+    assert {place.partition("/")[0] for kind, place in kinds if kind == "orphan"} == {"metrics"}
+
+
+def test_only_a_lineage_is_audited_if_one_is_named(own: Any) -> None:
+    one, other = sorted(path.parent for path in own.results.glob("students/*/manifest.json"))
+    flip(other / "snapshots.safetensors")
+    assert audit(own, name(own, one)).problems == ()
+    assert audit(own, name(own, one)).steps == 3
+    assert [problem.kind for problem in audit(own, name(own, other)).problems] == [Kind.tampered]
+
+
+def test_other_locks_are_a_foreign_environment(own: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks/base.txt").write_text("numpy==0\n")
+    monkeypatch.setenv("DMDPIPE_LOCKS", str(tmp_path / "locks"))
+    assert {kind for kind, _ in found(own)} == {"foreign environment"}
+    # One cause, one line, however many steps it concerns.
+    assert audit_text(audit(own)).count("foreign environment: ") == 1
+
+
+def test_an_empty_folder_is_no_results(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no results"):
+        verify_tree(tmp_path)
+
+
+def test_the_command_says_by_its_status_what_it_found(own: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from dmdpipe import cli
+
+    def run(*words: str) -> tuple[int, str, str]:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+            patch.setattr("sys.argv", ["dmdpipe", "audit", "verify", *words])
+            cli.main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    assert run() == (0, audit_text(audit(own)).replace(str(own.results), "results") + "\n", "")
+    path = own.folder("students") / "history.parquet"
+    flip(path)
+    status, out, _ = run(str(own.results), "--format", "json")
+    (said,) = json.loads(out)
+    assert status == 1
+    assert [(problem["kind"], problem["where"]) for problem in said["problems"]] == [("tampered", name(own, path))]
+    assert run(str(path))[0] == 1
+    assert run(str(own.folder("data")))[0] == 0
+    status, out, err = run("nowhere")
+    assert status == 2 and out == "" and err.count("\n") == 1
