@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import os
@@ -38,6 +39,7 @@ from dmdpipe.specs.problems import parse_yaml
 from dmdpipe.tables import VERDICT_COLUMNS, read_table, verdict_text
 
 PLAN = "DMDPIPE_PLAN"
+PR_SET_PDEATHSIG = 1
 MOST_ROUNDS = 3
 MOST_REASONS = 5
 # Beginnings of the options with which Snakemake runs nothing, or less than everything.
@@ -259,10 +261,12 @@ def _snakemake(arguments: list[str]) -> int:
     """Run Snakemake and return its exit status; SIGINT and SIGTERM both stop it and its jobs as Ctrl-C would.
 
     In a process group of its own, so that a signal reaches it once. Never as SIGTERM, whose handler in Snakemake waits
-    for a lock that the interrupted code may be holding.
+    for a lock that the interrupted code may be holding. If this process is killed it dies, too: left alone, it would
+    delete what its failing jobs had promised, in the middle of the next run.
     """
     given = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen([sys.executable, "-m", "snakemake", *arguments], process_group=0)
+    command = [sys.executable, "-m", "snakemake", *arguments]
+    process = subprocess.Popen(command, process_group=0, preexec_fn=_die_with_parent)
 
     def stop(number: int, frame: object) -> None:
         with suppress(ProcessLookupError):
@@ -276,6 +280,12 @@ def _snakemake(arguments: list[str]) -> int:
     finally:
         signal.signal(signal.SIGINT, given)
         signal.signal(signal.SIGTERM, terminated)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends; on Linux only, elsewhere nothing."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def _write_plan(statuses: Mapping[str, Status], results: Path) -> None:
