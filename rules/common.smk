@@ -41,14 +41,14 @@ def planned(stage, wildcards):
 def parents_of(stage):
     """Input function of a rule: the manifests of the step's parents.
 
-    `dmdpipe run` has read all manifests and forces the steps that they show to be stale. To all others their parents
-    are ancient: neither times of files nor a parent that is mended make them run again.
+    `dmdpipe run` has read all manifests and forces the steps that they show to be stale. All others need nothing, so
+    that neither times of files nor a parent that is mended make them run again.
     """
 
     def parents(wildcards):
         step = planned(stage, wildcards)
         manifests = [manifest_of(parent) for parent in step.parents.values()]
-        return manifests if TO_RUN is None or manifest_of(step) in TO_RUN else [ancient(path) for path in manifests]
+        return manifests if TO_RUN is None or manifest_of(step) in TO_RUN else []
 
     return parents
 

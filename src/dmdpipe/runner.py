@@ -49,7 +49,7 @@ LESS_THAN_ALL = (
     *("--cleanup", "--until", "-U", "--omit-from", "-O", "--batch", "--containerize", "--print", "--edit", "--draft"),
 )
 # Those of them with which steps are planned, and shown or run.
-STILL_PLANS = (*("-n", "--dry", "--until", "-U", "--omit-from", "-O", "--batch", "--dag", "--d3dag", "--rulegraph"),)
+STILL_PLANS = ("-n", "--dry", "--until", "-U", "--omit-from", "-O", "--batch")
 
 
 def run_workflow(arguments: list[str]) -> int:
@@ -100,6 +100,7 @@ def _run_steps(arguments: list[str], steps: list[PlannedStep], results: Path) ->
             status = _snakemake(with_forced(arguments, to_force(statuses.values(), results)))
         if status or is_idle or are_current(assess(steps, results, acceptances)):
             break
+    os.environ.pop(PLAN)
     return status
 
 
@@ -109,17 +110,19 @@ def are_current(statuses: Mapping[str, Status]) -> bool:
 
 
 def to_force(statuses: Collection[Status], results: Path) -> list[str]:
-    """Return the manifests of all steps that are not current, or the rule's name where these are all of its steps."""
+    """Return what to force, as manifests or names of rules, so that exactly the steps that are not current run.
+
+    A rule of which every step must run is forced by its name, which keeps the command line short. A step that nothing
+    else to run needs must be named itself: to the steps that are current Snakemake sees no way.
+    """
     of_stage: dict[str, list[Status]] = {}
     for status in statuses:
         of_stage.setdefault(status.step.stage, []).append(status)
-    names = []
-    for stage, planned in of_stage.items():
-        stale = [status for status in planned if status.state is not State.current]
-        # One name instead of thousands keeps the command line short.
-        all_are = len(stale) == len(planned)
-        names += [stage] if all_are else [f"{results}/{status.step.folder}/manifest.json" for status in stale]
-    return names
+    stale = [status.step for status in statuses if status.state is not State.current]
+    needed = {parent.folder for step in stale for parent in step.parents.values()}
+    whole = {stage for stage, all_of in of_stage.items() if all(s.state is not State.current for s in all_of)}
+    by_file = [step for step in stale if step.stage not in whole or step.folder not in needed]
+    return [*sorted(whole), *(f"{results}/{step.folder}/manifest.json" for step in by_file)]
 
 
 def with_forced(arguments: list[str], names: list[str]) -> list[str]:
@@ -158,7 +161,7 @@ def plans_steps(arguments: list[str]) -> bool:
 
 def runs_nothing(arguments: list[str]) -> bool:
     """Whether the arguments ask for a look at what would run."""
-    return any(word.startswith(("-n", "--dry", "--dag", "--d3dag", "--rulegraph")) for word in arguments)
+    return any(word.startswith(("-n", "--dry")) for word in arguments)
 
 
 def is_led_by_a_parent(status: Status) -> bool:

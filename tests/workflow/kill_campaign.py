@@ -12,6 +12,7 @@ choices, though not the moments to the microsecond.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import shutil
 import signal
@@ -56,6 +57,8 @@ def campaign(kills: int, choices: random.Random, folder: Path) -> int:
     seconds = time.monotonic() - started
     expected = published(whole)
     print(f"an undisturbed run takes {seconds:.1f} s and publishes {len(expected)} files", flush=True)
+    manifests = [json.loads(content) for name, content in expected.items() if name.endswith("manifest.json")]
+    stage_of = {manifest["result"]["digest"]: manifest["result"]["stage"] for manifest in manifests}
     failures = 0
     running: Counter[str] = Counter()
     for trial in range(kills):
@@ -67,7 +70,7 @@ def campaign(kills: int, choices: random.Random, folder: Path) -> int:
             take_steps_away(tree, choices)
         victim = choices.choice(VICTIMS)
         after = choices.uniform(0.5, seconds if from_nothing else 0.7 * seconds)
-        stages = kill(tree, victim, after, choices)
+        stages = kill(tree, victim, after, choices, stage_of)
         running.update(stages)
         done = tree.checkout.dmdpipe(*RUN)
         found = published(tree)
@@ -90,7 +93,7 @@ def take_steps_away(tree: Tree, choices: random.Random) -> None:
             shutil.rmtree(manifest.parent)
 
 
-def kill(tree: Tree, victim: str, after: float, choices: random.Random) -> list[str]:
+def kill(tree: Tree, victim: str, after: float, choices: random.Random, stage_of: dict[str, str]) -> list[str]:
     """Start a run, kill what ``victim`` says after some seconds, and return the stages that were running then."""
     command = [str(Path(sys.executable).with_name("dmdpipe")), *RUN]
     options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
@@ -101,7 +104,7 @@ def kill(tree: Tree, victim: str, after: float, choices: random.Random) -> list[
             pass
         else:
             return []
-        stages = sorted({path.name for path in (tree / "results/.tmp").glob("*/*") if path.is_dir()})
+        stages = sorted({stage_of[path.name.partition("-")[0]] for path in (tree / "results/.tmp").glob("*-*-*")})
         family = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
         if victim in ("terminated", "interrupted"):
             run.send_signal(signal.SIGTERM if victim == "terminated" else signal.SIGINT)
