@@ -4,9 +4,9 @@ import sys
 
 from dmdpipe.artifacts.dag import plan_run
 from dmdpipe.artifacts.stages import find_stage
+from dmdpipe.audit.status import steps_to_run
 from dmdpipe.errors import UserError
 from dmdpipe.forking import client
-from dmdpipe.runner import steps_to_run
 
 try:
     RUN = plan_run(config)

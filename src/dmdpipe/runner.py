@@ -29,7 +29,7 @@ from dmdpipe.artifacts.ticket import FOLDER as TICKETS
 from dmdpipe.audit.accepted import read_acceptances
 from dmdpipe.audit.differences import few
 from dmdpipe.audit.inspection import Kind
-from dmdpipe.audit.status import State, Status, assess
+from dmdpipe.audit.status import PLAN, State, Status, assess
 from dmdpipe.audit.verify import verify_tree
 from dmdpipe.audit.words import audit_page, problem_lines, summary_lines
 from dmdpipe.cost import seconds_by_rule
@@ -38,7 +38,6 @@ from dmdpipe.forking.server import fork_server
 from dmdpipe.specs.problems import parse_yaml
 from dmdpipe.tables import VERDICT_COLUMNS, read_table, verdict_text
 
-PLAN = "DMDPIPE_PLAN"
 PR_SET_PDEATHSIG = 1
 MOST_ROUNDS = 3
 MOST_REASONS = 5
@@ -95,12 +94,15 @@ def _run_steps(arguments: list[str], steps: list[PlannedStep], results: Path) ->
         statuses = assess(steps, results, acceptances)
         _write_plan(statuses, results)
         _say_what_is_out_of_date(statuses)
-        is_idle = runs_nothing(arguments) or (are_current(statuses) and not forces(arguments))
+        is_forced = forces(arguments)
+        if is_forced:
+            os.environ.pop(PLAN)  # what is forced may lie behind steps that are current
+        is_idle = runs_nothing(arguments) or (are_current(statuses) and not is_forced)
         with nullcontext() if is_idle else fork_server():
             status = _snakemake(with_forced(arguments, to_force(statuses.values(), results)))
         if status or is_idle or are_current(assess(steps, results, acceptances)):
             break
-    os.environ.pop(PLAN)
+    os.environ.pop(PLAN, None)
     return status
 
 
@@ -306,12 +308,6 @@ def _write_plan(statuses: Mapping[str, Status], results: Path) -> None:
     with failures_told(results):
         write_atomically(folder / "plan.json", json.dumps(plan).encode())
     os.environ[PLAN] = str(folder / "plan.json")
-
-
-def steps_to_run() -> set[str] | None:
-    """Return the manifests of the steps that this run wants made, for the rules; None outside of ``dmdpipe run``."""
-    path = os.environ.get(PLAN)
-    return set(json.loads(Path(path).read_text())["reasons"]) if path else None
 
 
 def _report(run_plan: RunPlan, results: Path, overrides: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from toy import (
     EVERYTHING,
     PAGES,
     REPORT,
+    RUN,
     SCALE,
     SECONDS,
     Tree,
@@ -193,6 +194,11 @@ def test_another_lock_reruns_nothing_and_is_reported(finished: Tree) -> None:
         lock.write("# another\n")
     assert finished.must_run() == set()
     assert set(finished.verify()) == {"foreign environment"}
+
+
+def test_everything_runs_again_if_that_is_forced(finished: Tree) -> None:
+    shown = finished.checkout.dmdpipe(*RUN, "-n", "--forceall")
+    assert f" {len(EVERYTHING) + 1}  steps to do" in shown.stdout + shown.stderr  # and the target
 
 
 # Results that were copied, moved, touched

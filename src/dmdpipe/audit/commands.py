@@ -6,7 +6,8 @@ import json
 import secrets
 import shutil
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -66,7 +67,10 @@ def verify(
     from dmdpipe.audit.verify import verify_tree
     from dmdpipe.audit.words import audit_json, audit_text
 
-    audits = [verify_tree(results, only) for results, only in trees_of(paths or [results_folder()])]
+    audits = []
+    for results, only in trees_of(paths or [results_folder()]):
+        with progress_bar() as progress:
+            audits.append(verify_tree(results, only, progress=progress))
     if form is Format.json:
         typer.echo(json.dumps([audit_json(audit) for audit in audits], indent=1))
     else:
@@ -140,7 +144,8 @@ def diff(
     from dmdpipe.audit.diff import diff_trees
     from dmdpipe.audit.diff_text import diff_json, diff_table, diff_text
 
-    comparisons = diff_trees(run_a, run_b)
+    with progress_bar() as progress:
+        comparisons = diff_trees(run_a, run_b, progress)
     match form:
         case Format.table:
             typer.echo(diff_text(comparisons))
@@ -275,6 +280,20 @@ def bundle(
     archive = output or Path(f"{bundle_name(step)}.tar.gz")
     write_bundle(step, archive, today=today)
     typer.echo(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB; unpack it, then: python rerun.py")
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[int, int], None]]:
+    """Show on a terminal how many steps are done; the block is given what to tell: how many, and how many of them."""
+    from tqdm import tqdm
+
+    with tqdm(disable=None, leave=False, unit="step") as bar:
+
+        def tell(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield tell
 
 
 def trees_of(paths: list[Path]) -> list[tuple[Path, list[str] | None]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
@@ -69,11 +69,24 @@ class Inspection:
         return self.manifest is not None and all(problem.kind is Kind.orphan for problem in self.problems)
 
 
-def inspect_steps(results: Path, folders: Iterable[str]) -> dict[str, Inspection]:
-    """Return the inspection of every folder below the root of the results, on all cores."""
+def inspect_steps(
+    results: Path, folders: Iterable[str], progress: Callable[[int, int], None] | None = None
+) -> dict[str, Inspection]:
+    """Return the inspection of every folder below the root of the results, on all cores.
+
+    Args:
+        results: the root of the results.
+        folders: of steps.
+        progress: is told how many folders are done, and how many there are.
+    """
     names = list(folders)
+    found = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(names, pool.map(lambda folder: inspect_step(results, folder), names), strict=True))
+        for name, inspection in zip(names, pool.map(lambda folder: inspect_step(results, folder), names), strict=True):
+            found[name] = inspection
+            if progress:
+                progress(len(found), len(names))
+    return found
 
 
 def inspect_step(results: Path, folder: str) -> Inspection:

@@ -6,6 +6,8 @@ and touched, and are adopted wherever they lie.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,6 +18,9 @@ from dmdpipe.artifacts.plan import PlannedStep
 from dmdpipe.audit.accepted import Acceptances
 from dmdpipe.audit.differences import code_differences, spec_differences
 from dmdpipe.audit.inspection import Inspection, Kind, inspect_steps
+
+# Names the file with the steps that a run wants made, for the rules.
+PLAN = "DMDPIPE_PLAN"
 
 
 class State(StrEnum):
@@ -128,3 +133,9 @@ def _parent_reason(role: str, parent: Status, manifest: Manifest) -> str | None:
         if manifest.provenance.parents.get(role) != parent.manifest.provenance.provenance_digest:
             return f"{name} was made again, by other code or in another environment, since"
     return None
+
+
+def steps_to_run() -> set[str] | None:
+    """Return the manifests of the steps that this run wants made, for the rules; None outside of ``dmdpipe run``."""
+    path = os.environ.get(PLAN)
+    return set(json.loads(Path(path).read_text())["reasons"]) if path else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,7 +93,12 @@ class _Findings:
         return inspection.manifest if inspection else None
 
 
-def verify_tree(results: Path, only: Iterable[str] | None = None, config: Path = CONFIG_FOLDER) -> Audit:
+def verify_tree(
+    results: Path,
+    only: Iterable[str] | None = None,
+    config: Path = CONFIG_FOLDER,
+    progress: Callable[[int, int], None] | None = None,
+) -> Audit:
     """Audit every step below the root of the results, or some of them with all that they were made from.
 
     Every payload file and manifest is hashed; every chain of parents is walked; every step is compared with what the
@@ -104,6 +109,7 @@ def verify_tree(results: Path, only: Iterable[str] | None = None, config: Path =
         results: the root of the results.
         only: folders of steps below it; everything, and also what belongs to no step, if left out.
         config: the configuration folder.
+        progress: is told how many steps are hashed, and how many there are.
 
     Raises:
         UserError: if there are no results, the configuration is wrong, or a folder in ``only`` is no step.
@@ -112,7 +118,7 @@ def verify_tree(results: Path, only: Iterable[str] | None = None, config: Path =
     if not folders and only is None:
         raise UserError(f"{results}: holds no results; make some with ./run, or name their folder")
     chosen = folders if only is None else lineage(results, only)
-    inspections = inspect_steps(results, chosen)
+    inspections = inspect_steps(results, chosen, progress)
     try:
         acceptances = read_acceptances(results)
         damage = None
