@@ -64,6 +64,14 @@ def fill(disk: Path) -> None:
             pass
 
 
+def came_out(published: dict[str, bytes]) -> dict[str, Any]:
+    """Every file, and of manifests what came out: the script that fills the disk is other code."""
+    return {
+        name: json.loads(content)["result"] if name.endswith("manifest.json") else content
+        for name, content in published.items()
+    }
+
+
 def test_a_disk_that_fills_up_in_the_middle_of_a_run(small_disk: Path, finished_once: Any, unfinished: Any) -> None:
     """Teachers fit, students do not; with room again, the run ends in the bytes of one that nothing disturbed."""
     (unfinished / "results").symlink_to(small_disk)
@@ -92,5 +100,5 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_run(small_disk: Path, finished_
     unfinished.run()
     after = unfinished.published()
     assert {name: after[name] for name in before} == before
-    assert after == finished_once.published()
+    assert came_out(after) == came_out(finished_once.published())
     assert json.loads(next((unfinished / "results/students").glob("*/run.json")).read_text())["seconds"] > 0
