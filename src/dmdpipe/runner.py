@@ -19,6 +19,7 @@ from typing import Any
 
 from dmdpipe.artifacts import portable
 from dmdpipe.artifacts.atomic import write_atomically
+from dmdpipe.artifacts.checked import read_bytes
 from dmdpipe.artifacts.dag import RunPlan, plan_run, steps_below
 from dmdpipe.artifacts.disk import failures_told
 from dmdpipe.artifacts.environment import ONE_THREAD
@@ -326,8 +327,10 @@ def _report(run_plan: RunPlan, results: Path, overrides: dict[str, Any]) -> None
     print(f"\nverdicts ({run_plan.config.scale} scale)\n")
     print(verdict_text(read_table(verdicts / "verdicts.csv", VERDICT_COLUMNS)))
     audit = verify_tree(results)
+    page = audit_page(audit, run_plan.config.scale).encode()
     with failures_told(folder):
-        write_atomically(folder / "audit.html", audit_page(audit, run_plan.config.scale).encode())
+        if not (folder / "audit.html").exists() or read_bytes(folder / "audit.html") != page:
+            write_atomically(folder / "audit.html", page)
     print("\naudit\n")
     for line in [*problem_lines(audit), *summary_lines(audit, run_plan.config.scale)]:
         print(line)

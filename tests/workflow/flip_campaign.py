@@ -59,13 +59,13 @@ def campaign(results: Path, flips: int, choices: random.Random) -> list[str]:
                 by_type.setdefault(kind, []).append(path)
     missed = []
     tried: Counter[str] = Counter()
-    for _ in range(flips):
+    while tried.total() < flips:
         kind = choices.choice(sorted(by_type))
         path = choices.choice(by_type[kind])
         before = path.read_bytes()
         way = damage(path, choices.choice(WAYS), by_type[kind], choices)
         if path.exists() and path.read_bytes() == before:
-            continue
+            continue  # a file swapped with an equal one
         tried[f"{kind} {way}"] += 1
         folder = path.parent.relative_to(results).as_posix()
         name = f"{path.relative_to(results)} {way}"

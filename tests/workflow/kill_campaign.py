@@ -29,7 +29,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from checkouts import copy_checkout
-from toy import RUN, Tree, new_tree, published
+from toy_study import RUN, Tree, new_tree, published
 
 VICTIMS = ("everything", "everything", "controllers", "one step", "terminated", "interrupted")
 

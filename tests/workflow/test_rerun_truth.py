@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy import (
+from toy_study import (
     CELLS_YAML,
     EVERYTHING,
     PAGES,
