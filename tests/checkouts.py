@@ -11,6 +11,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("config", "envs", "profiles", "reports", "rules", "src", "workflow", "Snakefile")
+TINY = """
+title: Seconds, for tests
+seeds: 1
+set:
+  data.n_train: 500
+  data.n_held_out: 100
+  score.steps: 20
+  sampler.steps: 8
+  student.generator_steps: 5
+  student.snapshots: 3
+  bank.n_paired: 64
+  bank.n_held_out: 256
+  bank.n_reference_sets: 2
+"""
+TINY_GRID = """
+  tiny:
+    axes: {d: ["4", "16"]}
+"""
 
 
 @dataclass(frozen=True)
@@ -65,3 +83,10 @@ def copy_checkout(target: Path) -> Checkout:
             target.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target / part)
     return Checkout(target)
+
+
+def add_tiny_scale(checkout: Checkout) -> None:
+    """Give the study `dimension` a scale of seconds, `tiny`: two points, one student for each."""
+    (checkout / "config/scales/tiny.yaml").write_text(TINY)
+    with (checkout / "config/studies/dimension.yaml").open("a") as study:
+        study.write(TINY_GRID)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,27 @@ def new_checkout() -> Callable[[Path], Checkout]:
 def checkout(tmp_path: Path) -> Checkout:
     """A fresh copy of the checkout."""
     return copy_checkout(tmp_path / "checkout")
+
+
+@pytest.fixture
+def new_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Make a disk of so many bytes, to fill or to forbid; the test is skipped where nothing may be mounted."""
+    disk = tmp_path / "disk"
+
+    def mount(size: int) -> Path:
+        disk.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+        try:
+            mounted = subprocess.run(command, capture_output=True, text=True)
+        except OSError as error:
+            pytest.skip(f"cannot mount a disk here: {error}")
+        if mounted.returncode:
+            pytest.skip(f"cannot mount a disk here: {mounted.stderr.strip()}")
+        return disk
+
+    yield mount
+    if disk.is_mount():
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 @pytest.fixture(scope="session")

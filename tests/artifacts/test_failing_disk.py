@@ -59,19 +59,9 @@ def assert_refused(results: Path, words: str, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(new_disk: Callable[[int], Path]) -> Path:
     """A disk of one MiB of its own."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={MIB}", "tmpfs", str(disk)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, text=True)
-    except OSError as error:
-        pytest.skip(f"cannot mount a disk here: {error}")
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a disk here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    return new_disk(MIB)
 
 
 @pytest.mark.parametrize("has_old", [False, True])

@@ -11,30 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkouts import add_tiny_scale
 
 from dmdpipe.artifacts.checked import json_text
 from dmdpipe.artifacts.manifest import sealed
 from dmdpipe.audit.tree import Artifact, read_artifact
 
 ROOT = Path(__file__).parents[2]
-TINY = """
-title: Seconds, for tests
-seeds: 1
-set:
-  data.n_train: 500
-  data.n_held_out: 100
-  score.steps: 20
-  sampler.steps: 8
-  student.generator_steps: 5
-  student.snapshots: 3
-  bank.n_paired: 64
-  bank.n_held_out: 256
-  bank.n_reference_sets: 2
-"""
-TINY_GRID = """
-  tiny:
-    axes: {d: ["4", "16"]}
-"""
 MAKE = """
 from dmdpipe.artifacts.dag import plan_study, steps_below
 from dmdpipe.artifacts.step import run_step
@@ -75,9 +58,7 @@ def plant(folder: Path, name: str, content: bytes) -> None:
 def tree(tmp_path_factory: pytest.TempPathFactory, new_checkout: Callable[[Path], Any]) -> Tree:
     """Look, but change nothing."""
     checkout = new_checkout(tmp_path_factory.mktemp("audited") / "checkout")
-    (checkout / "config/scales/tiny.yaml").write_text(TINY)
-    with (checkout / "config/studies/dimension.yaml").open("a") as study:
-        study.write(TINY_GRID)
+    add_tiny_scale(checkout)
     shutil.copy(ROOT / "LICENSE", checkout / "LICENSE")
     done = checkout.python(MAKE)
     assert done.returncode == 0, done.stderr

@@ -13,25 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkouts import add_tiny_scale
 
-TINY = """
-title: Seconds, for tests
-seeds: 1
-set:
-  data.n_train: 500
-  data.n_held_out: 100
-  score.steps: 20
-  sampler.steps: 8
-  student.generator_steps: 5
-  student.snapshots: 3
-  bank.n_paired: 64
-  bank.n_held_out: 256
-  bank.n_reference_sets: 2
-"""
-TINY_GRID = """
-  tiny:
-    axes: {d: ["4", "16"]}
-"""
 ARGUMENTS = ("--config", "scale=tiny", "--cores", "2")
 
 
@@ -84,9 +67,7 @@ class SmallRun:
 
 
 def new_small_run(checkout: Any) -> SmallRun:
-    (checkout / "config/scales/tiny.yaml").write_text(TINY)
-    with (checkout / "config/studies/dimension.yaml").open("a") as study:
-        study.write(TINY_GRID)
+    add_tiny_scale(checkout)
     return SmallRun(checkout)
 
 
