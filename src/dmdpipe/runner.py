@@ -26,7 +26,7 @@ from dmdpipe.artifacts.environment import ONE_THREAD
 from dmdpipe.artifacts.links import refuse_links
 from dmdpipe.artifacts.plan import PlannedStep
 from dmdpipe.artifacts.stages import STAGES
-from dmdpipe.artifacts.ticket import FOLDER as TICKETS
+from dmdpipe.artifacts.ticket import void_tickets
 from dmdpipe.audit.accepted import read_acceptances
 from dmdpipe.audit.differences import few
 from dmdpipe.audit.inspection import Kind
@@ -36,20 +36,19 @@ from dmdpipe.audit.words import audit_page, problem_lines, summary_lines
 from dmdpipe.cost import seconds_by_rule
 from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.forking.server import fork_server
-from dmdpipe.specs.problems import parse_yaml
+from dmdpipe.snakemake_arguments import (
+    config_overrides,
+    forces,
+    plans_all_steps,
+    plans_steps,
+    runs_nothing,
+    with_forced,
+)
 from dmdpipe.tables import VERDICT_COLUMNS, read_table, verdict_text
 
 PR_SET_PDEATHSIG = 1
 MOST_ROUNDS = 3
 MOST_REASONS = 5
-# Beginnings of the options with which Snakemake runs nothing, or less than everything.
-LESS_THAN_ALL = (
-    *("-n", "--dry", "--list", "--version", "-v", "--unlock", "--lint", "--dag", "--rulegraph", "--filegraph"),
-    *("--d3dag", "--summary", "-S", "--detailed-summary", "-D", "--report", "--archive", "--touch", "-t", "--delete"),
-    *("--cleanup", "--until", "-U", "--omit-from", "-O", "--batch", "--containerize", "--print", "--edit", "--draft"),
-)
-# Those of them with which steps are planned, and shown or run.
-STILL_PLANS = ("-n", "--dry", "--until", "-U", "--omit-from", "-O", "--batch")
 
 
 def run_workflow(arguments: list[str]) -> int:
@@ -71,9 +70,9 @@ def run_workflow(arguments: list[str]) -> int:
     refuse_links(results)
     _check_snakemake_folder()
     with _alone(results):
-        # Jobs that an earlier run left behind lose their folders and the right to publish.
-        for leftover in (".tmp", TICKETS):
-            shutil.rmtree(results / leftover, ignore_errors=True)
+        # Jobs that an earlier run left behind lose the right to publish, and then their folders.
+        void_tickets(results)
+        shutil.rmtree(results / ".tmp", ignore_errors=True)
         os.environ.update({**ONE_THREAD, "DMDPIPE_RESULTS": str(results)})
         if os.environ.get(portable.SWITCH) == "1":
             os.environ.update(portable.VARIABLES)
@@ -86,30 +85,39 @@ def run_workflow(arguments: list[str]) -> int:
 def _run_steps(arguments: list[str], steps: list[PlannedStep], results: Path) -> int:
     """Have Snakemake run exactly the steps that are not current, and return its exit status.
 
-    Again if that made others stale: a parent that is made again in another environment can come out differently.
+    Again if that made others stale: a parent that is made again in another environment can come out differently. What
+    the user forces runs once; Snakemake itself sees to what lies below it.
     """
     if not plans_steps(arguments):
         return _snakemake(arguments)
     acceptances = read_acceptances(results)
+    is_forced = forces(arguments)
+    statuses = assess(steps, results, acceptances)
     for _ in range(MOST_ROUNDS):
-        statuses = assess(steps, results, acceptances)
         _write_plan(statuses, results)
         _say_what_is_out_of_date(statuses)
-        is_forced = forces(arguments)
         if is_forced:
             os.environ.pop(PLAN)  # what is forced may lie behind steps that are current
         is_idle = runs_nothing(arguments) or (are_current(statuses) and not is_forced)
         with nullcontext() if is_idle else fork_server():
             status = _snakemake(with_forced(arguments, to_force(statuses.values(), results)))
-        if status or is_idle or are_current(assess(steps, results, acceptances)):
+        if status or is_idle or is_forced:
+            break
+        before, statuses = statuses, assess(steps, results, acceptances)
+        if are_current(statuses) or not_current(statuses) == not_current(before):
             break
     os.environ.pop(PLAN, None)
     return status
 
 
+def not_current(statuses: Mapping[str, Status]) -> set[str]:
+    """Return the folders of the steps that must run."""
+    return {folder for folder, status in statuses.items() if status.state is not State.current}
+
+
 def are_current(statuses: Mapping[str, Status]) -> bool:
     """Whether none of the steps must run."""
-    return all(status.state is State.current for status in statuses.values())
+    return not not_current(statuses)
 
 
 def to_force(statuses: Collection[Status], results: Path) -> list[str]:
@@ -128,19 +136,6 @@ def to_force(statuses: Collection[Status], results: Path) -> list[str]:
     return [*sorted(whole), *(f"{results}/{step.folder}/manifest.json" for step in by_file)]
 
 
-def with_forced(arguments: list[str], names: list[str]) -> list[str]:
-    """Return arguments with which Snakemake runs what ``names`` say, and nothing because of times or its own records.
-
-    What the user forces is forced, too: of an option that stands twice Snakemake would hear the last one only.
-    """
-    quiet = ["--rerun-triggers", "mtime"]
-    for option in ("-R", "--forcerun"):
-        if option in arguments:
-            place = arguments.index(option) + 1
-            return [*arguments[:place], *names, *arguments[place:], *quiet]
-    return [*arguments, *quiet, *(["--forcerun", *names] if names else [])]
-
-
 def wanted_steps(arguments: list[str], run_plan: RunPlan) -> list[PlannedStep]:
     """Return the steps that the targets among the arguments need, parents first; all if there is no target."""
     results = f"{run_plan.config.results}/"
@@ -157,24 +152,9 @@ def wanted_steps(arguments: list[str], run_plan: RunPlan) -> list[PlannedStep]:
     return list((wanted or run_plan.steps).values())
 
 
-def plans_steps(arguments: list[str]) -> bool:
-    """Whether Snakemake, given these arguments, works out what to run."""
-    return not any(word.startswith(LESS_THAN_ALL) and not word.startswith(STILL_PLANS) for word in arguments)
-
-
-def runs_nothing(arguments: list[str]) -> bool:
-    """Whether the arguments ask for a look at what would run."""
-    return any(word.startswith(("-n", "--dry")) for word in arguments)
-
-
 def is_led_by_a_parent(status: Status) -> bool:
     """Whether a step runs again for no reason but that its parents do, or did."""
     return status.kind is Kind.stale_parent
-
-
-def forces(arguments: list[str]) -> bool:
-    """Whether the arguments make Snakemake run what is up to date."""
-    return any(word.startswith(("-F", "--force", "-f", "-R")) for word in arguments)
 
 
 def _say_what_is_out_of_date(statuses: Mapping[str, Status]) -> None:
@@ -215,32 +195,12 @@ def _check_snakemake_folder() -> None:
         UserError: if it cannot.
     """
     folder = Path(".snakemake")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file, where Snakemake keeps its records in a folder; move it away")
     with failures_told(folder):
         folder.mkdir(exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder) as file:
             file.write(b"0")
-
-
-def config_overrides(arguments: list[str]) -> dict[str, Any]:
-    """Return the ``key=value`` pairs after ``--config`` or ``-C``, values read as YAML as Snakemake does.
-
-    Raises:
-        UserError: for a word that is no pair.
-    """
-    overrides: dict[str, Any] = {}
-    inside = False
-    for word in arguments:
-        option, _, attached = word.partition("=")
-        if option in ("--config", "-C"):
-            inside, word = True, attached
-        elif word.startswith("-"):
-            inside = False
-        if inside and word:
-            key, equals, value = word.partition("=")
-            if not equals:
-                raise UserError(f"--config: '{word}' is no key=value pair, e.g. scale=smoke")
-            overrides[key] = parse_yaml(value, f"--config {word}")
-    return overrides
 
 
 def check_study_targets(arguments: list[str], run_plan: RunPlan) -> None:
@@ -258,9 +218,9 @@ def check_study_targets(arguments: list[str], run_plan: RunPlan) -> None:
 def is_whole_run(arguments: list[str], run_plan: RunPlan) -> bool:
     """Whether the arguments ask for everything and really run it, rather than for a study, a rule, a file, a look."""
     for word in arguments:
-        if word in STAGES or word.startswith((*LESS_THAN_ALL, f"{run_plan.config.results}/", "study_")):
+        if word in STAGES or word.startswith((f"{run_plan.config.results}/", "study_")):
             return False
-    return True
+    return plans_all_steps(arguments)
 
 
 def _snakemake(arguments: list[str]) -> int:
@@ -326,7 +286,7 @@ def _report(run_plan: RunPlan, results: Path, overrides: dict[str, Any]) -> None
             raise UserError(f"{report}: Snakemake could not make its report; the pages in {folder} are complete")
     print(f"\nverdicts ({run_plan.config.scale} scale)\n")
     print(verdict_text(read_table(verdicts / "verdicts.csv", VERDICT_COLUMNS)))
-    audit = verify_tree(results)
+    audit = verify_tree(results, run_plan=run_plan)
     page = audit_page(audit, run_plan.config.scale).encode()
     with failures_told(folder):
         if not (folder / "audit.html").exists() or read_bytes(folder / "audit.html") != page:

@@ -24,7 +24,7 @@ class ParentOrder(Record):
 
 
 class Order(Record):
-    """All that a job is told: Snakemake reruns the job when, and only when, any of this changes."""
+    """All that a job is told: what to make, by which code, from what. If any of this changes, the step is stale."""
 
     stage: str
     spec: dict[str, Any]

@@ -30,6 +30,7 @@ from dmdpipe.artifacts.plan import Order, read_order
 from dmdpipe.artifacts.stages import find_stage
 from dmdpipe.artifacts.tables import decode_table, encode_table
 from dmdpipe.artifacts.tensors import decode_tensors, encode_tensors
+from dmdpipe.artifacts.ticket import FOLDER as TICKETS
 from dmdpipe.artifacts.ticket import Ticket
 from dmdpipe.errors import UserError
 from dmdpipe.specs.base import digest
@@ -64,6 +65,8 @@ class Step:
         self.stage = find_stage(self.order.stage)
         self.spec: Any = self.stage.parse(self.order.spec)
         self.label = self.stage.label(self.spec)
+        if self.spec.model_dump(mode="json") != self.order.spec:
+            raise UserError(f"{self.stage.name} {self.label}: its spec lacks keys that specs have today; run it anew")
         self.digest = self.stage.digest(self.spec)
         self.code = self.stage.code(self.spec)
         if self.code.digest != self.order.code:
@@ -83,7 +86,7 @@ class Step:
         self._progress_at = 0.0
         self._done = 0
         self._started = time.time()
-        for path in (self.target, self._private.parent, self.resume, self._progress_file):
+        for path in (self.target, self._private.parent, self.resume, self._progress_file, results / TICKETS):
             refuse_links_on_the_way(results, path)
 
     def _read_parent(self, role: str, results: Path) -> manifests.Manifest:

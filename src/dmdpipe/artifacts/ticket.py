@@ -53,8 +53,7 @@ class Ticket:
             yield False
             return
         try:
-            with suppress(OSError):  # on file systems without locks, what is asked below still holds
-                fcntl.flock(folder, fcntl.LOCK_EX)
+            _lock(folder)
             yield self.is_valid
         finally:
             os.close(folder)
@@ -63,3 +62,27 @@ class Ticket:
         """Remove the ticket if it is still this job's."""
         if self.is_valid:
             self._path.unlink(missing_ok=True)
+
+
+def void_tickets(results: Path) -> None:
+    """Take the right to publish from every job below the root of the results; one that is publishing ends that first.
+
+    Args:
+        results: the root of the results.
+    """
+    try:
+        folder = os.open(results / FOLDER, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    try:
+        _lock(folder)
+        for name in os.listdir(folder):
+            with suppress(FileNotFoundError):  # just given back
+                os.unlink(name, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def _lock(folder: int) -> None:
+    with suppress(OSError):  # on file systems without locks, what a ticket says still holds
+        fcntl.flock(folder, fcntl.LOCK_EX)

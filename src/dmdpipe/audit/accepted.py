@@ -7,17 +7,21 @@ accepts nothing any more: the step is stale again.
 
 from __future__ import annotations
 
+import fcntl
 import getpass
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import Field, TypeAdapter
 
+from dmdpipe.artifacts.atomic import write_atomically
 from dmdpipe.artifacts.checked import Digest, Record, RelativePath, Sha256, inside, parse_json, read_bytes
+from dmdpipe.artifacts.disk import failures_told
 from dmdpipe.artifacts.manifest import sealed
 from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.audit.differences import code_differences
@@ -104,13 +108,29 @@ def accept(artifacts: Iterable[Artifact], reason: str) -> list[Acceptance]:
     """
     if not reason.strip():
         raise UserError("--reason: is empty; say why the change cannot alter the result")
-    new: list[Acceptance] = []
+    by_tree: dict[Path, list[Artifact]] = {}
     for artifact in artifacts:
-        known = read_acceptances(artifact.results)
+        by_tree.setdefault(artifact.results, []).append(artifact)
+    new: list[Acceptance] = []
+    for results, of_tree in by_tree.items():
+        path = inside(results, str(LOG))
+        with failures_told(path), _alone(path.parent):
+            entries = _new_entries(of_tree, read_acceptances(results), reason)
+            if entries:
+                old = read_bytes(path) if path.exists() else b""
+                write_atomically(path, old + "".join(f"{canonical_json(entry)}\n" for entry in entries).encode())
+        new += entries
+    return new
+
+
+def _new_entries(artifacts: Iterable[Artifact], known: Acceptances, reason: str) -> list[Acceptance]:
+    new: list[Acceptance] = []
+    previous = known.entries[-1].seal if known.entries else BEFORE_THE_FIRST
+    for artifact in artifacts:
         stage = STAGES[artifact.manifest.result.stage]
         code = stage.code(stage.parse(artifact.manifest.result.spec))
         made_by = artifact.manifest.provenance.code
-        if made_by == code.digest or known.find(artifact.folder, made_by, code.digest):
+        if made_by == code.digest or Acceptances((*known.entries, *new)).find(artifact.folder, made_by, code.digest):
             continue
         entry = {
             "step": artifact.folder,
@@ -118,21 +138,30 @@ def accept(artifacts: Iterable[Artifact], reason: str) -> list[Acceptance]:
             "accepted": code.digest,
             "changes": code_differences(artifact.manifest.provenance.modules, code.modules),
             "reason": " ".join(reason.split()),
-            "who": f"{getpass.getuser()}@{socket.gethostname()}",
+            "who": f"{_user()}@{socket.gethostname()}",
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
-            "previous": known.entries[-1].seal if known.entries else BEFORE_THE_FIRST,
+            "previous": previous,
         }
-        accepted = Acceptance.model_validate(sealed(entry, "seal"))
-        _append(inside(artifact.results, str(LOG)), accepted)
-        new.append(accepted)
+        new.append(Acceptance.model_validate(sealed(entry, "seal")))
+        previous = new[-1].seal
     return new
 
 
-def _append(path: Path, entry: Acceptance) -> None:
-    path.parent.mkdir(exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+def _user() -> str:
     try:
-        os.write(descriptor, f"{canonical_json(entry)}\n".encode())
-        os.fsync(descriptor)
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user can have a number only
+        return str(os.getuid())
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until nobody else writes the log in this folder, which is made if need be."""
+    folder.mkdir(exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        with suppress(OSError):  # some file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(descriptor)

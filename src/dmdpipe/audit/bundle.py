@@ -113,6 +113,8 @@ def _notebook(artifact: Artifact, checkout: Path) -> dict[str, bytes]:
 
 
 def _write_archive(archive: Path, top: str, files: dict[str, bytes]) -> None:
+    if archive.is_dir():
+        raise UserError(f"{archive}: is a folder; name a file with --output, e.g. {archive / top}.tar.gz")
     temporary = archive.with_name(f".{archive.name}-{os.getpid()}")
     try:
         with (

@@ -7,12 +7,16 @@ Exit status 0: reproduced bitwise. 1: it differs, or a file of the bundle is not
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import sys
-import tempfile
-from pathlib import Path
+
+# Python puts this folder first; a stray file in it must not stand in for a library.
+sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder) != os.path.dirname(os.path.abspath(__file__))]
+
+import hashlib  # noqa: E402
+import json  # noqa: E402
+import tempfile  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 CONTENTS = "bundle.json"
@@ -32,21 +36,25 @@ def damage(contents: dict[str, str]) -> list[str]:
             problems += [] if same else [f"{name}: was changed after it was packed"]
         except OSError as error:
             problems.append(f"{name}: cannot be read ({error.strerror})")
-    # A stray file among the sources could be imported in place of the packed ones.
-    for folder in {name.partition("/")[0] for name in contents if "/" in name}:
-        found = {path.relative_to(HERE).as_posix() for path in (HERE / folder).rglob("*") if not path.is_dir()}
-        problems += [f"{name}: is not part of the bundle; remove it" for name in found - contents.keys()]
+    # A stray file could be imported in place of the packed ones.
+    found = {path.relative_to(HERE).as_posix() for path in HERE.rglob("*") if not path.is_dir()}
+    problems += [f"{name}: is not part of the bundle; remove it" for name in found - contents.keys() - {CONTENTS}]
     return sorted(problems)
 
 
 def main() -> int:
     """Check the bundle, rerun its step, print what came out, and return the exit status."""
-    bundle = json.loads((HERE / CONTENTS).read_text(encoding="utf-8"))
-    problems = damage(bundle["files"])
+    try:
+        bundle = json.loads((HERE / CONTENTS).read_text(encoding="utf-8"))
+        files, step, is_newer = dict(bundle["files"]), str(bundle["step"]), bool(bundle["today"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        print(f"the bundle is damaged:\n  {CONTENTS}: is missing, or not what was packed")
+        return 1
+    problems = damage(files)
     if problems:
         print("the bundle is damaged:", *problems, sep="\n  ")
         return 1
-    print(f"{len(bundle['files'])} files checked")
+    print(f"{len(files)} files checked")
 
     # Before any import of the library: this bundle's sources, for child processes and notebooks too, and no caches.
     os.environ.update({"PYTHONPATH": str(HERE / "src"), "PYTHONDONTWRITEBYTECODE": "1"})
@@ -62,18 +70,17 @@ def main() -> int:
     from dmdpipe.errors import UserError
 
     print(f"code: {Path(str(dmdpipe.__file__)).parent}")
-    if bundle["today"]:
+    if is_newer:
         print("packed with --today: the code is newer than the recorded step")
-    step = HERE / "results" / bundle["step"]
-    print(f"rerunning {bundle['step']}")
+    print(f"rerunning {step}")
     try:
-        artifact = read_artifact(step)
+        artifact = read_artifact(HERE / "results" / step)
         with tempfile.TemporaryDirectory(prefix="dmdpipe-rerun-") as scratch:
             now = read_manifest(rerun(artifact, Path(scratch)) / "manifest.json")
     except UserError as error:
         print(error)
         return 1
-    outcome = compare(bundle["step"], artifact.manifest, now)
+    outcome = compare(step, artifact.manifest, now)
     print(outcome.outcome)
     return 0 if outcome.reproduced else 1
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import secrets
 import shutil
 import time
@@ -34,6 +36,7 @@ audit_app = typer.Typer(
     """,
 )
 
+KEYED_NAME = re.compile("-[0-9a-f]{16}$")
 ResultsOption = Annotated[Path | None, typer.Option("--results", help="root of the results; the configured one")]
 FormatOption = Annotated[Format, typer.Option("--format", help="how to print: table or json")]
 
@@ -41,6 +44,12 @@ FormatOption = Annotated[Format, typer.Option("--format", help="how to print: ta
 def results_folder() -> Path:
     """Return the folder of results that the configuration names."""
     return Path(load_config().results)
+
+
+def refuse_csv(form: Format) -> None:
+    """Check that what is no table is not asked for as one; raises UserError if it is."""
+    if form is Format.csv:
+        raise UserError("--format: 'csv' is not offered here; use table or json")
 
 
 @audit_app.command("verify")
@@ -67,6 +76,7 @@ def verify(
     from dmdpipe.audit.verify import verify_tree
     from dmdpipe.audit.words import audit_json, audit_text
 
+    refuse_csv(form)
     audits = []
     for results, only in trees_of(paths or [results_folder()]):
         with progress_bar() as progress:
@@ -93,6 +103,7 @@ def explain(
     """
     from dmdpipe.audit.explain import explain_artifact, explanation_text
 
+    refuse_csv(form)
     explanation = explain_artifact(read_artifact(artifact))
     typer.echo(json.dumps(asdict(explanation), indent=1) if form is Format.json else explanation_text(explanation))
 
@@ -179,8 +190,7 @@ def reproduce(
 
     if bool(artifacts) == bool(sample):
         raise UserError("audit reproduce: name artifacts, or a number of random ones with --sample")
-    if form is Format.csv:
-        raise UserError("--format: 'csv' is not offered here; use table or json")
+    refuse_csv(form)
     aside = form is Format.json
     if sample:
         seed = secrets.randbelow(2**32) if seed is None else seed
@@ -304,14 +314,30 @@ def trees_of(paths: list[Path]) -> list[tuple[Path, list[str] | None]]:
     """
     trees: dict[Path, list[str] | None] = {}
     for path in paths:
-        if path.is_dir() and not (path / "manifest.json").exists():
-            trees[path] = None
-        else:
-            artifact = locate(path)
-            chosen = trees.setdefault(artifact[0], [])
+        steps = [path] if is_step(path) else steps_below_stage(path)
+        for step in steps:
+            results, folder = locate(step)
+            chosen = trees.setdefault(results, [])
             if chosen is not None:
-                chosen.append(artifact[1])
+                chosen.append(folder)
+        if not steps:
+            trees[path] = None
     return list(trees.items())
+
+
+def is_step(path: Path) -> bool:
+    """Whether a path is a step's folder, or no folder at all."""
+    return not path.is_dir() or os.path.lexists(path / "manifest.json")
+
+
+def steps_below_stage(path: Path) -> list[Path]:
+    """Return the steps in a folder such as results/students; none if it is a root of results."""
+    from dmdpipe.artifacts.stages import STAGES
+
+    folders = step_folders(path)
+    if any(folder.startswith(f"{stage.folder}/") for folder in folders for stage in STAGES.values() if stage.keyed):
+        return []
+    return [path / folder for folder in folders]
 
 
 def locate(path: Path) -> tuple[Path, str]:
@@ -321,15 +347,18 @@ def locate(path: Path) -> tuple[Path, str]:
         UserError: if there is none.
     """
     from dmdpipe.artifacts.stages import STAGES
-    from dmdpipe.audit.tree import results_above
 
     folder = path if path.is_dir() else path.parent
-    if not (folder / "manifest.json").exists():
+    if not os.path.lexists(folder / "manifest.json"):
         raise UserError(f"{path}: is no artifact; name a folder with a manifest.json, a file in one, or results")
-    for stage in STAGES.values():
-        if stage.folder in folder.absolute().parts:
-            results = results_above(folder, stage.folder)
-            return results, folder.resolve().relative_to(results.resolve()).as_posix()
+    keyed = [stage.folder for stage in STAGES.values() if stage.keyed]
+    others = [stage.folder for stage in STAGES.values() if not stage.keyed]
+    whole = Path(os.path.abspath(folder))
+    # studies/STUDY/SCALE and report/SCALE/PAGE lie deeper than all others; STUDY may be called as a stage is.
+    for depth, names in ((2, keyed if KEYED_NAME.search(whole.name) else []), (3, others), (2, [*others, *keyed])):
+        if len(whole.parts) > depth and whole.parts[-depth] in names:
+            results = whole.parents[depth - 1]
+            return results, whole.relative_to(results).as_posix()
     raise UserError(f"{path}: lies in no folder of results")
 
 

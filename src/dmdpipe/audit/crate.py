@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -104,16 +104,18 @@ def steps_above(leaf: Artifact) -> list[Artifact]:
     """
     found: dict[str, Artifact] = {}
 
-    def visit(step: Artifact) -> None:
+    def visit(step: Artifact, path: tuple[str, ...]) -> None:
+        if step.folder in path:
+            raise UserError(f"{step.path}: its manifest says that it was made from itself; run again")
         for _, parent in sorted(step.manifest.result.parents.items()):
             if parent.folder not in found:
-                visit(read_artifact(inside(leaf.results, parent.folder)))
+                visit(read_artifact(inside(leaf.results, parent.folder)), (*path, step.folder))
             if found[parent.folder].manifest.result.result_digest != parent.result_digest:
                 raise UserError(f"{step.path}: was not made from the {parent.folder} that is there; run again")
         check_intact(step)
         found[step.folder] = step
 
-    visit(leaf)
+    visit(leaf, ())
     return list(found.values())
 
 
@@ -201,13 +203,9 @@ class _Builder:
         )
 
     def _file(self, name: str, source: Path, properties: dict[str, Any]) -> Entity:
-        content = read_bytes(source)
-        described = {
-            "contentSize": str(len(content)),
-            "encodingFormat": MEDIA_TYPES.get(source.suffix, "text/plain"),
-            "sha256": hashlib.sha256(content).hexdigest(),
-            **properties,
-        }
+        described = {"encodingFormat": MEDIA_TYPES.get(source.suffix, "text/plain"), **properties}
+        if "sha256" not in described:
+            described |= _fingerprint(source)
         return self._crate.add_file(source, name, properties=described)
 
     def _workflow(self) -> Entity:
@@ -219,7 +217,6 @@ class _Builder:
             {"name": "Snakemake", "url": HOMES["snakemake"], "version": version("snakemake")},
         )
         path = self.checkout / WORKFLOW
-        content = read_bytes(path)
         return self._crate.add_workflow(
             path,
             WORKFLOW,
@@ -229,9 +226,8 @@ class _Builder:
                 "@type": ["File", "SoftwareSourceCode", "ComputationalWorkflow", "HowTo"],
                 "name": "dmdpipe",
                 "conformsTo": self._add(WORKFLOW_PROFILE, "CreativeWork", name="ComputationalWorkflow", version="1.0"),
-                "contentSize": str(len(content)),
                 "encodingFormat": "text/plain",
-                "sha256": hashlib.sha256(content).hexdigest(),
+                **_fingerprint(path),
                 "version": version("dmdpipe"),
                 "license": self._licence(),
             },
@@ -378,7 +374,13 @@ class _Builder:
         found = []
         for name in sorted(step.manifest.result.payload):
             parameter = self._parameter(tool, "output", _declared(stage, name), "File")
-            properties = {"name": f"{step.folder}/{name}", "exampleOfWork": [parameter]}
+            recorded = step.manifest.result.payload[name]
+            properties = {
+                "name": f"{step.folder}/{name}",
+                "exampleOfWork": [parameter],
+                "contentSize": str(recorded.size),
+                "sha256": recorded.sha256,
+            }
             found.append(self._file(_path(step, name), step.path / name, properties))
         about = {FILE_NAME: "digests of the step's files and of what they were made from", RUN_FILE_NAME: "when, where"}
         for name, description in about.items():
@@ -459,6 +461,11 @@ class _Builder:
                 parameter.append_to("workExample", entity)
 
 
+def _fingerprint(source: Path) -> dict[str, str]:
+    content = read_bytes(source)
+    return {"contentSize": str(len(content)), "sha256": hashlib.sha256(content).hexdigest()}
+
+
 def _path(step: Artifact, name: str) -> str:
     return f"results/{step.folder}/{name}"
 
@@ -481,6 +488,7 @@ def _times(steps: Iterable[Artifact]) -> dict[str, str]:
         facts = step.run_facts()
         try:
             started = datetime.fromisoformat(facts["started"])
+            started = started if started.tzinfo else started.replace(tzinfo=UTC)
             spans.append((started, started + timedelta(seconds=facts["seconds"])))
         except (KeyError, TypeError, ValueError, OverflowError):
             continue

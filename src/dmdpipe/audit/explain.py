@@ -8,6 +8,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+from dmdpipe.artifacts.checked import printable
 from dmdpipe.artifacts.dag import steps_below
 from dmdpipe.artifacts.manifest import Manifest
 from dmdpipe.artifacts.plan import PlannedStep
@@ -136,22 +137,24 @@ def explanation_text(explanation: Explanation) -> str:
     environments: dict[str, str] = {}
     lines = list(_lines(explanation, "", set(), environments))
     for environment, letter in environments.items():
-        lines += wrap(f"environment {letter}: {environment}", WIDTH, subsequent_indent="    ")
+        lines += wrap(printable(f"environment {letter}: {environment}"), WIDTH, subsequent_indent="    ")
     return "\n".join(lines)
 
 
 def _lines(step: Explanation, role: str, drawn: set[str], environments: dict[str, str]) -> Iterator[str]:
     name = f"{role}: {step.folder}" if role not in ("", step.folder) else step.folder
     if step.folder in drawn:
-        yield f"{name}  (see above)"
+        yield f"{printable(name)}  (see above)"
         return
-    yield name
+    yield printable(name)
     drawn.add(step.folder)
     # Of hundreds of parents, those that would run again come first.
     parents = sorted(step.parents.items(), key=lambda item: not item[1].would_run)
     bar = "│ " if parents else "  "
     for fact in _facts(step, environments):
-        yield from wrap(fact, WIDTH, initial_indent=bar, subsequent_indent=f"{bar}    ", break_long_words=False)
+        yield from wrap(
+            printable(fact), WIDTH, initial_indent=bar, subsequent_indent=f"{bar}    ", break_long_words=False
+        )
     shown = parents[:MOST_PARENTS]
     for number, (parent_role, parent) in enumerate(shown):
         heads = ("└─ ", "   ") if number == len(parents) - 1 else ("├─ ", "│  ")

@@ -55,7 +55,7 @@ class Inspection:
         folder: below the root of the results.
         manifest: None if there is none that can be trusted.
         problems: what is wrong with the manifest, the payload, or the rest of the folder.
-        size: bytes of payload that were hashed.
+        size: bytes of payload that are what the manifest says.
     """
 
     folder: str
@@ -106,10 +106,10 @@ def inspect_step(results: Path, folder: str) -> Inspection:
     problems = []
     size = 0
     for name, described in sorted(manifest.result.payload.items()):
-        problem = file_problem(path / name, described)
-        size += described.size
-        if problem:
+        if problem := file_problem(path / name, described):
             problems.append(Problem(problem[0], f"{folder}/{name}", problem[1]))
+        else:
+            size += described.size
     expected = {*manifest.result.payload, FILE_NAME, RUN_FILE_NAME}
     for name in sorted(os.listdir(path)):
         if name not in expected:

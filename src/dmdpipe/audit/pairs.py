@@ -11,15 +11,13 @@ from dmdpipe.artifacts.checked import inside, read_bytes
 from dmdpipe.artifacts.manifest import FILE_NAME, RUN_FILE_NAME
 from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.audit.comparisons import Comparison, compare_files, different
-from dmdpipe.audit.formats.difference import Tolerance
-from dmdpipe.audit.formats.values import value_differences
+from dmdpipe.audit.differences import environment_differences, few, spec_differences
 from dmdpipe.audit.tree import Artifact, read_artifact
 from dmdpipe.errors import UserError
 
 LARGEST_FILE = 2**31
 # From what a run elsewhere can be held to most strictly to least.
 STRICTNESS = ("bitwise", "tolerance", "statistical")
-_EXACT = Tolerance(numbers=0, shortened=0)
 
 
 @dataclass(frozen=True)
@@ -82,9 +80,7 @@ class Pair:
     def circumstances(self) -> str:
         """What differs between the two runs of the step: environment, code, inputs."""
         a, b = self.a.manifest.provenance, self.b.manifest.provenance
-        x, y = (side.environment.model_dump(mode="json") for side in (a, b))
-        changes = value_differences(x, y, _EXACT)
-        found = [f"environment: {change.where}: {change.what}" for change in changes]
+        found = [f"environment: {change}" for change in environment_differences(a.environment, b.environment)]
         if a.environment_lock != b.environment_lock:
             found.append("another lock file")
         if a.code != b.code:
@@ -98,8 +94,7 @@ class Pair:
 def spec_change(a: Artifact, b: Artifact) -> str:
     """Return what differs between two artifacts' specs, ``cells.3.seed: 0 → 1``; empty if nothing does."""
     x, y = ({"stage": side.manifest.result.stage, **side.manifest.result.spec} for side in (a, b))
-    found = [f"{difference.where}: {difference.what}" for difference in value_differences(x, y, _EXACT)]
-    return "" if not found else f"{found[0]}{f' (and {len(found) - 1} more)' if len(found) > 1 else ''}"
+    return few(spec_differences(x, y), 1)
 
 
 def read_pair(a: Path, b: Path, folder: str) -> Pair:

@@ -81,7 +81,8 @@ def rerun(artifact: Artifact, scratch: Path) -> Path:
         folder = artifact.manifest.result.parents[role].folder
         for name in (FILE_NAME, *parent.result.payload):
             _link_or_copy(artifact.results / folder / name, inside(scratch, folder) / name)
-    command = [sys.executable, "-m", __name__, str(scratch)]
+    # -P: no file that happens to lie in the working directory stands in for a library.
+    command = [sys.executable, "-P", "-m", __name__, str(scratch)]
     variables = {**os.environ, **ONE_THREAD}
     # As the step was made: in the portable mode, or not.
     if artifact.manifest.provenance.environment.cpu == ANY_CPU:

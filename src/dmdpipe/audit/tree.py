@@ -66,7 +66,7 @@ def read_artifact(path: Path) -> Artifact:
     if manifest.result.stage not in STAGES:
         raise UserError(f"{folder / FILE_NAME}: of a stage '{one_line(manifest.result.stage)}' that is not known here")
     results = results_above(folder, STAGES[manifest.result.stage].folder)
-    return Artifact(results, folder.resolve().relative_to(results.resolve()).as_posix(), manifest)
+    return Artifact(results, Path(os.path.abspath(folder)).relative_to(results).as_posix(), manifest)
 
 
 def results_above(folder: Path, stage_folder: str) -> Path:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dmdpipe.artifacts.checked import one_line
 from dmdpipe.artifacts.dag import RunPlan, plan_run
 from dmdpipe.artifacts.environment import Environment, expected_environment, lock_digest
 from dmdpipe.artifacts.manifest import FILE_NAME, Manifest, read_manifest
 from dmdpipe.artifacts.plan import PlannedStep
 from dmdpipe.artifacts.portable import ANY_CPU
-from dmdpipe.artifacts.stages import STAGES, Stage
+from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.audit.accepted import LOG, Acceptances, read_acceptances
 from dmdpipe.audit.differences import code_differences, environment_differences, few, spec_differences
 from dmdpipe.audit.inspection import Inspection, Kind, Problem, inspect_steps
@@ -63,7 +64,7 @@ class Audit:
     Attributes:
         results: the root of the results.
         steps: how many steps were looked at.
-        size: bytes of payload that were hashed.
+        size: bytes of payload that are what their manifests say.
         problems: everything that is wrong, worst first.
         notes: what is not wrong but should be known: accepted changes.
         roots: of every study whose results are there.
@@ -98,6 +99,7 @@ def verify_tree(
     only: Iterable[str] | None = None,
     config: Path = CONFIG_FOLDER,
     progress: Callable[[int, int], None] | None = None,
+    run_plan: RunPlan | None = None,
 ) -> Audit:
     """Audit every step below the root of the results, or some of them with all that they were made from.
 
@@ -110,6 +112,7 @@ def verify_tree(
         only: folders of steps below it; everything, and also what belongs to no step, if left out.
         config: the configuration folder.
         progress: is told how many steps are hashed, and how many there are.
+        run_plan: what a run asked for; what the configuration asks for if left out.
 
     Raises:
         UserError: if there are no results, the configuration is wrong, or a folder in ``only`` is no step.
@@ -124,7 +127,8 @@ def verify_tree(
         damage = None
     except UserError as error:
         acceptances, damage = Acceptances(), str(error)
-    found = _Findings(inspections, todays_steps(results, folders, config), acceptances)
+    planned = todays_steps(results, folders, config) | (run_plan.steps if run_plan else {})
+    found = _Findings(inspections, planned, acceptances)
     if damage:
         found.add(Kind.tampered, str(LOG), damage)
     for inspection in inspections.values():
@@ -138,12 +142,13 @@ def verify_tree(
     if only is None:
         found.problems += strays(results, folders)
     order = list(Kind)
+    problems = [Problem(each.kind, one_line(each.where), one_line(each.what)) for each in found.problems]
     return Audit(
         results=results,
         steps=len(inspections),
         size=sum(inspection.size for inspection in inspections.values()),
-        problems=tuple(sorted(found.problems, key=lambda problem: (order.index(problem.kind), problem.where))),
-        notes=tuple(found.notes),
+        problems=tuple(sorted(problems, key=lambda problem: (order.index(problem.kind), problem.where))),
+        notes=tuple(map(one_line, found.notes)),
         roots=tuple(study_roots(inspections, read_published(config / PUBLISHED.name))),
     )
 
@@ -171,9 +176,9 @@ def study_roots(inspections: Mapping[str, Inspection], published: Iterable[Publi
     for inspection in inspections.values():
         if not (inspection.manifest and inspection.manifest.result.stage == "evidence"):
             continue
-        below = [inspections.get(folder) for folder in above(inspection.folder, inspections)]
-        manifests = [each.manifest for each in below if each and each.manifest and each.is_whole]
-        if len(manifests) < len(below):
+        line = [inspections.get(folder) for folder in above(inspection.folder, inspections)]
+        manifests = [each.manifest for each in line if each and each.manifest and each.is_whole]
+        if len(manifests) < len(line):
             continue
         result, provenance = inspection.manifest.result, inspection.manifest.provenance
         study, scale = str(result.spec.get("study")), str(result.spec.get("scale"))
@@ -258,14 +263,16 @@ def _check_identity(folder: str, manifest: Manifest, found: _Findings) -> None:
     payload = set(manifest.result.payload)
     if not set(stage.payload) <= payload or (payload > set(stage.payload) and not stage.more_files):
         found.add(Kind.tampered, where, f"lists {sorted(payload)}, a {stage.name} step writes {sorted(stage.payload)}")
-    parents = {role: step.folder for role, step in _parents_by_spec(stage, spec).items()}
-    named = {role: parent.folder for role, parent in manifest.result.parents.items()}
-    if parents and parents != named:
+    # What people open does not know its parents by its spec alone; today's plan does.
+    step = found.planned.get(folder)
+    if step is None or step.digest != manifest.result.digest:
+        step = PlannedStep(stage.name, spec) if stage.keyed else None
+    if step and {role: parent.folder for role, parent in step.parents.items()} != _named_parents(manifest):
         found.add(Kind.tampered, where, "names other parents than its spec; delete this folder, ./run makes it again")
 
 
-def _parents_by_spec(stage: Stage, spec: object) -> Mapping[str, PlannedStep]:
-    return PlannedStep(stage.name, spec).parents
+def _named_parents(manifest: Manifest) -> dict[str, str]:
+    return {role: parent.folder for role, parent in manifest.result.parents.items()}
 
 
 def _check_parents(folder: str, manifest: Manifest, found: _Findings) -> None:

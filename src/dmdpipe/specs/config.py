@@ -38,7 +38,7 @@ def load_config(overrides: Mapping[str, Any] | None = None, folder: Path = CONFI
     parts = Path(config.results).parts
     if not parts or Path(config.results).is_absolute() or ".." in parts:
         raise UserError(f"{source}: results: '{config.results}' must be a folder below the working directory")
-    return config
+    return config.model_copy(update={"results": str(Path(config.results))})  # ./results/ is results
 
 
 def study_names(folder: Path = CONFIG_FOLDER) -> list[str]:

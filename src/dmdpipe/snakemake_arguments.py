@@ -1,0 +1,114 @@
+"""What the words of a Snakemake command line ask for, as far as ``dmdpipe run`` must know it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from dmdpipe.errors import UserError
+from dmdpipe.specs.problems import parse_yaml
+
+SHORT = {
+    **{"n": "--dry-run", "l": "--list-rules", "S": "--summary", "D": "--detailed-summary", "t": "--touch"},
+    **{"v": "--version", "h": "--help", "f": "--force", "F": "--forceall", "R": "--forcerun", "C": "--config"},
+    **{"U": "--until", "O": "--omit-from", "p": "--printshellcmds", "k": "--keep-going", "a": "--allow-ambiguity"},
+}
+# Letters of options without a value, after which more may follow in one word, as in -pn.
+FLAGS = "nlSDtvhfFpka"
+DRY = ("--dry-run", "--dryrun")
+FORCING = ("--force", "--forceall", "--forcerun")
+# Steps are planned, but some of them only.
+PARTIAL = ("--until", "--omit-from", "--batch")
+# Snakemake plans no steps of ours with these.
+ELSE = (
+    *("--help", "--version", "--unlock", "--lint", "--touch", "--print-compilation", "--containerize", "--export-cwl"),
+    *(
+        "--list-rules",
+        "--list",
+        "--list-target-rules",
+        "--lt",
+        "--list-changes",
+        "--lc",
+        "--list-input-changes",
+        "--li",
+    ),
+    *("--list-params-changes", "--lp", "--list-untracked", "--lu", "--list-conda-envs", "--conda-create-envs-only"),
+    *("--dag", "--rulegraph", "--filegraph", "--d3dag", "--summary", "--detailed-summary", "--report", "--archive"),
+    *("--delete-all-output", "--delete-temp-output", "--cleanup-metadata", "--cm", "--cleanup-shadow"),
+    *("--conda-cleanup-envs", "--conda-cleanup-pkgs", "--edit-notebook", "--draft-notebook", "--generate-unit-tests"),
+)
+
+
+def plans_steps(arguments: list[str]) -> bool:
+    """Whether Snakemake, given these arguments, works out what to run."""
+    return not _asks(arguments, ELSE)
+
+
+def plans_all_steps(arguments: list[str]) -> bool:
+    """Whether no option keeps Snakemake from running every step of its targets."""
+    return not _asks(arguments, (*ELSE, *DRY, *PARTIAL))
+
+
+def runs_nothing(arguments: list[str]) -> bool:
+    """Whether the arguments ask for a look at what would run."""
+    return _asks(arguments, DRY)
+
+
+def forces(arguments: list[str]) -> bool:
+    """Whether the arguments make Snakemake run what is up to date."""
+    return _asks(arguments, FORCING)
+
+
+def with_forced(arguments: list[str], names: list[str]) -> list[str]:
+    """Return arguments with which Snakemake runs what ``names`` say, and nothing because of times or its own records.
+
+    What the user forces is forced, too: of an option that stands twice Snakemake would hear the last one only.
+    """
+    quiet = ["--rerun-triggers", "mtime"]
+    for place, word in enumerate(arguments):
+        long, _, value = word.partition("=")
+        if long == "--forcerun" or (word.startswith("-R") and not word.startswith("--")):
+            value = value if long == "--forcerun" else word[2:].removeprefix("=")
+            forced = [value] if value else []
+            return [*arguments[:place], "--forcerun", *names, *forced, *arguments[place + 1 :], *quiet]
+    return [*arguments, *quiet, *(["--forcerun", *names] if names else [])]
+
+
+def config_overrides(arguments: list[str]) -> dict[str, Any]:
+    """Return the ``key=value`` pairs after ``--config`` or ``-C``, values read as YAML as Snakemake does.
+
+    Raises:
+        UserError: for a word that is no pair.
+    """
+    overrides: dict[str, Any] = {}
+    inside = False
+    for word in arguments:
+        option, _, attached = word.partition("=")
+        if option in ("--config", "-C"):
+            inside, word = True, attached
+        elif word.startswith("-"):
+            inside = False
+        if inside and word:
+            key, equals, value = word.partition("=")
+            if not equals:
+                raise UserError(f"--config: '{word}' is no key=value pair, e.g. scale=smoke")
+            overrides[key] = parse_yaml(value, f"--config {word}")
+    return overrides
+
+
+def _asks(arguments: list[str], names: tuple[str, ...]) -> bool:
+    """Whether one of these options is there, perhaps by a shortened name, as Snakemake allows."""
+    return any(name.startswith(option) for option in _options(arguments) for name in names)
+
+
+def _options(arguments: list[str]) -> Iterator[str]:
+    """Yield every option by its long name, if one is known."""
+    for word in arguments:
+        if word.startswith("--"):
+            if word != "--":
+                yield word.partition("=")[0]
+        elif word.startswith("-"):
+            for letter in word[1:]:
+                yield SHORT.get(letter, f"-{letter}")
+                if letter not in FLAGS:
+                    break
