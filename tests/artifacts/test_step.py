@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
+import threading
 import types
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from dmdpipe.artifacts.checkpoint import save_checkpoint
 from dmdpipe.artifacts.manifest import read_manifest, verify_payload
 from dmdpipe.artifacts.plan import PlannedStep, plan
 from dmdpipe.artifacts.step import Step, open_step, run_step
+from dmdpipe.artifacts.ticket import Ticket, void_tickets
 from dmdpipe.errors import UserError
 from dmdpipe.specs.data import Digits, Moons
 from dmdpipe.specs.diffusion import TeacherSpec
@@ -294,7 +295,7 @@ def test_a_job_that_is_overtaken_cannot_publish(results: Path) -> None:
 def test_a_job_cannot_publish_after_a_new_run_has_begun(results: Path) -> None:
     with pytest.raises(SystemExit), open_step(DATA.canonical(), results / DATA.folder / "manifest.json") as step:
         make_data(step)
-        shutil.rmtree(results / ".tickets")
+        void_tickets(results)
     assert not (results / DATA.folder).exists()
 
 
@@ -306,3 +307,25 @@ def test_the_job_that_started_last_publishes_and_leaves_no_ticket(results: Path)
             make_data(last)
         assert manifest.exists()
     assert not list((results / ".tickets").iterdir())
+
+
+def test_a_new_run_waits_for_a_job_that_is_publishing(results: Path) -> None:
+    results.mkdir()
+    ticket = Ticket(results, "step")
+    with ticket.publishing() as is_allowed:
+        new_run = threading.Thread(target=void_tickets, args=(results,))
+        new_run.start()
+        new_run.join(0.2)
+        assert is_allowed and new_run.is_alive() and ticket.is_valid
+    new_run.join()
+    with ticket.publishing() as is_allowed:
+        assert not is_allowed
+
+
+def test_tickets_are_not_written_through_a_link(results: Path, tmp_path: Path) -> None:
+    results.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (results / ".tickets").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SystemExit):
+        make(DATA, results)
+    assert not any((tmp_path / "elsewhere").iterdir())

@@ -160,3 +160,26 @@ def test_the_command_says_what_to_do_next(dmdpipe: Callable[..., Any], tree: Tre
     assert archive.stat().st_size < 2**20
     ended = dmdpipe("bundle", str(tree.checkout / "config"))
     assert (ended.status, ended.err.count("\n")) == (2, 1) and "is no artifact" in ended.err
+
+
+def test_a_stray_module_beside_the_script_is_named_and_not_imported(bundle_of_a_teacher: Path) -> None:
+    for module in ("hashlib.py", "pydantic.py"):
+        (bundle_of_a_teacher / module).write_text("raise SystemExit(0)\n")
+    done = rerun(bundle_of_a_teacher)
+    assert done.returncode == 1 and done.stderr == ""
+    assert "pydantic.py: is not part of the bundle" in done.stdout
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"\xff", b'{"files": 1, "step": "x", "today": false}'])
+def test_damaged_contents_are_one_line(bundle_of_a_teacher: Path, content: bytes | None) -> None:
+    contents = bundle_of_a_teacher / "bundle.json"
+    contents.unlink() if content is None else contents.write_bytes(content)
+    done = rerun(bundle_of_a_teacher)
+    assert done.returncode == 1 and done.stderr == "" and "bundle.json: is missing, or not what" in done.stdout
+
+
+def test_a_folder_as_the_archive_is_refused(tree: Tree, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        write_bundle(tree.artifact("data"), tmp_path, tree.checkout)
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        write_bundle(tree.artifact("data"), Path(), tree.checkout)

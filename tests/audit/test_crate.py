@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from conftest import Tree, plant
 
+from dmdpipe.artifacts.checked import json_text
+from dmdpipe.artifacts.manifest import sealed
 from dmdpipe.audit.crate import own_values, steps_above, write_crate
 from dmdpipe.audit.tree import read_artifact
 from dmdpipe.errors import UserError
@@ -273,3 +275,34 @@ def test_the_command_writes_a_new_folder_or_refuses_in_one_line(
     ):
         ended = dmdpipe(*again)
         assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1), ended
+
+
+def test_payloads_of_any_size_are_packed_without_being_read_whole(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dmdpipe.audit.crate.read_bytes", lambda path: b"" if path.suffix != ".safetensors" else 1 / 0)
+    assert write_crate(tree.artifact("studies"), tmp_path / "crate", tree.checkout).is_dir()
+
+
+def test_a_step_made_from_itself_is_refused(own_tree: Tree) -> None:
+    folder = own_tree.folder("data")
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["result"]["parents"]["self"] = {
+        "folder": folder.relative_to(own_tree.results).as_posix(),
+        "result_digest": "0" * 64,
+    }
+    manifest["provenance"]["parents"]["self"] = "0" * 64
+    manifest["result"] = sealed(manifest["result"], "result_digest")
+    manifest["provenance"] = sealed(manifest["provenance"], "provenance_digest")
+    path.write_text(json_text(manifest))
+    with pytest.raises(UserError, match="made from itself"):
+        steps_above(read_artifact(folder))
+
+
+def test_times_without_a_zone_are_taken_as_utc(own_tree: Tree, tmp_path: Path) -> None:
+    path = own_tree.folder("studies") / "run.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, "started": "2099-01-01T00:00:00", "seconds": 1}))
+    crate = write_crate(own_tree.artifact("studies"), tmp_path / "crate", own_tree.checkout)
+    assert "2099-01-01T00:00:01+00:00" in (crate / METADATA).read_text()

@@ -19,7 +19,9 @@ from dmdpipe.artifacts.plan import plan
 from dmdpipe.artifacts.tensors import encode_tensors
 from dmdpipe.audit.commands import audit_app
 from dmdpipe.audit.diff import Agreement, ArtifactComparison, diff_trees
+from dmdpipe.audit.pairs import spec_change
 from dmdpipe.audit.seed_tests import LEVEL, compare_seeds, welch_p_value
+from dmdpipe.audit.tree import read_artifact
 from dmdpipe.errors import UserError
 from dmdpipe.evidence.results import results_table
 
@@ -74,7 +76,7 @@ def test_rounding_is_told_from_change_and_named(a: Path, b: Path) -> None:
     assert stages.pop("teacher_samples") == {Agreement.tolerance}
     assert set.union(*stages.values()) == {Agreement.identical}
     found = next(comparison for comparison in comparisons if comparison.stage == "teacher_samples")
-    assert "instruction_set: 'AVX2' → 'AVX512'" in found.reason and "round otherwise" in found.reason
+    assert "instruction_set: AVX2 → AVX512" in found.reason and "round otherwise" in found.reason
     assert found.largest is not None and found.largest.largest is not None
     assert found.largest.largest.where == "tensor 'teacher'[1, 2]"
     assert found.largest.largest.size == pytest.approx(1e-6 * 6 / np.sqrt(91 / 6), rel=1e-5)
@@ -370,3 +372,12 @@ def test_json_and_csv_hold_every_artifact(a: Path, b: Path) -> None:
 def test_wrong_paths_are_bad_usage(a: Path, tmp_path: Path) -> None:
     run = CliRunner().invoke(APP, ["audit", "diff", str(a), str(tmp_path / "absent")])
     assert isinstance(run.exception, UserError)
+
+
+def test_specs_that_differ_in_one_float_are_named_by_it(a: Path) -> None:
+    (folder,) = [folder for folder in STEPS if folder.startswith("students/") and "seed0" in folder]
+    one = read_artifact(a / folder)
+    other = read_artifact(a / folder)
+    other.manifest.result.spec["recipe"]["generator"]["learning_rate"] = 0.5
+    assert spec_change(one, one) == ""
+    assert spec_change(one, other) == "recipe.generator.learning_rate: 0.0001 → 0.5"

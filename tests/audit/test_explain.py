@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +182,42 @@ def test_differences_of_code_are_named_by_file_and_definition() -> None:
         "code: gone.py is no longer used",
         "code: workflow/scripts/x.py is now used",
     ]
+
+
+def test_two_writers_of_the_log_at_once_leave_it_whole(own: Any) -> None:
+    folders = [path.parent for path in sorted(own.results.glob("students/*/manifest.json"))]
+    for folder in folders:
+        pretend_older_code(folder)
+    program = (
+        "import sys; from pathlib import Path; from dmdpipe.audit.accepted import accept; "
+        "from dmdpipe.audit.tree import read_artifact; accept([read_artifact(Path(sys.argv[1]))], 'at once')"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", program, str(folder)]) for folder in folders]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert len(read_acceptances(own.results).entries) == 2
+
+
+def test_of_several_steps_all_are_accepted_or_none(own: Any) -> None:
+    pretend_older_code(own.folder("students"))
+    student, metrics = own.artifact("students"), own.artifact("metrics")
+    metrics.manifest.result.spec["unknown"] = 1
+    with pytest.raises(UserError, match="unknown"):
+        accept([student, metrics], "why")
+    assert read_acceptances(own.results).entries == ()
+
+
+def test_a_user_without_a_name_can_accept(own: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    pretend_older_code(own.folder("students"))
+    (entry,) = accept([own.artifact("students")], "why")
+    assert entry.who.startswith(f"{os.getuid()}@")
+
+
+def test_what_a_file_says_cannot_steer_the_terminal(own: Any) -> None:
+    path = own.folder("studies") / "run.json"
+    path.write_text(path.read_text().replace('"host": "', '"host": "\\u001b[2J'))
+    text = explanation_text(explain_artifact(own.artifact("studies")))
+    assert "[2J" in text and all(line.isprintable() for line in text.splitlines())

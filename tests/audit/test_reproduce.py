@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 from conftest import STAGES_OF_A_STUDY, Tree, plant
 
+from dmdpipe.artifacts.checked import json_text
+from dmdpipe.artifacts.manifest import sealed
 from dmdpipe.artifacts.plan import read_order
 from dmdpipe.audit.reproduce import compare, reproduce, sample_steps
 from dmdpipe.audit.rerun import check_intact, order_of, rerun
 from dmdpipe.audit.tree import read_artifact
 from dmdpipe.errors import UserError
+from dmdpipe.specs.base import digest
 
 
 def test_a_step_is_reproduced_from_its_manifest_and_its_parents(tree: Tree, tmp_path: Path) -> None:
@@ -181,3 +184,14 @@ def test_bad_usage_and_damage_exit_with_2(dmdpipe: Callable[..., Any], own_tree:
         ended = dmdpipe("audit", "reproduce", *arguments)
         assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1), ended
     assert os.listdir(scratch) == []
+
+
+def test_a_spec_that_lacks_a_key_of_today_is_an_outcome(own_tree: Tree, tmp_path: Path) -> None:
+    path = own_tree.folder("noise") / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["result"]["spec"]["n_held_out"]
+    manifest["result"]["digest"] = digest({"stage": "noise", "spec": manifest["result"]["spec"]})
+    manifest["result"] = sealed(manifest["result"], "result_digest")
+    path.write_text(json_text(manifest))
+    found = reproduce(own_tree.artifact("noise"), tmp_path)
+    assert found.failure and "lacks keys that specs have today" in found.failure

@@ -10,10 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from planted_trees import write
 
 from dmdpipe.artifacts.checked import json_text
+from dmdpipe.artifacts.dag import plan_run
 from dmdpipe.artifacts.manifest import sealed
+from dmdpipe.artifacts.plan import PlannedStep
+from dmdpipe.artifacts.stages import STAGES
+from dmdpipe.audit.commands import locate, trees_of
 from dmdpipe.audit.inspection import Kind
+from dmdpipe.audit.tree import read_artifact
 from dmdpipe.audit.verify import Audit, verify_tree
 from dmdpipe.audit.words import audit_page, audit_text
 from dmdpipe.errors import UserError
@@ -262,3 +268,61 @@ def test_the_command_says_by_its_status_what_it_found(own: Any, capsys: pytest.C
     assert run(str(own.folder("data")))[0] == 0
     status, out, err = run("nowhere")
     assert status == 2 and out == "" and err.count("\n") == 1
+
+
+def test_a_study_made_from_nothing_is_tampered(own: Any) -> None:
+    def forge(manifest: dict[str, Any]) -> None:
+        manifest["result"]["parents"] = manifest["provenance"]["parents"] = {}
+
+    path = own.folder("studies") / "manifest.json"
+    reseal(path, forge)
+    assert ("tampered", name(own, path)) in found(own)
+
+
+def test_names_that_steer_a_terminal_or_break_an_encoding_are_made_harmless(own: Any) -> None:
+    (own.results / os.fsdecode(b"stray\xff\x1b[2J")).touch()
+    result = audit(own)
+    (problem,) = result.problems
+    assert problem.kind == Kind.orphan and problem.where.isprintable()
+    audit_page(result, "tiny").encode()
+
+
+def test_a_stage_folder_stands_for_its_steps(own: Any) -> None:
+    students = [name(own, path.parent) for path in sorted(own.results.glob("students/*/manifest.json"))]
+    assert trees_of([own.results / "students"]) == [(own.results, students)]
+    assert trees_of([own.results]) == [(own.results, None)]
+
+
+@pytest.mark.parametrize("above", ["data", "students", "report", "studies"])
+def test_a_checkout_may_lie_below_any_name(own: Any, tmp_path: Path, above: str) -> None:
+    results = tmp_path / above / "project/results"
+    shutil.copytree(own.results, results)
+    for stage in ("students", "data", "noise", "studies"):
+        folder = next((results / stage).rglob("manifest.json")).parent
+        assert locate(folder) == (results, folder.relative_to(results).as_posix())
+
+
+def test_a_step_behind_a_link_is_read_where_it_is_named(own: Any) -> None:
+    folder = own.folder("data")
+    link = own.results / "data/link"
+    link.symlink_to(folder)
+    assert read_artifact(link).folder == "data/link"
+
+
+def test_a_run_of_some_studies_is_audited_against_what_it_was_asked_for(own: Any) -> None:
+    """Else every such run would end by calling its own verdicts stale."""
+    asked = plan_run({"scale": "smoke", "studies": ["dimension", "validity"]})
+    everything = plan_run({"scale": "smoke"})
+    assert asked.verdicts.folder == everything.verdicts.folder and asked.verdicts.digest != everything.verdicts.digest
+    made = PlannedStep("verdicts", asked.verdicts.spec, {})
+    write(own.results, made, dict.fromkeys(STAGES["verdicts"].payload, b"x"))
+    stale = ("stale config", asked.verdicts.folder)
+    assert stale in found(own)
+    problems = verify_tree(own.results, run_plan=asked).problems
+    assert stale not in {(str(problem.kind), problem.where) for problem in problems}
+
+
+def test_a_form_that_is_not_offered_is_refused(dmdpipe: Callable[..., Any]) -> None:
+    for words in (("verify",), ("explain", "results")):
+        outcome = dmdpipe("audit", *words, "--format", "csv")
+        assert (outcome.status, outcome.out) == (2, "") and "'csv' is not offered" in outcome.err

@@ -224,6 +224,7 @@ def test_fields_are_those_of_all_members_of_a_union_or_of_the_chosen_one() -> No
 def test_a_good_configuration_is_read(config: Path) -> None:
     assert load_config(None, config) == Config(scale="tiny", studies=("mine",), results="results")
     assert load_config({"scale": "tiny"}, config).scale == "tiny"
+    assert load_config({"results": "./out/"}, config).results == "out"
     assert study_names(config) == ["mine"] and scale_names(config) == ["tiny"]
     assert len(members_of("mine", "tiny", config)) == 1
 
