@@ -10,6 +10,7 @@ import typer
 
 from dmdpipe.artifacts.disk import failures_told
 from dmdpipe.audit.commands import audit_app, bundle
+from dmdpipe.bench.commands import bench_app
 from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.tables import RESULT_COLUMNS, VERDICT_COLUMNS, Format, read_table, render, verdict_text
 
@@ -30,6 +31,7 @@ app = typer.Typer(
     dmdpipe verdicts              what became of the claims
     dmdpipe results --format csv  every number behind them
     dmdpipe audit verify          whether all of it can be trusted
+    dmdpipe bench training        what training costs on this machine
     """,
 )
 studies_app = typer.Typer(
@@ -55,6 +57,7 @@ config_app = typer.Typer(
 app.add_typer(studies_app, name="studies")
 app.add_typer(config_app, name="config")
 app.add_typer(audit_app, name="audit")
+app.add_typer(bench_app, name="bench")
 app.command()(bundle)
 
 ScaleOption = Annotated[str | None, typer.Option("--scale", help="smoke, laptop, …; the configured one if left out")]

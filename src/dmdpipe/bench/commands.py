@@ -1,0 +1,55 @@
+"""``dmdpipe bench``: what training costs here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from dmdpipe.tables import Format, render
+
+bench_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="""Measure what this machine makes of the code, as ratios within one run.
+
+    \b
+    dmdpipe bench training                            the share of a core's matrix-product rate that training reaches
+    """,
+)
+
+
+@bench_app.callback()
+def _group() -> None:
+    """Keep `training` a command of its own while it is the only one."""
+
+
+@bench_app.command("training")
+def training(
+    widths: Annotated[list[int] | None, typer.Option("--width", min=1, help="of the network; 64, 128 and 256")] = None,
+    dim: Annotated[int, typer.Option("--dim", min=1, help="number of coordinates d")] = 64,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="samples a step")] = 256,
+    turns: Annotated[int, typer.Option("--turns", min=1, help="how often each is timed")] = 5,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.01, help="about how long one turn trains")] = 2.0,
+    form: Annotated[Format, typer.Option("--format", help="table, json or csv")] = Format.table,
+) -> None:
+    """Train on one thread, everything included, and time the bare matrix products of that training beside it.
+
+    Both are timed in turns. Columns: milliseconds of a generator step with its fake-score steps, of its matrix products
+    alone, the rate of those in 10⁹ operations a second, the share (products/training, the median of the turns), and the
+    smallest and largest share of a turn.
+
+    \b
+    dmdpipe bench training
+    dmdpipe bench training --width 64 --dim 16 --seconds 5
+    """
+    import pandas as pd
+
+    from dmdpipe.bench.training import measure
+
+    rows = [measure(width, dim, batch, turns, seconds) for width in widths or (64, 128, 256)]
+    table = pd.DataFrame([{key: value for key, value in asdict(row).items() if key != "shares"} for row in rows])
+    shares = pd.DataFrame([row.shares for row in rows])
+    table = table.assign(share=shares.median(axis=1), smallest=shares.min(axis=1), largest=shares.max(axis=1))
+    typer.echo(render(table.rename(columns={"products": "products_ms", "training": "training_ms"}), form))
