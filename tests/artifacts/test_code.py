@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dmdpipe.artifacts.code import SourceTree, definitions, own_sources
+from dmdpipe.artifacts.code import SourceTree, _definitions_in, definitions, own_sources
 from dmdpipe.errors import UserError
 
 TOY = {
@@ -195,3 +195,11 @@ def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"def (", b"\0", None])
+def test_a_source_that_cannot_be_read_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "source.py"
+    path.symlink_to("nowhere") if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match="the code cannot be read"):
+        _definitions_in(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from dmdpipe.audit.accepted import accept, read_acceptances
 from dmdpipe.audit.differences import code_differences, spec_differences
 from dmdpipe.audit.explain import Explanation, explain_artifact, explanation_text
+from dmdpipe.audit.tree import read_artifact
 from dmdpipe.audit.verify import verify_tree
 from dmdpipe.errors import UserError
 
@@ -221,3 +223,19 @@ def test_what_a_file_says_cannot_steer_the_terminal(own: Any) -> None:
     path.write_text(path.read_text().replace('"host": "', '"host": "\\u001b[2J'))
     text = explanation_text(explain_artifact(own.artifact("studies")))
     assert "[2J" in text and all(line.isprintable() for line in text.splitlines())
+
+
+def test_a_file_that_nobody_made_has_no_lineage(own: Any) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        read_artifact(own.folder("studies") / "nosuch.png")
+
+
+def test_a_file_in_the_place_of_the_logs_folder_is_named(own: Any) -> None:
+    pretend_older_code(own.folder("students"))
+    (own.results / "audit").touch()
+    with pytest.raises(UserError, match="is no folder"):
+        accept([own.artifact("students")], "why")
+
+
+def test_who_made_a_step_is_told(own: Any) -> None:
+    assert re.search(r"made \S+ by \S+ on \S+ in", explanation_text(explain_artifact(own.artifact("studies"))))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted_trees import write
+from planted_trees import STUDY, payload_of, plant, study, write
 
 from dmdpipe.artifacts.checked import json_text
 from dmdpipe.artifacts.dag import plan_run
@@ -18,9 +18,9 @@ from dmdpipe.artifacts.manifest import sealed
 from dmdpipe.artifacts.plan import PlannedStep
 from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.audit.commands import locate, trees_of
-from dmdpipe.audit.inspection import Kind
+from dmdpipe.audit.inspection import Kind, inspect_steps
 from dmdpipe.audit.tree import read_artifact
-from dmdpipe.audit.verify import Audit, verify_tree
+from dmdpipe.audit.verify import Audit, study_roots, verify_tree
 from dmdpipe.audit.words import audit_page, audit_text
 from dmdpipe.errors import UserError
 
@@ -63,7 +63,7 @@ def test_a_whole_tree_has_no_problems_and_one_root(own: Any) -> None:
     assert result.size == sum(path.stat().st_size for path in payload)
     (root,) = result.roots
     leaf = json.loads((own.results / "studies/dimension/tiny/manifest.json").read_text())
-    assert (root.study, root.scale) == ("dimension", "tiny")
+    assert (root.name, root.scale) == ("dimension", "tiny")
     assert root.result == leaf["result"]["result_digest"]
     assert root.provenance == leaf["provenance"]["provenance_digest"]
     assert root.result in audit_text(result) and "no problems" in audit_text(result)
@@ -326,3 +326,72 @@ def test_a_form_that_is_not_offered_is_refused(dmdpipe: Callable[..., Any]) -> N
     for words in (("verify",), ("explain", "results")):
         outcome = dmdpipe("audit", *words, "--format", "csv")
         assert (outcome.status, outcome.out) == (2, "") and "'csv' is not offered" in outcome.err
+
+
+def test_what_is_asked_for_and_not_there_is_told(own: Any) -> None:
+    def missing(stage: str) -> int:
+        (said,) = audit(own).gaps
+        assert said in audit_text(audit(own))
+        counts = dict(reversed(count.split()) for count in said.partition(": ")[2].split(", "))
+        return int(counts.get(stage, 0))
+
+    before = {stage: missing(stage) for stage in ("evidence", "metrics", "pairs")}
+    shutil.rmtree(own.results / "studies")
+    for folder in sorted(own.results.glob("metrics/*")):
+        shutil.rmtree(folder)
+    (own.results / "report/tiny").mkdir(parents=True)
+    (own.results / "report/tiny/report.html").touch()
+    after = {"evidence": before["evidence"] + 1, "metrics": before["metrics"] + 2, "pairs": before["pairs"]}
+    assert {stage: missing(stage) for stage in before} == after
+
+
+def test_a_study_with_a_damaged_step_is_said_to_have_no_root(own: Any) -> None:
+    flip(own.folder("students") / "history.parquet")
+    result = audit(own)
+    assert result.roots == ()
+    assert "dimension (tiny): no root, since a step of it is damaged or missing" in result.gaps
+
+
+def test_verdicts_and_pages_have_roots_of_their_own(tmp_path: Path) -> None:
+    """Otherwise whoever forges a verdict, or swaps a figure, still has every study's published root."""
+    steps = study(2)
+    plant(tmp_path, steps, payload_of({0: 0.5, 1: 0.6}))
+    inspections = inspect_steps(tmp_path, steps)
+    before = study_roots(inspections, [])
+    assert [(root.stage, root.name) for root in before] == [
+        ("evidence", STUDY), ("verdicts", "verdicts"), ("figures", "page overview"),
+    ]  # fmt: skip
+    verdicts = next(step for step in steps.values() if step.stage == "verdicts")
+    write(tmp_path, verdicts, {name: b"forged" for name in STAGES["verdicts"].payload})
+    after = study_roots(inspect_steps(tmp_path, steps), [])
+    changed = [root.stage for root, old in zip(after, before, strict=True) if root.result != old.result]
+    assert changed == ["verdicts"]
+
+
+def test_a_code_digest_that_is_not_that_of_its_definitions_is_tampered(own: Any) -> None:
+    def forge(manifest: dict[str, Any]) -> None:
+        manifest["provenance"]["modules"].popitem()
+
+    path = own.folder("metrics") / "manifest.json"
+    reseal(path, forge)
+    assert ("tampered", name(own, path)) in found(own)
+
+
+def test_a_folder_that_cannot_be_read_ends_the_audit(own: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def forbidden(path: Any = ".") -> Any:
+        if str(path).endswith("/metrics"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(UserError, match=r"metrics: cannot be read \(Permission denied\)"):
+        audit(own)
+
+
+def test_a_link_is_called_a_link(own: Any) -> None:
+    shutil.move(own.results / "metrics", own.checkout / "elsewhere")
+    (own.results / "metrics").symlink_to(own.checkout / "elsewhere")
+    whats = [problem.what for problem in audit(own).problems if problem.where == "metrics"]
+    assert whats == ["is a link, which no run makes; delete it"]

@@ -83,14 +83,9 @@ def parse_json(adapter: TypeAdapter[T], text: bytes | str, where: str) -> T:
         raise UserError(one_line(f"{where}: {key + ': ' if key else ''}{first['msg']}{more}")) from None
 
 
-def printable(text: object) -> str:
-    """Return text without what a file may have smuggled into it to steer a terminal or to break an encoding."""
-    return "".join(letter if letter.isprintable() else " " for letter in str(text))
-
-
 def one_line(text: object) -> str:
-    """Return printable text of bearable length."""
-    line = printable(text)
+    """Return text fit for one line of a terminal, whatever a file smuggled into it."""
+    line = "".join(letter if letter.isprintable() else " " for letter in str(text))
     return line if len(line) <= LONGEST_LINE else line[: LONGEST_LINE - 1] + "…"
 
 

@@ -20,8 +20,10 @@ import grimp
 from grimp.exceptions import SourceSyntaxError
 
 from dmdpipe.errors import UserError
+from dmdpipe.files import read_ordinary
 from dmdpipe.specs.base import digest
 
+LARGEST_SOURCE = 2**24  # bytes
 LEFT_OUT = (["specs"], ["errors"])  # subpackages and modules at the top of the package
 
 
@@ -96,8 +98,8 @@ class SourceTree:
                 exclude_type_checking_imports=True,
                 cache_dir=None,
             )
-        except SourceSyntaxError as error:
-            raise UserError(f"the code cannot be read: {' '.join(str(error).split())}; mend that file") from None
+        except (SourceSyntaxError, OSError, ValueError) as error:
+            raise _unreadable(error) from None
 
     def _is_ours(self, module: str) -> bool:
         return module == self.package or module.startswith(f"{self.package}.")
@@ -106,7 +108,7 @@ class SourceTree:
         if module not in self._definitions:
             path = self.root.joinpath(*module.split(".")[1:])
             file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-            self._definitions[module] = definitions(file.read_text(encoding="utf-8"))
+            self._definitions[module] = _definitions_in(file)
         return self._definitions[module]
 
 
@@ -187,4 +189,15 @@ def reach(modules: Iterable[str], script: str | None = None) -> Code:
 
 @cache
 def _definitions_of_script(path: Path) -> dict[str, str]:
-    return definitions(path.read_text(encoding="utf-8"))
+    return _definitions_in(path)
+
+
+def _definitions_in(file: Path) -> dict[str, str]:
+    try:
+        return definitions(read_ordinary(file, LARGEST_SOURCE).decode())
+    except (OSError, ValueError, SyntaxError, RecursionError) as error:
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: Exception) -> UserError:
+    return UserError(f"the code cannot be read: {' '.join(str(error).split())}; mend that file")

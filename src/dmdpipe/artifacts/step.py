@@ -24,7 +24,7 @@ from dmdpipe.artifacts import manifest as manifests
 from dmdpipe.artifacts.atomic import replace_folder, sync_folder, write_synced
 from dmdpipe.artifacts.checked import inside, json_text
 from dmdpipe.artifacts.disk import failures_told
-from dmdpipe.artifacts.environment import current_environment, git_state, lock_digest, peak_memory_mib
+from dmdpipe.artifacts.environment import current_environment, git_state, lock_digest, peak_memory_mib, user_name
 from dmdpipe.artifacts.links import refuse_links_on_the_way
 from dmdpipe.artifacts.plan import Order, read_order
 from dmdpipe.artifacts.stages import find_stage
@@ -252,6 +252,7 @@ class Step:
             "seconds": round(seconds, 3),
             "rounds_per_second": round(self._done / seconds, 2) if self._done and not self._resumed else None,
             "peak_memory_mib": peak_memory_mib(),
+            "user": user_name(),
             "host": socket.gethostname(),
             "git": git_state(),
             "slurm_job_id": os.environ.get("SLURM_JOB_ID"),

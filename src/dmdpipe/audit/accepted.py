@@ -8,7 +8,6 @@ accepts nothing any more: the step is stale again.
 from __future__ import annotations
 
 import fcntl
-import getpass
 import os
 import socket
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from pydantic import Field, TypeAdapter
 from dmdpipe.artifacts.atomic import write_atomically
 from dmdpipe.artifacts.checked import Digest, Record, RelativePath, Sha256, inside, parse_json, read_bytes
 from dmdpipe.artifacts.disk import failures_told
+from dmdpipe.artifacts.environment import user_name
 from dmdpipe.artifacts.manifest import sealed
 from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.audit.differences import code_differences
@@ -138,7 +138,7 @@ def _new_entries(artifacts: Iterable[Artifact], known: Acceptances, reason: str)
             "accepted": code.digest,
             "changes": code_differences(artifact.manifest.provenance.modules, code.modules),
             "reason": " ".join(reason.split()),
-            "who": f"{_user()}@{socket.gethostname()}",
+            "who": f"{user_name()}@{socket.gethostname()}",
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
             "previous": previous,
         }
@@ -147,16 +147,11 @@ def _new_entries(artifacts: Iterable[Artifact], known: Acceptances, reason: str)
     return new
 
 
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user can have a number only
-        return str(os.getuid())
-
-
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Wait until nobody else writes the log in this folder, which is made if need be."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{folder}: is no folder; move it away, the log of accepted changes belongs into it")
     folder.mkdir(exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:

@@ -45,6 +45,8 @@ def damage(contents: dict[str, str]) -> list[str]:
 def main() -> int:
     """Check the bundle, rerun its step, print what came out, and return the exit status."""
     try:
+        if not (HERE / CONTENTS).is_file():
+            raise FileNotFoundError
         bundle = json.loads((HERE / CONTENTS).read_text(encoding="utf-8"))
         files, step, is_newer = dict(bundle["files"]), str(bundle["step"]), bool(bundle["today"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

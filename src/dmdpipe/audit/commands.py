@@ -253,7 +253,7 @@ def export(
 def publish(
     results: Annotated[Path | None, typer.Argument(help="the results; the configured ones if left out")] = None,
 ) -> None:
-    """Write the result root of each study here into config/published.json, for this environment class.
+    """Write the result root of each study, verdicts and page here into config/published.json, by environment class.
 
     For maintainers: others' runs are then compared with it. Refused while verify finds a problem.
 
@@ -269,8 +269,8 @@ def publish(
         raise UserError(f"{audit.results}: not published, since {problem_lines(audit)[0]}")
     for root in audit.roots:
         own = PublishedRoot(spec=root.spec, result_root=root.result)
-        write_published({root.scale: {root.study: own}}, root.environment)
-        typer.echo(f"{FILE}: {root.study} ({root.scale}) {root.result}")
+        write_published({root.scale: {root.name: own}}, root.environment)
+        typer.echo(f"{FILE}: {root.name} ({root.scale}) {root.result}")
 
 
 def bundle(

@@ -8,7 +8,6 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from dmdpipe.artifacts.checked import printable
 from dmdpipe.artifacts.dag import steps_below
 from dmdpipe.artifacts.manifest import Manifest
 from dmdpipe.artifacts.plan import PlannedStep
@@ -18,6 +17,7 @@ from dmdpipe.audit.inspection import Inspection, inspect_steps
 from dmdpipe.audit.status import assess
 from dmdpipe.audit.tree import Artifact, step_folders
 from dmdpipe.audit.verify import lineage, nearest_planned, todays_steps
+from dmdpipe.audit.words import printable
 from dmdpipe.specs.config import CONFIG_FOLDER
 
 MOST_PARAMETERS = 8
@@ -180,7 +180,8 @@ def _facts(step: Explanation, environments: dict[str, str]) -> Iterator[str]:
         git = step.run.get("git")
         commit = f", commit {str(git.get('commit'))[:12]}" if isinstance(git, dict) else ""
         edits = " with edits" if isinstance(git, dict) and git.get("dirty") else ""
-        at = f"made {step.run.get('started')} on {step.run.get('host')} in {step.run.get('seconds')} s"
+        who = f"by {step.run['user']} " if "user" in step.run else ""
+        at = f"made {step.run.get('started')} {who}on {step.run.get('host')} in {step.run.get('seconds')} s"
         yield f"{at}{commit}{edits}{', resumed' if step.run.get('resumed') else ''}"
     letter = environments.setdefault(step.environment, chr(ord("A") + len(environments) % 26))
     yield f"result {step.result_digest[:16]}…, code {step.code}, environment {letter}"

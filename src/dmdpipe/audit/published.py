@@ -1,7 +1,7 @@
 """Published digests: what each study's results came to elsewhere, to compare one's own with.
 
 ``config/published.json`` holds, for each environment class in which the default studies were run, the result root of
-each study at each scale, with the digest of its spec.
+each study, of the verdicts and of each page at each scale, with the digest of its spec.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ EnvironmentClass = dict[str, list[str]]
 
 
 class PublishedRoot(Record):
-    """One study's root: the digest of its spec, and of what came out of it."""
+    """The root of a study, of verdicts or of a page: the digest of its spec, and of what came out of it."""
 
     spec: Digest
     result_root: Sha256
 
 
 class PublishedClass(Record):
-    """All roots that were made in one environment class, by scale and study."""
+    """All roots that were made in one environment class, by scale and name."""
 
     environment: EnvironmentClass
     roots: dict[str, dict[str, PublishedRoot]]
@@ -58,17 +58,17 @@ def read_published(path: Path = FILE) -> list[PublishedClass]:
 
 
 def relation(
-    study: str, scale: str, own: PublishedRoot, environment: EnvironmentClass, published: Iterable[PublishedClass]
+    name: str, scale: str, own: PublishedRoot, environment: EnvironmentClass, published: Iterable[PublishedClass]
 ) -> str:
-    """Say in words how a study's root stands to the published ones.
+    """Say in words how a root stands to the published ones.
 
     Args:
-        study, scale: which.
+        name, scale: which; ``verify.Root`` says how roots are called.
         own: its spec and root here.
         environment: the class of all steps that it was made from.
         published: as ``read_published`` returns it.
     """
-    others = [(entry, entry.roots[scale][study]) for entry in published if study in entry.roots.get(scale, {})]
+    others = [(entry, entry.roots[scale][name]) for entry in published if name in entry.roots.get(scale, {})]
     if not others:
         return "no digest is published for it"
     same_spec = [(entry, root) for entry, root in others if root.spec == own.spec]
@@ -87,7 +87,7 @@ def relation(
 def publish(
     roots: dict[str, dict[str, PublishedRoot]], environment: EnvironmentClass, path: Path = FILE
 ) -> list[PublishedClass]:
-    """Write roots by scale and study into the file of published digests, in place of those of the same class.
+    """Write roots by scale and name into the file of published digests, in place of those of the same class.
 
     Raises:
         UserError: if the file is damaged; nothing is written then.

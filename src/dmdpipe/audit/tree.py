@@ -60,9 +60,11 @@ def read_artifact(path: Path) -> Artifact:
         UserError: if there is none, or its manifest is damaged.
     """
     folder = path if path.is_dir() else path.parent
-    if not (folder / FILE_NAME).is_file():
+    if not os.path.lexists(folder / FILE_NAME):
         raise UserError(f"{path}: is no artifact; name a folder with a {FILE_NAME}, or a file in one")
     manifest = read_manifest(folder / FILE_NAME)
+    if path != folder and not os.path.lexists(path) and path.name not in manifest.result.payload:
+        raise UserError(f"{path}: there is no such file, and the manifest beside it lists none")
     if manifest.result.stage not in STAGES:
         raise UserError(f"{folder / FILE_NAME}: of a stage '{one_line(manifest.result.stage)}' that is not known here")
     results = results_above(folder, STAGES[manifest.result.stage].folder)
@@ -82,9 +84,18 @@ def results_above(folder: Path, stage_folder: str) -> Path:
 
 
 def step_folders(results: Path) -> list[str]:
-    """Return every folder with a manifest below the root of the results, sorted; links are not followed."""
+    """Return every folder with a manifest below the root of the results, sorted; links are not followed.
+
+    Raises:
+        UserError: if a folder cannot be read: what is in it would go unseen.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise UserError(f"{error.filename}: cannot be read ({error.strerror}); get permission first")
+
     found = []
-    for here, folders, files in os.walk(results):
+    for here, folders, files in os.walk(results, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         if FILE_NAME in files:
             found.append(Path(here).relative_to(results).as_posix())

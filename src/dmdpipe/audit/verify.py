@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,19 +29,28 @@ from dmdpipe.audit.published import (
 )
 from dmdpipe.audit.tree import step_folders
 from dmdpipe.errors import UserError
+from dmdpipe.specs.base import digest
 from dmdpipe.specs.config import CONFIG_FOLDER, scale_names
 
 # What a run leaves beside its steps, outside of every promise.
 OUTSIDE = ("logs",)
 REPORT_FILES = ("report.html", "audit.html")
+# What has a root of its own, and how it is called, given its spec.
+ROOT_NAMES: dict[str, Callable[[Mapping[str, object]], str]] = {
+    "evidence": lambda spec: str(spec.get("study")),
+    "verdicts": lambda spec: "verdicts",
+    "figures": lambda spec: f"page {spec.get('notebook')}",
+}
 
 
 @dataclass(frozen=True)
 class Root:
-    """One study's results at one scale, as one digest.
+    """One study's results at one scale, the verdicts on all of them, or a page of the report, as one digest.
 
     Attributes:
-        study, scale: whose.
+        stage: ``evidence``, ``verdicts`` or ``figures``.
+        name: of the study, ``verdicts``, or ``page NAME``.
+        scale: which.
         spec: digest of the study's spec.
         result: what came out of which spec: comparable across versions of the code and machines.
         provenance: made by which code in which environment.
@@ -48,7 +58,8 @@ class Root:
         published: in words, how it stands to the published digests.
     """
 
-    study: str
+    stage: str
+    name: str
     scale: str
     spec: str
     result: str
@@ -67,7 +78,9 @@ class Audit:
         size: bytes of payload that are what their manifests say.
         problems: everything that is wrong, worst first.
         notes: what is not wrong but should be known: accepted changes.
-        roots: of every study whose results are there.
+        gaps: what is not there, in words: steps that the configuration asks for at a scale of which something is there,
+            and studies that have no root, since a step of theirs is damaged.
+        roots: of every study, of the verdicts and of every page, of which every step is whole.
     """
 
     results: Path
@@ -75,6 +88,7 @@ class Audit:
     size: int
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
+    gaps: tuple[str, ...]
     roots: tuple[Root, ...]
 
 
@@ -130,7 +144,7 @@ def verify_tree(
     planned = todays_steps(results, folders, config) | (run_plan.steps if run_plan else {})
     found = _Findings(inspections, planned, acceptances)
     if damage:
-        found.add(Kind.tampered, str(LOG), damage)
+        found.add(Kind.tampered, str(LOG), damage.removeprefix(f"{results}/{LOG}").lstrip(": "))
     for inspection in inspections.values():
         found.problems += inspection.problems
         if inspection.manifest:
@@ -141,6 +155,11 @@ def verify_tree(
     _check_environments(found)
     if only is None:
         found.problems += strays(results, folders)
+    roots = study_roots(inspections, read_published(config / PUBLISHED.name))
+    gaps = studies_without_root(inspections, roots)
+    if only is None:
+        wanted = run_plan.steps if run_plan else steps_at_scales_there(results, folders, config)
+        gaps += steps_not_made(folders, wanted)
     order = list(Kind)
     problems = [Problem(each.kind, one_line(each.where), one_line(each.what)) for each in found.problems]
     return Audit(
@@ -149,18 +168,23 @@ def verify_tree(
         size=sum(inspection.size for inspection in inspections.values()),
         problems=tuple(sorted(problems, key=lambda problem: (order.index(problem.kind), problem.where))),
         notes=tuple(map(one_line, found.notes)),
-        roots=tuple(study_roots(inspections, read_published(config / PUBLISHED.name))),
+        gaps=tuple(gaps),
+        roots=tuple(roots),
     )
 
 
 def todays_steps(results: Path, folders: Iterable[str], config: Path = CONFIG_FOLDER) -> dict[str, PlannedStep]:
     """Return every step that today's configuration asks for, by folder, at every scale of which results are there."""
+    return {**steps_at_scales_there(results, folders, config), **full_plan(None, config).steps}
+
+
+def steps_at_scales_there(results: Path, folders: Iterable[str], config: Path) -> dict[str, PlannedStep]:
+    """Return the steps of every scale of which there are tables, verdicts or pages, by folder."""
     there = {part for folder in folders if not _is_keyed(folder) for part in Path(folder).parts[1:]}
     scales = [name for name in scale_names(config) if name in there or (results / "report" / name).exists()]
     planned: dict[str, PlannedStep] = {}
     for scale in scales:
         planned |= full_plan(scale, config).steps
-    planned |= full_plan(None, config).steps
     return planned
 
 
@@ -170,24 +194,45 @@ def full_plan(scale: str | None, config: Path = CONFIG_FOLDER) -> RunPlan:
 
 
 def study_roots(inspections: Mapping[str, Inspection], published: Iterable[PublishedClass]) -> list[Root]:
-    """Return the root of every study of which every step is whole."""
+    """Return the root of every study, of the verdicts and of every page, of which every step is whole."""
     known = list(published)
     roots = []
     for inspection in inspections.values():
-        if not (inspection.manifest and inspection.manifest.result.stage == "evidence"):
+        if not (inspection.manifest and inspection.manifest.result.stage in ROOT_NAMES):
             continue
         line = [inspections.get(folder) for folder in above(inspection.folder, inspections)]
         manifests = [each.manifest for each in line if each and each.manifest and each.is_whole]
         if len(manifests) < len(line):
             continue
         result, provenance = inspection.manifest.result, inspection.manifest.provenance
-        study, scale = str(result.spec.get("study")), str(result.spec.get("scale"))
+        name, scale = ROOT_NAMES[result.stage](result.spec), str(result.spec.get("scale"))
         environment = environment_class(manifests)
         own = PublishedRoot(spec=result.digest, result_root=result.result_digest)
-        said = relation(study, scale, own, environment, known)
+        said = relation(name, scale, own, environment, known)
         digests = result.digest, result.result_digest, provenance.provenance_digest
-        roots.append(Root(study, scale, *digests, environment, said))
-    return sorted(roots, key=lambda root: (root.scale, root.study))
+        roots.append(Root(result.stage, name, scale, *digests, environment, said))
+    return sorted(roots, key=lambda root: (root.scale, list(ROOT_NAMES).index(root.stage), root.name))
+
+
+def steps_not_made(folders: Iterable[str], planned: Mapping[str, PlannedStep]) -> list[str]:
+    """Return in words how many of the planned steps, stage by stage, are not there; nothing if all are."""
+    missing = Counter(planned[folder].stage for folder in planned.keys() - set(folders))
+    if not missing:
+        return []
+    counts = ", ".join(f"{missing[name]} {name}" for name in STAGES if name in missing)
+    return [f"not made yet, of what the configuration asks for: {counts}"]
+
+
+def studies_without_root(inspections: Mapping[str, Inspection], roots: Iterable[Root]) -> list[str]:
+    """Return a line for each study that is there and has no root."""
+    known = {(root.name, root.scale) for root in roots if root.stage == "evidence"}
+    evidence = [folder for folder in inspections if folder.startswith(f"{STAGES['evidence'].folder}/")]
+    there = [tuple(folder.split("/")[1:]) for folder in evidence]
+    return [
+        f"{name} ({scale}): no root, since a step of it is damaged or missing"
+        for name, scale in there
+        if (name, scale) not in known
+    ]
 
 
 def above(folder: str, inspections: Mapping[str, Inspection]) -> set[str]:
@@ -219,7 +264,8 @@ def strays(results: Path, folders: Iterable[str]) -> list[Problem]:
             path = Path(folder, name).as_posix()
             expected = path == str(LOG) or path.startswith(".") or (is_report and name in REPORT_FILES)
             if not expected:
-                found.append(Problem(Kind.orphan, path, "belongs to no step; delete it"))
+                what = "is a link, which no run makes" if (results / path).is_symlink() else "belongs to no step"
+                found.append(Problem(Kind.orphan, path, f"{what}; delete it"))
         if not names and not files and folder != ".":
             found.append(Problem(Kind.orphan, folder, "is empty; delete it"))
     return found
@@ -260,6 +306,8 @@ def _check_identity(folder: str, manifest: Manifest, found: _Findings) -> None:
         found.add(Kind.tampered, where, f"belongs into {stage.path(spec)}; delete this folder, ./run makes it again")
     elif stage.digest(spec) != manifest.result.digest:
         found.add(Kind.stale_config, where, "its spec has gained or lost keys since; run again")
+    if digest(manifest.provenance.modules) != manifest.provenance.code:
+        found.add(Kind.tampered, where, "its code digest is not that of the definitions that it lists")
     payload = set(manifest.result.payload)
     if not set(stage.payload) <= payload or (payload > set(stage.payload) and not stage.more_files):
         found.add(Kind.tampered, where, f"lists {sorted(payload)}, a {stage.name} step writes {sorted(stage.payload)}")
@@ -287,7 +335,8 @@ def _check_parents(folder: str, manifest: Manifest, found: _Findings) -> None:
             what = f"was made from another {role} than the one in {parent.folder}; ./run makes it again"
             found.add(Kind.stale_parent, folder, what)
         elif above.provenance.provenance_digest != manifest.provenance.parents.get(role):
-            what = f"its {role} {parent.folder} was made again, elsewhere or by other code; ./run makes this again"
+            which = role if role == parent.folder else f"{role} {parent.folder}"
+            what = f"its {which} was made again, elsewhere or by other code; ./run makes this again"
             found.add(Kind.stale_parent, folder, what)
 
 
@@ -350,9 +399,8 @@ def _check_cycles(found: _Findings) -> None:
                 done.add(folder)
                 continue
             if folder in path:
-                found.add(
-                    Kind.cycle, folder, f"was made from itself, by way of {', '.join(path[path.index(folder) + 1 :])}"
-                )
+                way = path[path.index(folder) + 1 :]
+                found.add(Kind.cycle, folder, "was made from itself" + (f", by way of {', '.join(way)}" if way else ""))
                 continue
             manifest = found.manifest(folder)
             if folder in done or manifest is None:

@@ -24,14 +24,19 @@ this page is not part of what it vouches for. How to read it: docs/audit.md.</p>
 <h2>Problems</h2><ul>{said}</ul>
 <h2>Changes of the code that somebody accepted as cosmetic</h2><ul>{accepted}</ul>
 <h2>Digests</h2>
-<table><tr><th>study</th><th>against the published digest</th><th>result root</th></tr>{rows}</table>
+<table><tr><th>study, verdicts or page</th><th>against the published digest</th><th>result root</th></tr>{rows}</table>
 </body></html>
 """
 
 
+def printable(text: str) -> str:
+    """Return text without what a file may have smuggled into it to steer a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def audit_text(audit: Audit) -> str:
     """Return one line for each problem and cause, the notes, and the summary."""
-    lines = [*problem_lines(audit), *(f"accepted: {note}" for note in audit.notes)]
+    lines = [*problem_lines(audit), *(f"accepted: {note}" for note in audit.notes), *audit.gaps]
     return "\n".join([*lines, *summary_lines(audit)])
 
 
@@ -52,11 +57,18 @@ def summary_lines(audit: Audit, scale: str | None = None) -> list[str]:
     count = len(audit.problems)
     said = "no problems" if count == 0 else "1 problem" if count == 1 else f"{count} problems"
     lines = [f"{audit.results}: {audit.steps} steps, {audit.size / MIB:.1f} MiB of payload verified: {said}"]
-    for root in audit.roots:
-        if scale not in (None, root.scale):
-            continue
-        lines.append(f"  {root.study} ({root.scale}): {root.published}")
-        lines.append(f"      result root {root.result}, provenance root {root.provenance[:16]}…")
+    roots = [root for root in audit.roots if scale in (None, root.scale)]
+    for root in roots:
+        if root.stage == "evidence":
+            lines.append(f"  {root.name} ({root.scale}): {root.published}")
+            lines.append(f"      result root {root.result}")
+            lines.append(f"      provenance root {root.provenance}")
+    # Verdicts and pages mostly share one answer.
+    answers: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for root in roots:
+        if root.stage != "evidence":
+            answers[root.scale, root.published].append(root.name)
+    lines += [f"  {', '.join(names)} ({scale}): {said}" for (scale, said), names in answers.items()]
     return lines
 
 
@@ -68,6 +80,7 @@ def audit_json(audit: Audit) -> dict[str, Any]:
         "bytes": audit.size,
         "problems": [asdict(problem) for problem in audit.problems],
         "accepted": list(audit.notes),
+        "gaps": list(audit.gaps),
         "roots": [asdict(root) for root in audit.roots],
     }
 
@@ -75,7 +88,7 @@ def audit_json(audit: Audit) -> dict[str, Any]:
 def audit_page(audit: Audit, scale: str) -> str:
     """Return the audit of a scale's results as a page of HTML that needs nothing else."""
     rows = "".join(
-        f"<tr><td>{escape(root.study)}</td><td>{escape(root.published)}</td><td><code>{root.result}</code></td></tr>"
+        f"<tr><td>{escape(root.name)}</td><td>{escape(root.published)}</td><td><code>{root.result}</code></td></tr>"
         for root in audit.roots
         if root.scale == scale
     )
