@@ -10,9 +10,10 @@ import typer
 
 from dmdpipe.artifacts.disk import failures_told
 from dmdpipe.audit.commands import audit_app, bundle
+from dmdpipe.audit.tree import read_table
 from dmdpipe.bench.commands import bench_app
 from dmdpipe.errors import UserError, did_you_mean
-from dmdpipe.tables import RESULT_COLUMNS, VERDICT_COLUMNS, Format, read_table, render, verdict_text
+from dmdpipe.tables import RESULT_COLUMNS, VERDICT_COLUMNS, Format, render, verdict_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -31,6 +31,7 @@ from dmdpipe.audit.accepted import read_acceptances
 from dmdpipe.audit.differences import few
 from dmdpipe.audit.inspection import Kind
 from dmdpipe.audit.status import PLAN, State, Status, assess
+from dmdpipe.audit.tree import read_table
 from dmdpipe.audit.verify import verify_tree
 from dmdpipe.audit.words import audit_page, problem_lines, summary_lines
 from dmdpipe.cost import seconds_by_rule
@@ -44,7 +45,7 @@ from dmdpipe.snakemake_arguments import (
     runs_nothing,
     with_forced,
 )
-from dmdpipe.tables import VERDICT_COLUMNS, read_table, verdict_text
+from dmdpipe.tables import VERDICT_COLUMNS, verdict_text
 
 PR_SET_PDEATHSIG = 1
 MOST_ROUNDS = 3

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
-from collections.abc import Collection
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from dmdpipe.errors import UserError
-
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pandas as pd
 
 VERDICT_COLUMNS = ("id", "title", "verdict", "reason")
@@ -25,34 +19,6 @@ class Format(StrEnum):
     table = "table"
     csv = "csv"
     json = "json"
-
-
-def read_table(path: Path, columns: Collection[str] = ()) -> pd.DataFrame:
-    """Return a parquet or CSV table of the results, as its step made it.
-
-    Args:
-        path: a file in the folder of a step.
-        columns: those that it must have.
-
-    Raises:
-        UserError: if the file is not the one that the manifest beside it describes, or is damaged.
-    """
-    import pandas as pd
-
-    from dmdpipe.artifacts.tables import decode_table
-    from dmdpipe.audit.tree import read_artifact
-
-    data = read_artifact(path).read(path.name)
-    if path.suffix == ".csv":
-        try:
-            table = pd.read_csv(io.BytesIO(data))
-        except ValueError as error:
-            raise UserError(f"{path}: is damaged ({' '.join(str(error).split())}); delete it and run again") from None
-    else:
-        table = decode_table(data, str(path))
-    if missing := [column for column in columns if column not in table]:
-        raise UserError(f"{path}: has no column '{missing[0]}'; delete it and run again")
-    return table
 
 
 def render(table: pd.DataFrame, form: Format) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dmdpipe.artifacts.checked import one_line, read_bytes
 from dmdpipe.artifacts.manifest import FILE_NAME, RUN_FILE_NAME, Manifest, read_manifest, read_payload
 from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,33 @@ def read_artifact(path: Path) -> Artifact:
         raise UserError(f"{folder / FILE_NAME}: of a stage '{one_line(manifest.result.stage)}' that is not known here")
     results = results_above(folder, STAGES[manifest.result.stage].folder)
     return Artifact(results, Path(os.path.abspath(folder)).relative_to(results).as_posix(), manifest)
+
+
+def read_table(path: Path, columns: Collection[str] = ()) -> pd.DataFrame:
+    """Return a parquet or CSV table of the results, as its step made it.
+
+    Args:
+        path: a file in the folder of a step.
+        columns: those that it must have.
+
+    Raises:
+        UserError: if the file is not the one that the manifest beside it describes, or is damaged.
+    """
+    import pandas as pd
+
+    from dmdpipe.artifacts.tables import decode_table
+
+    data = read_artifact(path).read(path.name)
+    if path.suffix == ".csv":
+        try:
+            table = pd.read_csv(io.BytesIO(data))
+        except ValueError as error:
+            raise UserError(f"{path}: is damaged ({' '.join(str(error).split())}); delete it and run again") from None
+    else:
+        table = decode_table(data, str(path))
+    if missing := [column for column in columns if column not in table]:
+        raise UserError(f"{path}: has no column '{missing[0]}'; delete it and run again")
+    return table
 
 
 def results_above(folder: Path, stage_folder: str) -> Path:
