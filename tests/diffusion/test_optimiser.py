@@ -46,6 +46,7 @@ def test_fifty_steps_are_those_of_torch(kind, beta1, beta2, weight_decay, clip):
         loss(theirs, i).backward()
         expected_norm = nn.utils.clip_grad_norm_(theirs.parameters(), clip or float("inf"))
         reference.step()
+        ours.zero_grad(set_to_none=False)
         loss(ours, i).backward()
         norm = optimiser.step(rate)
         assert_close(norm, expected_norm, rtol=1e-6, atol=0)
@@ -61,6 +62,7 @@ def test_plain_gradient_descent_has_no_memory():
     for i in range(3):
         before = optimiser.parameters.values.clone()
         gradients = torch.autograd.grad(loss(net, i), list(net.parameters()))
+        net.zero_grad(set_to_none=False)
         loss(net, i).backward()
         optimiser.step(0.1)
         expected = before - 0.1 * torch.cat([g.flatten() for g in gradients])

@@ -56,7 +56,7 @@ def test_the_loss_weighs_the_networks_own_error_by_one():
     sigma = torch.randn(40, 1, generator=source, dtype=torch.float64).exp()
     noisy, total = x + sigma * noise, sigma**2 + 0.25
     target = (x - 0.25 / total * noisy) / (sigma * 0.5 / total.sqrt())
-    answer = network(noisy / total.sqrt(), sigma.log() / 4)
+    answer = network(noisy / total.sqrt(), network.noise_features(sigma.log() / 4))
     loss, _ = weighted_squared_error(Denoiser(network)(noisy, sigma), x, edm_weight(sigma))
     assert_close(loss, ((answer - target) ** 2).mean())
 
@@ -76,7 +76,7 @@ def test_a_teacher_starts_at_its_skip_connection():
     network = build_network(SMALL, 2, seed=0)
     zero_output_layer(network)
     x = torch.ones(4, 2)
-    assert torch.equal(network(x, torch.zeros(4, 1)), torch.zeros(4, 2))
+    assert torch.equal(network(x, network.noise_features(torch.zeros(4, 1))), torch.zeros(4, 2))
     assert any(p.abs().max() > 0 for p in network.parameters())
 
 

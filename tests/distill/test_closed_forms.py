@@ -86,9 +86,9 @@ def random_orthogonal(dim, seed=0):
 @pytest.mark.parametrize("dim", [1, 2, 5, 16])
 def test_expected_batches_have_exact_moments(dim):
     batches = ExpectedBatches(linear_spec(dim), dim)
-    z, (sigma, noise) = batches.latent(), batches.diffusion("dm")
+    z, (_, sigma, noise) = batches.latent(), batches.diffusion("dm")
     identity = torch.eye(dim, dtype=torch.float64)
-    grid = batches.grid
+    grid = batches.grid.flatten()
     for level in sigma.unique():
         rows = sigma.flatten() == level
         assert_close(z[rows].T @ z[rows] / rows.sum(), identity)
@@ -104,7 +104,7 @@ def expected_gradient(spec, matrix, covariance):
     """The mean over the batch's 16 noise levels of [C(C + σ²)⁻¹ − Σ(Σ + σ²)⁻¹]·A."""
     dim = len(matrix)
     identity = torch.eye(dim, dtype=torch.float64)
-    levels = ExpectedBatches(spec, dim).sigma.unique()
+    levels = ExpectedBatches(spec, dim).diffusion("dm").sigma.unique()
 
     def shrinkage(c, level):
         return c @ torch.linalg.inv(c + level**2 * identity)
@@ -118,7 +118,7 @@ def batch_gradient(spec, matrix, covariance, batches):
     dim, teacher = len(matrix), gaussian_teacher(spec)
     matrix = matrix.clone().requires_grad_(True)
     x = batches.latent() @ matrix.T
-    sigma, noise = batches.diffusion("dm")
+    _, sigma, noise = batches.diffusion("dm")
     noisy = (x + sigma * noise).detach()
     gradient = dm_gradient(x.detach(), teacher(noisy, sigma), LinearOracle(matrix)(noisy, sigma), normalise=False)
     x.backward(gradient / x.numel())
@@ -146,7 +146,7 @@ def test_random_batches_feel_it_on_average(dim):
     matrix = draw(dim, dim, seed=dim)
     identity = torch.eye(dim, dtype=torch.float64)
     exact = torch.zeros(dim, dim, dtype=torch.float64)
-    for level in RandomBatches(spec, dim).grid[20:981]:
+    for level in RandomBatches(spec, dim).grid[20:981, 0]:
         for c, sign in ((matrix @ matrix.T, 1), (covariance, -1)):
             exact += sign / 961 * c @ torch.linalg.inv(c + level**2 * identity) @ matrix
     found = batch_gradient(spec, matrix, covariance, RandomBatches(spec, dim))
@@ -302,6 +302,6 @@ def test_turning_the_noise_and_the_start_turns_the_whole_training(monkeypatch):
     spec = linear_spec(6, init={"kind": "rotated"}, **fields)
     rotation = rotation_of(spec, torch.float64)
     draw = RandomBatches.latent
-    monkeypatch.setattr(RandomBatches, "latent", lambda batches: draw(batches) @ rotation)
+    monkeypatch.setattr(RandomBatches, "latent", lambda batches, *count: draw(batches, *count) @ rotation)
     assert_close(maps(spec)[0], plain @ rotation, rtol=1e-8, atol=1e-9)
     assert (plain[-1] - plain[0]).norm() > 0.1

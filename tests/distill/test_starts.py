@@ -99,7 +99,7 @@ def test_a_random_head_is_a_network_inside_edms_preconditioning():
     network.load_state_dict({name.removeprefix("generator.network."): value for name, value in fresh.items()})
     total = torch.tensor(SIGMA_MAX**2 + 0.25)
     label = torch.tensor(SIGMA_MAX).log().div(4).expand(200, 1)
-    inside = SIGMA_MAX * 0.5 / total.sqrt() * network(SIGMA_MAX * z / total.sqrt(), label)
+    inside = SIGMA_MAX * 0.5 / total.sqrt() * network(SIGMA_MAX * z / total.sqrt(), network.noise_features(label))
     assert_close(start("random-no-skip")(z), inside)
     assert_close(start("random-head")(z), inside + C_SKIP * SIGMA_MAX * z)
 

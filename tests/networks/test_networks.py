@@ -49,14 +49,14 @@ def test_the_mlp_is_the_formula_of_its_docstring():
     h = x @ w["input.weight"].T + w["input.bias"]
     for k in range(2):
         h = h + F.silu(h @ w[f"blocks.{k}.weight"].T + w[f"blocks.{k}.bias"] + embedding)
-    assert_close(network(x, c_noise), h @ w["output.weight"].T + w["output.bias"])
+    assert_close(network(x, network.noise_features(c_noise)), h @ w["output.weight"].T + w["output.bias"])
 
 
 def test_the_mlp_tells_noise_levels_apart():
     network = build_network(MLP(width=16, depth=1), 2, 0)
     x = torch.ones(1, 2)
     levels = torch.linspace(-1.55, 1.1, 40)
-    answers = torch.cat([network(x, c.reshape(1, 1)) for c in levels])
+    answers = torch.cat([network(x, network.noise_features(c.reshape(1, 1))) for c in levels])
     gaps = torch.cdist(answers, answers) + torch.eye(40)
     assert gaps.min() > 1e-3
 
@@ -80,7 +80,7 @@ def gradients(network):
 @pytest.mark.parametrize("rows", [7, 1], ids=["a noise level for every row", "one noise level for all"])
 @pytest.mark.parametrize("skip", [True, False])
 def test_the_written_gradient_is_autograds(rows, skip):
-    """Through the whole denoiser, twice over, so that the second must be added to the first."""
+    """Through the whole denoiser: added to what is there, and in its place."""
     network = build_network(MLP(width=8, depth=3, embedding=4), 3, 0).double()
     denoiser = Denoiser(network, skip)
     FlatParameters(denoiser)
@@ -92,10 +92,14 @@ def test_the_written_gradient_is_autograds(rows, skip):
         before = gradients(network)
         expected = torch.autograd.grad(denoiser(x, sigma), list(network.parameters()), to_answer)
         assert_close(answer, denoiser(x, sigma).detach(), rtol=1e-12, atol=1e-12)
-        pullback(to_answer)
+        pullback(to_answer, add=True)
         for found, old, new in zip(gradients(network), before, expected, strict=True):
             assert new.abs().max() > 1e-3
             assert_close(found - old, new, rtol=1e-10, atol=1e-12)
+        _, pullback = with_pullback(denoiser, x, sigma)
+        pullback(to_answer)
+        for found, new in zip(gradients(network), expected, strict=True):
+            assert_close(found, new, rtol=1e-10, atol=1e-12)
 
 
 def test_a_module_without_a_written_gradient_gets_autograds():
@@ -103,7 +107,8 @@ def test_a_module_without_a_written_gradient_gets_autograds():
     x, to_answer = draw(2, 5, 3).double()
     sigma = torch.full((5, 1), 4.0, dtype=torch.float64)
     with torch.no_grad():
-        answer, pullback = with_pullback(generator, x, sigma)
-    pullback(to_answer)
-    assert not answer.requires_grad
-    assert_close(generator.matrix.grad, to_answer.T @ (x / 4))
+        for add, times in ((False, 1), (True, 2), (False, 1)):
+            answer, pullback = with_pullback(generator, x, sigma)
+            pullback(to_answer, add=add)
+            assert not answer.requires_grad
+            assert_close(generator.matrix.grad, times * to_answer.T @ (x / 4))

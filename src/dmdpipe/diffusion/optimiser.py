@@ -67,18 +67,17 @@ class FlatOptimiser:
             self.state["second"] = zeros.clone()
 
     def step(self, learning_rate: float) -> Tensor:
-        """Take one step and empty the gradient; return its norm before clipping, a scalar."""
+        """Take one step; return the gradient's norm before clipping, a scalar."""
         values, gradient = self.parameters.values, self.parameters.gradient
         norm = torch.linalg.vector_norm(gradient)
-        if self.clip is not None:
-            gradient.mul_((self.clip / (norm + 1e-6)).clamp(max=1.0))
+        # Seldom, so that it pays to ask. What is not a number is clipped, too, and shows in all parameters.
+        if self.clip is not None and not norm <= self.clip:
+            gradient.mul_(self.clip / (norm + 1e-6))
         self.state["steps"] += 1
         first = self.state["first"]
         if self.kind == "sgd":
-            gradient.add_(values, alpha=self.weight_decay)
-            first.mul_(self.beta1).add_(gradient)
+            first.mul_(self.beta1).add_(gradient).add_(values, alpha=self.weight_decay)
             values.add_(first, alpha=-learning_rate)
-            gradient.zero_()
             return norm
         steps = int(self.state["steps"])
         second = self.state["second"]
@@ -89,5 +88,4 @@ class FlatOptimiser:
         correction = math.sqrt(1 - self.beta2**steps)
         scale = square_root(second).add_(ADAM_EPSILON * correction)
         values.addcdiv_(first, scale, value=-learning_rate * correction / (1 - self.beta1**steps))
-        gradient.zero_()
         return norm

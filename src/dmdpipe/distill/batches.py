@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,20 @@ if TYPE_CHECKING:
 PURPOSES = ("latent", "dm", "fake", "regression")
 
 
+class Diffusion(NamedTuple):
+    """What noises one batch of samples, x + σ·ε.
+
+    Attributes:
+        rows: of the noise levels in the grid [B].
+        sigma: the levels σ themselves [B, 1].
+        noise: ε [B, d], standard normal.
+    """
+
+    rows: Tensor
+    sigma: Tensor
+    noise: Tensor
+
+
 class RandomBatches:
     """Independent draws, one random stream per purpose.
 
@@ -28,22 +42,24 @@ class RandomBatches:
     def __init__(self, spec: StudentSpec, dim: int):
         self.shape = (spec.batch, dim)
         self.dtype = getattr(torch, spec.dtype)
-        self.grid = karras_grid(spec.noise_range, spec.recipe.grid_size).to(self.dtype)
+        self.grid = karras_grid(spec.noise_range, spec.recipe.grid_size).to(self.dtype)[:, None]
         self.ranges = {
             "dm": (spec.recipe.dm_first, spec.recipe.dm_last + 1),
             "fake": (spec.recipe.fake_first, spec.recipe.fake_last + 1),
         }
         self.generators = {p: generator(derive_seed(spec.seed, "student", p)) for p in PURPOSES}
 
-    def latent(self) -> Tensor:
-        """Return student noise z [B, d]."""
-        return torch.randn(self.shape, generator=self.generators["latent"], dtype=self.dtype)
+    def latent(self, count: int = 1) -> Tensor:
+        """Return student noise z [count·B, d]: that of the next ``count`` batches."""
+        rows, dim = self.shape
+        return torch.randn(count * rows, dim, generator=self.generators["latent"], dtype=self.dtype)
 
-    def diffusion(self, purpose: str) -> tuple[Tensor, Tensor]:
-        """Return σ [B, 1], uniform over the purpose's grid indices (``dm`` or ``fake``), and ε [B, d]."""
+    def diffusion(self, purpose: str) -> Diffusion:
+        """Return noise levels, uniform over the purpose's grid indices (``dm`` or ``fake``), and noise."""
         source = self.generators[purpose]
-        index = torch.randint(*self.ranges[purpose], (self.shape[0], 1), generator=source)
-        return self.grid[index], torch.randn(self.shape, generator=source, dtype=self.dtype)
+        rows = torch.randint(*self.ranges[purpose], (self.shape[0],), generator=source)
+        noise = torch.randn(self.shape, generator=source, dtype=self.dtype)
+        return Diffusion(rows, self.grid.index_select(0, rows), noise)
 
 
 class ExpectedBatches(RandomBatches):
@@ -62,17 +78,17 @@ class ExpectedBatches(RandomBatches):
         indices = torch.linspace(first, last - 1, self.LEVELS).round().long()
         basis = dim**0.5 * torch.eye(dim, dtype=self.dtype)
         self.z = basis.repeat_interleave(2 * self.LEVELS, dim=0)
-        self.sigma = self.grid[indices].repeat_interleave(2).repeat(dim)[:, None]
+        self.rows = indices.repeat_interleave(2).repeat(dim)
         signs = torch.tensor([1.0, -1.0], dtype=self.dtype).repeat(dim * self.LEVELS)[:, None]
         self.epsilon = signs * basis.roll(1, dims=0).repeat_interleave(2 * self.LEVELS, dim=0)
 
-    def latent(self) -> Tensor:
-        """Return z [2·LEVELS·d, d]."""
-        return self.z
+    def latent(self, count: int = 1) -> Tensor:
+        """Return z [count·2·LEVELS·d, d]."""
+        return self.z.repeat(count, 1)
 
-    def diffusion(self, purpose: str) -> tuple[Tensor, Tensor]:
-        """Return σ [2·LEVELS·d, 1] and ε [2·LEVELS·d, d]."""
-        return self.sigma, self.epsilon
+    def diffusion(self, purpose: str) -> Diffusion:
+        """Return the one batch's levels [2·LEVELS·d, 1] and ε [2·LEVELS·d, d]."""
+        return Diffusion(self.rows, self.grid.index_select(0, self.rows), self.epsilon)
 
 
 def make_batches(spec: StudentSpec, dim: int) -> RandomBatches:

@@ -22,6 +22,7 @@ from dmdpipe.diffusion.teacher import load_teacher
 from dmdpipe.distill.batches import make_batches
 from dmdpipe.distill.initialisation import initialise
 from dmdpipe.distill.student import Student, build_student
+from dmdpipe.networks.denoiser import Denoiser
 from dmdpipe.networks.pullback import with_pullback
 from dmdpipe.seeds import derive_seed
 from dmdpipe.specs.data import dimension
@@ -58,6 +59,13 @@ def make_optimiser(spec: Optimiser, module: nn.Module) -> FlatOptimiser:
     return FlatOptimiser(FlatParameters(module), spec.kind, spec.beta1, spec.beta2, spec.weight_decay, spec.clip)
 
 
+def levels_of(denoiser: object, grid: Tensor) -> Callable[[Tensor], Any]:
+    """Return what a denoiser is told of the noise levels at rows [B] of a grid [K, 1]: its conditions, or σ [B, 1]."""
+    if isinstance(denoiser, Denoiser):
+        return denoiser.conditions(grid).rows
+    return lambda rows: grid.index_select(0, rows)
+
+
 class Distillation:
     """A student, its fake score and their optimisers; ``iterate`` makes one iteration of the recipe.
 
@@ -89,10 +97,13 @@ class Distillation:
         # Loss terms and oracle are imported by name, so that an edit of one touches only the students that use it.
         self.dmd: Any = import_module("dmdpipe.distill.dmd") if fake else None
         self.batches = batches
+        self.teacher_levels, self.fake_levels = (levels_of(denoiser, batches.grid) for denoiser in (teacher, fake))
         self.pool = pool
         self.iterations = iterations
         self.student_optimiser = make_optimiser(recipe.generator, student)
         self.fake_optimiser = make_optimiser(recipe.fake_score, fake) if isinstance(fake, nn.Module) else None
+        self.samples: list[Tensor] = []
+        """What the student, as it is now, answered for the fake score's next iterations."""
 
     @torch.no_grad()
     def iterate(self, iteration: int) -> dict[str, Tensor]:
@@ -103,13 +114,19 @@ class Distillation:
         if generator_turn:
             x = self._generator_step(iteration, log)
         if self.fake_optimiser and (self.recipe.fake_trains_with_generator or not generator_turn):
-            samples = self.student(self.batches.latent()) if x is None else x
-            self._fake_step(samples, self.fake_optimiser, iteration, log)
+            self._fake_step(self._next_samples(iteration) if x is None else x, self.fake_optimiser, iteration, log)
         return log
 
     def is_generator_turn(self, iteration: int) -> bool:
         """Whether the generator steps in this iteration: the first one, and every ``generator_every``-th after it."""
         return iteration % self.recipe.generator_every == 0
+
+    def _next_samples(self, iteration: int) -> Tensor:
+        if not self.samples:
+            # Up to the generator's next turn the student stays as it is: one large forward pass instead of small ones.
+            count = self.recipe.generator_every - iteration % self.recipe.generator_every
+            self.samples = list(self.student(self.batches.latent(count)).chunk(count))
+        return self.samples.pop(0)
 
     def _generator_step(self, iteration: int, log: dict[str, Tensor]) -> Tensor | None:
         x = None
@@ -122,7 +139,7 @@ class Distillation:
             z, target = self.pool.draw(self.batches.shape[0], self.batches.generators["regression"])
             answer, pullback = with_pullback(self.student, z)
             log["regression_loss"], gradient = self.pool.loss(answer, target)
-            pullback(gradient * self.recipe.regression_weight)
+            pullback(gradient * self.recipe.regression_weight, add=bool(self.fake))
         rate = learning_rate(self.recipe.generator, iteration, self.iterations)
         log["student_gradient"] = self.student_optimiser.step(rate)
         if self.fake and self.recipe.fake == "oracle":
@@ -130,20 +147,21 @@ class Distillation:
         return x
 
     def _dm_gradient(self, x: Tensor, fake: DenoiserFunction) -> Tensor:
-        sigma, noise = self.batches.diffusion("dm")
-        noisy = x + sigma * noise
+        rows, sigma, noise = self.batches.diffusion("dm")
+        noisy = torch.addcmul(x, sigma, noise)
         return self.dmd.dm_gradient(
             x,
-            self.teacher(noisy, sigma),
-            fake(noisy, sigma),
+            self.teacher(noisy, self.teacher_levels(rows)),
+            fake(noisy, self.fake_levels(rows)),
             normalise=self.recipe.normalise,
             normaliser_offset=self.recipe.normaliser_offset,
             normaliser_min=self.recipe.normaliser_min,
         )
 
     def _fake_step(self, x: Tensor, optimiser: FlatOptimiser, iteration: int, log: dict[str, Tensor]) -> None:
-        sigma, noise = self.batches.diffusion("fake")
-        denoised, pullback = with_pullback(self.fake, x + sigma * noise, sigma)
+        rows, sigma, noise = self.batches.diffusion("fake")
+        noisy = torch.addcmul(x, sigma, noise)
+        denoised, pullback = with_pullback(self.fake, noisy, self.fake_levels(rows))
         log["fake_loss"], gradient = self.dmd.fake_score_loss(denoised, x, sigma, weighting=self.recipe.fake_weighting)
         pullback(gradient)
         optimiser.step(learning_rate(self.recipe.fake_score, iteration, self.iterations))
@@ -187,6 +205,7 @@ def distil(spec: StudentSpec, teacher: Teacher, step: Step | None = None) -> tup
     steps = snapshot_steps(spec.generator_steps, spec.snapshots)
     snapshots = current.new_zeros(len(steps), len(current))
     history = torch.full((spec.generator_steps, len(HISTORY)), math.nan, dtype=torch.float64)
+    written = history.numpy()
 
     state = None
     first = 0
@@ -206,14 +225,16 @@ def distil(spec: StudentSpec, teacher: Teacher, step: Step | None = None) -> tup
         log = loop.iterate(iteration)
         row = iteration // recipe.generator_every
         for name, value in log.items():
-            history[row, HISTORY.index(name)] = value
+            written[row, HISTORY.index(name)] = float(value)
         if loop.is_generator_turn(iteration):
             evaluated.lerp_(current, 1 - (recipe.ema or 0.0))
             if row + 1 in steps:
                 snapshots[steps.index(row + 1)] = evaluated
         if step and state:
             step.progress(row + 1, spec.generator_steps)
-            state.save_now_and_then(iteration + 1)
+            # No checkpoint holds samples that wait.
+            if not loop.samples:
+                state.save_now_and_then(iteration + 1)
     return {"generator_step": torch.tensor(steps), **unflatten(snapshots, student)}, history
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,32 @@ if TYPE_CHECKING:
 SIGMA_DATA = 0.5
 
 
+class Conditions(NamedTuple):
+    """What a denoiser's answer depends on beside x, at noise levels σ.
+
+    Attributes:
+        c_in: EDM's coefficients [B, 1], or [1, 1] for all rows.
+        c_out: likewise.
+        c_skip: likewise.
+        features: what the network is told of c_noise = ln(σ)/4: its ``noise_features`` [B, E], or c_noise [B, 1].
+    """
+
+    c_in: Tensor
+    c_out: Tensor
+    c_skip: Tensor
+    features: Tensor
+
+    def rows(self, rows: Tensor) -> Conditions:
+        """Return the conditions [B, …] of given rows [B]: to look up is cheaper than to compute anew."""
+        return Conditions(*(column.index_select(0, rows) for column in self))
+
+
 class Denoiser(nn.Module):
     """D(x, σ) = c_skip·x + c_out·F(c_in·x, ln(σ)/4), with σ_data = 0.5.
 
     Args:
-        network: F, called with inputs [B, d] and noise labels [B, 1].
+        network: F, called with inputs [B, d] and what its own ``noise_features`` makes of noise labels [B, 1]; without
+            such a method, with the labels.
         skip: whether c_skip·x is added; without it D is the network's answer alone (the ``random-no-skip`` start).
     """
 
@@ -30,25 +51,35 @@ class Denoiser(nn.Module):
         self.network = network
         self.skip = skip
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return the denoised x [B, d], given noisy x [B, d] and noise levels σ [B, 1], or [1, 1] for all rows."""
-        c_in, c_out, c_skip, c_noise = coefficients(sigma)
-        out = c_out * self.network(c_in * x, c_noise)
-        return out + c_skip * x if self.skip else out
+    def conditions(self, sigma: Tensor) -> Conditions:
+        """Return the conditions at noise levels σ [B, 1]; they depend on no weight."""
+        total = sigma * sigma + SIGMA_DATA**2
+        c_in = total.rsqrt()
+        c_noise = sigma.log() / 4
+        features = getattr(self.network, "noise_features", lambda labels: labels)(c_noise)
+        return Conditions(c_in, sigma * c_in * SIGMA_DATA, SIGMA_DATA**2 / total, features)
 
-    def with_pullback(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Pullback]:
+    def forward(self, x: Tensor, sigma: Tensor | Conditions) -> Tensor:
+        """Return the denoised x [B, d], given noisy x [B, d] and noise levels σ [B, 1], or [1, 1] for all rows.
+
+        The ``conditions`` of these levels do as well.
+        """
+        given = sigma if isinstance(sigma, Conditions) else self.conditions(sigma)
+        return self._combine(x, self.network(given.c_in * x, given.features), given)
+
+    def with_pullback(self, x: Tensor, sigma: Tensor | Conditions) -> tuple[Tensor, Pullback]:
         """Return ``forward``'s answer and its pullback (``dmdpipe.networks.pullback``)."""
-        c_in, c_out, c_skip, c_noise = coefficients(sigma)
-        answer, pullback = with_pullback(self.network, c_in * x, c_noise)
-        out = c_out * answer
-        return (out + c_skip * x if self.skip else out), lambda to_out: pullback(c_out * to_out)
+        given = sigma if isinstance(sigma, Conditions) else self.conditions(sigma)
+        answer, pullback = with_pullback(self.network, given.c_in * x, given.features)
 
+        def scaled(to_answer: Tensor, add: bool = False) -> None:
+            pullback(given.c_out * to_answer, add)
 
-def coefficients(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return c_in, c_out, c_skip and c_noise = ln(σ)/4, each of the shape of σ."""
-    total = sigma * sigma + SIGMA_DATA**2
-    c_in = total.rsqrt()
-    return c_in, sigma * c_in * SIGMA_DATA, SIGMA_DATA**2 / total, sigma.log() / 4
+        return self._combine(x, answer, given), scaled
+
+    def _combine(self, x: Tensor, answer: Tensor, given: Conditions) -> Tensor:
+        out = given.c_out * answer
+        return torch.addcmul(out, given.c_skip, x) if self.skip else out
 
 
 def build_network(spec: NetworkSpec, dim: int, seed: int) -> nn.Module:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from dmdpipe.specs.network import MLP as MLPSpec
 
 
+Layer = tuple[nn.Parameter, nn.Parameter]
+_ONE = {dtype: torch.ones((), dtype=dtype) for dtype in (torch.float32, torch.float64)}
+
+
 class MLP(nn.Module):
     """F(x, c_noise): ``depth`` residual blocks h + silu(W·h + b + embedding), between two linear layers.
 
@@ -35,71 +39,75 @@ class MLP(nn.Module):
         self.input = nn.Linear(dim, spec.width)
         self.blocks = nn.ModuleList([nn.Linear(spec.width, spec.width) for _ in range(spec.depth)])
         self.output = nn.Linear(spec.width, dim)
+        layers = [self.noise_embedding, self.input, *self.blocks, self.output]
+        # Each layer's weight and bias: a module's attributes are slow to find, and are asked for in every call.
+        self.layers = [cast("Layer", (layer.weight, layer.bias)) for layer in layers]
 
-    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        """Map inputs [B, d] and noise labels [B, 1], or [1, 1] for all rows, to outputs [B, d]."""
-        embedding = F.silu(self.noise_embedding(self._features(c_noise)))
-        # Without gradients nothing is kept, so that little memory is passed over, again and again.
-        overwrite = not torch.is_grad_enabled()
-        h = self.input(x)
-        for block in self.blocks:
-            change = F.silu(block(h).add_(embedding), inplace=overwrite)
-            h = h.add_(change) if overwrite else h + change
-        answer: Tensor = self.output(h)
-        return answer
-
-    @torch.no_grad()
-    def with_pullback(self, x: Tensor, c_noise: Tensor) -> tuple[Tensor, Pullback]:
-        """Return F(x, c_noise) [B, d] and its pullback, which may be called once (``dmdpipe.networks.pullback``)."""
-        blocks = cast("list[nn.Linear]", list(self.blocks))
-        features = self._features(c_noise)
-        embedding = _Silu(_affine(self.noise_embedding, features))
-        inputs, activations = [_affine(self.input, x)], []
-        for block in blocks:
-            activations.append(_Silu(torch.addmm(embedding.value + block.bias, inputs[-1], block.weight.T)))
-            inputs.append(inputs[-1] + activations[-1].value)
-
-        def pullback(to_answer: Tensor) -> None:
-            with torch.no_grad():
-                _add(self.output, to_answer, inputs[-1])
-                to_h = to_answer @ self.output.weight
-                to_embedding = torch.zeros_like(embedding.value)
-                for k in reversed(range(len(blocks))):
-                    to_a = activations[k].slope_().mul_(to_h)
-                    to_bias = _add(blocks[k], to_a, inputs[k])
-                    to_embedding += to_a if len(to_embedding) > 1 else to_bias
-                    to_h.addmm_(to_a, blocks[k].weight)
-                _add(self.noise_embedding, to_embedding.mul_(embedding.slope_()), features)
-                _add(self.input, to_h, x)
-
-        return _affine(self.output, inputs[-1]), pullback
-
-    def _features(self, c_noise: Tensor) -> Tensor:
+    def noise_features(self, c_noise: Tensor) -> Tensor:
+        """Return the Fourier features [B, E] of noise labels c_noise [B, 1]; they depend on no weight."""
         angles = c_noise * self.frequencies
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        """Map inputs [B, d] and their noise features [B, E], or [1, E] for all rows, to outputs [B, d]."""
+        noise_embedding, first, *blocks, last = self.layers
+        # Without gradients nothing is kept, so that little memory is passed over, again and again.
+        overwrite = not torch.is_grad_enabled()
+        embedding = F.silu(F.linear(features, *noise_embedding))
+        h = F.linear(x, *first)
+        for block in blocks:
+            change = F.silu(F.linear(h, *block).add_(embedding), inplace=overwrite)
+            h = h.add_(change) if overwrite else h + change
+        return F.linear(h, *last)
 
-class _Silu:
-    """silu(a) = a·s with s = sigmoid(a), and its slope s + silu(a)·(1 − s); both overwrite what they start from."""
+    @torch.no_grad()
+    def with_pullback(self, x: Tensor, features: Tensor) -> tuple[Tensor, Pullback]:
+        """Return F(x, features) [B, d] and its pullback, which may be called once (``dmdpipe.networks.pullback``)."""
+        noise_embedding, first, *blocks, last = self.layers
+        embedding, embedding_slope = _silu(F.linear(features, *noise_embedding))
+        h = F.linear(x, *first)
+        inputs, slopes = [h], []
+        for block in blocks:
+            change, slope = _silu(F.linear(h, *block).add_(embedding))
+            h = change.add_(h)
+            inputs.append(h)
+            slopes.append(slope)
 
-    def __init__(self, a: Tensor):
-        self.sigmoid = torch.sigmoid(a)
-        self.value = a.mul_(self.sigmoid)
+        def pullback(to_answer: Tensor, add: bool = False) -> None:
+            with torch.no_grad():
+                _set_gradients(last, to_answer, inputs[-1], add)
+                to_h = to_answer @ last[0]
+                to_embedding = None
+                for block, slope, before in zip(reversed(blocks), reversed(slopes), reversed(inputs[:-1]), strict=True):
+                    to_a = slope.mul_(to_h)
+                    to_bias = _set_gradients(block, to_a, before, add)
+                    to_h.addmm_(to_a, block[0])
+                    through = to_a if len(embedding) > 1 else to_bias[None]
+                    to_embedding = through if to_embedding is None else to_embedding.add_(through)
+                if to_embedding is not None:
+                    _set_gradients(noise_embedding, embedding_slope.mul_(to_embedding), features, add)
+                _set_gradients(first, to_h, x, add)
 
-    def slope_(self) -> Tensor:
-        return self.sigmoid.lerp_(self.sigmoid.new_ones(()), self.value)
+        return F.linear(h, *last), pullback
 
 
-def _affine(layer: nn.Linear, x: Tensor) -> Tensor:
-    return torch.addmm(layer.bias, x, layer.weight.T)
+def _silu(a: Tensor) -> tuple[Tensor, Tensor]:
+    """Return silu(a) = a·s, s = sigmoid(a), which overwrites a, and its slope s + silu(a)·(1 − s)."""
+    sigmoid = torch.sigmoid(a)
+    value = a.mul_(sigmoid)
+    return value, sigmoid.lerp_(_ONE[a.dtype], value)
 
 
-def _add(layer: nn.Linear, to_output: Tensor, x: Tensor) -> Tensor:
-    """Add a layer's gradients, given its input [B, …] and the gradient at its output; return that of the bias."""
-    assert layer.weight.grad is not None and layer.bias.grad is not None
+def _set_gradients(layer: Layer, to_output: Tensor, x: Tensor, add: bool) -> Tensor:
+    """Set or add to a layer's gradients, given its input [B, …] and the gradient at its output; return the bias's."""
+    weight, bias = layer[0].grad, layer[1].grad
+    assert weight is not None and bias is not None
     to_bias = to_output.sum(dim=0)
-    layer.bias.grad.add_(to_bias)
-    layer.weight.grad.addmm_(to_output.T, x)
+    weight.addmm_(to_output.T, x, beta=int(add))
+    if add:
+        bias.add_(to_bias)
+    else:
+        bias.copy_(to_bias)
     return to_bias
 
 
