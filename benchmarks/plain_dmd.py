@@ -3,7 +3,7 @@
     ./run exec python benchmarks/plain_dmd.py
 
 The plain loop is eager PyTorch: modules, autograd, ``torch.optim.AdamW``, gradient clipping, PyTorch's own choice of
-threads. Same network, batch and recipe, and the same mathematics (`tests/bench/test_plain_dmd.py` feeds both the same
+threads. Same network, batch and recipe, and the same mathematics (`tests/bench/test_training.py` feeds both the same
 noise and compares the students). Timed in turns: on one thread each, and then on the whole machine, where ours trains
 one student a core. What is printed are the medians, and the smallest and largest ratio of a turn.
 """
@@ -66,7 +66,7 @@ class PlainDMD:
         self.fake_optimiser = torch.optim.AdamW(fake.parameters(), lr=5e-4, weight_decay=0.01)
 
     def sample(self, z: Tensor) -> Tensor:
-        return self.student(self.sigma_max * z, torch.full((len(z), 1), self.sigma_max))
+        return self.student(self.sigma_max * z, torch.full((len(z), 1), self.sigma_max, device=z.device))
 
     def iterate(self, iteration: int, z: Tensor, dm: tuple[Tensor, Tensor] | None, fake: tuple[Tensor, Tensor]) -> None:
         """Make one iteration with this noise; ``dm`` (σ, ε) is there in the generator's turns only."""
@@ -99,19 +99,19 @@ def step(loss: Tensor, optimiser: torch.optim.Optimizer, rate: float) -> None:
     optimiser.step()
 
 
-def plain_training(width: int, dim: int, batch: int, steps: int) -> None:
+def plain_training(width: int, dim: int, batch: int, steps: int, device: str = "cpu") -> None:
     """Train one student for this many generator steps."""
-    grid = (80 ** (1 / 7) + torch.linspace(1, 0, 1000) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
-    networks = [PlainDenoiser(PlainMLP(dim, width)) for _ in range(3)]
+    grid = (80 ** (1 / 7) + torch.linspace(1, 0, 1000, device=device) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    networks = [PlainDenoiser(PlainMLP(dim, width)).to(device) for _ in range(3)]
     loop = PlainDMD(*networks)
     loop.teacher.requires_grad_(False)
 
     def draw(first: int, last: int) -> tuple[Tensor, Tensor]:
-        return grid[torch.randint(first, last + 1, (batch, 1))], torch.randn(batch, dim)
+        return grid[torch.randint(first, last + 1, (batch, 1), device=device)], torch.randn(batch, dim, device=device)
 
     for iteration in range(5 * (steps - 1) + 1):
         dm = draw(20, 980) if iteration % 5 == 0 else None
-        loop.iterate(iteration, torch.randn(batch, dim), dm, draw(0, 999))
+        loop.iterate(iteration, torch.randn(batch, dim, device=device), dm, draw(0, 999))
 
 
 def own_training(width: int, dim: int, batch: int, steps: int) -> None:

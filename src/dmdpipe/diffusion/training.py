@@ -49,7 +49,7 @@ def train_denoiser(spec: TrainedScore, data: Tensor, step: Step) -> tuple[nn.Mod
         {"batches": batches, "noises": noises},
     )
     for i in range(state.resume(spec.steps), spec.steps):
-        x = data[torch.randint(len(data), (spec.batch,), generator=batches)]
+        x = data.index_select(0, torch.randint(len(data), (spec.batch,), generator=batches))
         log_sigma = torch.randn(spec.batch, 1, generator=noises) * spec.log_sigma_std + spec.log_sigma_mean
         sigma = log_sigma.exp()
         noisy = x + sigma * torch.randn(x.shape, generator=noises)

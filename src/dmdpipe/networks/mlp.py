@@ -40,7 +40,7 @@ class MLP(nn.Module):
         self.blocks = nn.ModuleList([nn.Linear(spec.width, spec.width) for _ in range(spec.depth)])
         self.output = nn.Linear(spec.width, dim)
         layers = [self.noise_embedding, self.input, *self.blocks, self.output]
-        # Each layer's weight and bias: a module's attributes are slow to find, and are asked for in every call.
+        # Each layer's weight and bias: a module's attributes are slow to find, which shows in training.
         self.layers = [cast("Layer", (layer.weight, layer.bias)) for layer in layers]
 
     def noise_features(self, c_noise: Tensor) -> Tensor:
@@ -50,15 +50,15 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
         """Map inputs [B, d] and their noise features [B, E], or [1, E] for all rows, to outputs [B, d]."""
-        noise_embedding, first, *blocks, last = self.layers
+        embedding = F.silu(self.noise_embedding(features))
         # Without gradients nothing is kept, so that little memory is passed over, again and again.
         overwrite = not torch.is_grad_enabled()
-        embedding = F.silu(F.linear(features, *noise_embedding))
-        h = F.linear(x, *first)
-        for block in blocks:
-            change = F.silu(F.linear(h, *block).add_(embedding), inplace=overwrite)
+        h = self.input(x)
+        for block in self.blocks:
+            change = F.silu(block(h).add_(embedding), inplace=overwrite)
             h = h.add_(change) if overwrite else h + change
-        return F.linear(h, *last)
+        answer: Tensor = self.output(h)
+        return answer
 
     @torch.no_grad()
     def with_pullback(self, x: Tensor, features: Tensor) -> tuple[Tensor, Pullback]:

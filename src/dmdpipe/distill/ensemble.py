@@ -1,0 +1,239 @@
+"""Many students at once: distillations that differ in seeds and weights alone, as one batch of matrix products.
+
+A GPU is idle while it trains one small student. Here every operation is that of the loop (``dmdpipe.distill.loop``),
+mapped over members by ``torch.func.vmap``; on a GPU one generator step with its fake-score steps is captured as a graph
+and replayed. Each member draws the noise that it would draw alone, on the CPU: what it becomes depends on neither its
+neighbours nor the device, to rounding. A member that diverges leaves its neighbours as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+
+from dmdpipe.diffusion.determinism import exact_torch, square_root
+from dmdpipe.diffusion.optimiser import ADAM_EPSILON
+from dmdpipe.distill.batches import RandomBatches
+from dmdpipe.distill.cuda_graph import Replayed
+from dmdpipe.distill.dmd import dm_gradient, fake_score_loss
+from dmdpipe.distill.initialisation import initialise
+from dmdpipe.distill.loop import learning_rate, snapshot_steps, unflatten
+from dmdpipe.distill.student import Student, build_student
+from dmdpipe.networks.denoiser import Conditions, Denoiser
+from dmdpipe.specs.data import dimension
+
+if TYPE_CHECKING:
+    from dmdpipe.distill.regression import PairPool
+    from dmdpipe.specs.student import Optimiser, Recipe, StudentSpec
+
+    Tensors = dict[str, Tensor]
+    Round = Callable[[Tensors, Tensors, Tensor], Tensors]
+
+NETWORKS = ("student", "fake")
+
+
+class Ensemble:
+    """Students of one architecture and recipe that train side by side.
+
+    Args:
+        specs: the members; they may differ in their seeds, and in those of their teachers, only.
+        teachers: their teachers, one each.
+        device: where they train; noise is drawn on the CPU.
+        graph: whether a round is captured as a CUDA graph and replayed.
+
+    Raises:
+        ValueError: if the members' specs differ in more than seeds, or ask for what members can't do together:
+            regression terms or starts, an oracle, an optimiser other than AdamW.
+    """
+
+    def __init__(self, specs: Sequence[StudentSpec], teachers: Sequence[Denoiser], device: str, graph: bool = False):
+        self.spec = spec = specs[0]
+        check(specs)
+        exact_torch(spec.threads)
+        self.batches = [RandomBatches(member, dimension(spec.teacher.data)) for member in specs]
+        students = [started(member, teacher) for member, teacher in zip(specs, teachers, strict=True)]
+        fakes = [copy.deepcopy(teacher) for teacher in teachers]
+        self.student: Student = copy.deepcopy(students[0]).to(device)
+        self.denoiser: Denoiser = copy.deepcopy(fakes[0]).to(device)
+        grid = self.batches[0].grid.to(device)
+        self.grid, self.conditions = grid, self.denoiser.conditions(grid)
+        self.members: Tensors = {"teacher": stacked(teachers), "student": stacked(students), "fake": stacked(fakes)}
+        for name in NETWORKS:
+            for moment in ("first", "second"):
+                self.members[f"{name}.{moment}"] = torch.zeros_like(self.members[name])
+        self.members["evaluated"] = self.members["student"].clone()
+        self.members = {name: value.to(device) for name, value in self.members.items()}
+        together: Round = vmap(self._round, in_dims=(0, 0, None))
+        self.round = Replayed(together) if graph else together
+
+    def train(self, progress: Callable[[int], object] | None = None) -> Tensor:
+        """Train to the end; return the snapshots' flat parameters [M, K, P], on the CPU.
+
+        Args:
+            progress: called with the number of finished generator steps.
+        """
+        steps = snapshot_steps(self.spec.generator_steps, self.spec.snapshots)
+        snapshots = [self.members["evaluated"].cpu().clone()]
+        with ThreadPoolExecutor() as pool, torch.no_grad():
+            coming = self._draw(pool)
+            for step in range(self.spec.generator_steps):
+                drawn = [draws.result() for draws in coming]
+                # The next noise is drawn while this step is made.
+                coming = self._draw(pool)
+                draws = {name: torch.stack([one[name] for one in drawn]).to(self.grid.device) for name in drawn[0]}
+                self.members |= self.round(self.members, draws, self._sizes(step))
+                if step + 1 in steps:
+                    snapshots.append(self.members["evaluated"].cpu().clone())
+                if progress:
+                    progress(step + 1)
+        return torch.stack(snapshots, dim=1)
+
+    def _draw(self, pool: ThreadPoolExecutor) -> list[Future[Tensors]]:
+        return [pool.submit(draw_round, batches, self.spec.recipe) for batches in self.batches]
+
+    def _sizes(self, step: int) -> Tensor:
+        """Return ``step_sizes`` of the generator's step and of the fake-score steps after it."""
+        recipe = self.spec.recipe
+        first, last = step * recipe.generator_every, (self.spec.generator_steps - 1) * recipe.generator_every + 1
+        fakes = fake_steps(recipe)
+        sizes = [step_sizes(recipe.generator, first, last, step + 1)]
+        for k in range(fakes):
+            iteration = first + recipe.generator_every - fakes + k
+            sizes.append(step_sizes(recipe.fake_score, iteration, last, step * fakes + k + 1))
+        return torch.stack(sizes).to(self.grid)
+
+    def _round(self, member: Tensors, draws: Tensors, sizes: Tensor) -> Tensors:
+        """Return what one generator step and the fake-score steps after it change in one member."""
+        recipe = self.spec.recipe
+        member = dict(member)
+        z = draws["latent"]
+        x, pullback = call_with_pullback(self.student, member["student"], z[0])
+        noisy, given = self._noised(x, draws["dm.rows"], draws["dm.noise"])
+        real, fake = (call(self.denoiser, member[name], noisy, given) for name in ("teacher", "fake"))
+        gradient = dm_gradient(
+            x,
+            real,
+            fake,
+            normalise=recipe.normalise,
+            normaliser_offset=recipe.normaliser_offset,
+            normaliser_min=recipe.normaliser_min,
+        )
+        step(member, "student", pullback(gradient * (recipe.dm_weight / gradient.numel())), recipe.generator, sizes[0])
+        member["evaluated"] = member["evaluated"].lerp(member["student"], 1 - (recipe.ema or 0.0))
+        samples = call(self.student, member["student"], z[1:].flatten(0, 1))
+        batches = [*([x] if recipe.fake_trains_with_generator else []), *samples.chunk(len(z) - 1)]
+        for k, batch in enumerate(batches):
+            noisy, given = self._noised(batch, draws["fake.rows"][k], draws["fake.noise"][k])
+            denoised, pullback = call_with_pullback(self.denoiser, member["fake"], noisy, given)
+            sigma = self.grid.index_select(0, draws["fake.rows"][k])
+            _, gradient = fake_score_loss(denoised, batch, sigma, weighting=recipe.fake_weighting)
+            step(member, "fake", pullback(gradient), recipe.fake_score, sizes[1 + k])
+        return member
+
+    def _noised(self, x: Tensor, rows: Tensor, noise: Tensor) -> tuple[Tensor, Conditions]:
+        return torch.addcmul(x, self.grid.index_select(0, rows), noise), self.conditions.rows(rows)
+
+
+def check(specs: Sequence[StudentSpec]) -> None:
+    """Raise ValueError unless these students can train together."""
+    spec = specs[0]
+    if any(without_seeds(member.model_dump()) != without_seeds(spec.model_dump()) for member in specs):
+        raise ValueError("the members of an ensemble may differ in their seeds only")
+    recipe = spec.recipe
+    optimisers = {recipe.generator.kind, recipe.fake_score.kind}
+    if recipe.regression_weight or not recipe.dm_weight or spec.init.kind == "kd-rotated":
+        raise ValueError("the members of an ensemble can't regress onto the teacher's map")
+    if recipe.fake != "learned" or optimisers != {"adamw"}:
+        raise ValueError("an ensemble needs learned fake scores and AdamW")
+
+
+def without_seeds(dump: object) -> object:
+    """Return a spec's fields without those named ``seed``, at any depth."""
+    if isinstance(dump, dict):
+        return {key: without_seeds(value) for key, value in dump.items() if key != "seed"}
+    return dump
+
+
+def started(spec: StudentSpec, teacher: Denoiser) -> Student:
+    """Return a student at its start."""
+
+    def no_pool(_: object) -> PairPool:
+        raise ValueError("the members of an ensemble can't regress onto the teacher's map")
+
+    student = build_student(spec)
+    initialise(student, spec, teacher, no_pool)
+    return student
+
+
+def stacked(modules: Sequence[nn.Module]) -> Tensor:
+    """Return the modules' flat parameters [M, P]."""
+    return torch.stack([torch.cat([p.detach().flatten() for p in module.parameters()]) for module in modules])
+
+
+def call(module: nn.Module, flat: Tensor, *inputs: object) -> Tensor:
+    """Return what the module answers with flat parameters [P] in place of its own."""
+    answer: Tensor = functional_call(module, named(module, flat), inputs)
+    return answer
+
+
+def call_with_pullback(module: nn.Module, flat: Tensor, *inputs: object) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return ``call``'s answer, and what takes a loss's gradient there to the gradient at the flat parameters [P]."""
+    answer, pullback, *_ = vjp(lambda given: functional_call(module, given, inputs), named(module, flat))
+
+    def to_flat(to_answer: Tensor) -> Tensor:
+        (gradients,) = pullback(to_answer)
+        return torch.cat([gradient.flatten() for gradient in gradients.values()])
+
+    return answer, to_flat
+
+
+def named(module: nn.Module, flat: Tensor) -> Tensors:
+    """Return flat parameters [P] by their names in the module."""
+    return {name: value[0] for name, value in unflatten(flat[None], module).items()}
+
+
+def fake_steps(recipe: Recipe) -> int:
+    """Return the number of fake-score steps for each generator step."""
+    return recipe.generator_every - (0 if recipe.fake_trains_with_generator else 1)
+
+
+def draw_round(batches: RandomBatches, recipe: Recipe) -> Tensors:
+    """Return what one member draws for a generator step and the fake-score steps after it."""
+    dm = batches.diffusion("dm")
+    fakes = [batches.diffusion("fake") for _ in range(fake_steps(recipe))]
+    later = batches.shape[0]
+    latent = torch.cat([batches.latent(), batches.latent(recipe.generator_every - 1)])
+    return {
+        "latent": latent.reshape(recipe.generator_every, later, -1),
+        "dm.rows": dm.rows,
+        "dm.noise": dm.noise,
+        "fake.rows": torch.stack([fake.rows for fake in fakes]),
+        "fake.noise": torch.stack([fake.noise for fake in fakes]),
+    }
+
+
+def step_sizes(optimiser: Optimiser, iteration: int, iterations: int, count: int) -> Tensor:
+    """Return what changes from step to step of AdamW: learning rate, bias-corrected rate, and its correction of ε."""
+    rate = learning_rate(optimiser, iteration, iterations)
+    correction = math.sqrt(1 - optimiser.beta2**count)
+    sizes = (rate, rate * correction / (1 - optimiser.beta1**count), ADAM_EPSILON * correction)
+    return torch.tensor(sizes, dtype=torch.float64)
+
+
+def step(member: Tensors, name: str, gradient: Tensor, optimiser: Optimiser, sizes: Tensor) -> None:
+    """Take one step of AdamW, as ``dmdpipe.diffusion.optimiser`` does, with one network of a member."""
+    if optimiser.clip is not None:
+        gradient = gradient * (optimiser.clip / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp(max=1.0)
+    rate, size, epsilon = sizes
+    first = member[f"{name}.first"].lerp(gradient, 1 - optimiser.beta1)
+    second = optimiser.beta2 * member[f"{name}.second"] + (1 - optimiser.beta2) * gradient.square()
+    values = member[name] * (1 - rate * optimiser.weight_decay)
+    member[name] = values - size * first / (square_root(second) + epsilon)
+    member[f"{name}.first"], member[f"{name}.second"] = first, second

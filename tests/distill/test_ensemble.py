@@ -1,0 +1,100 @@
+"""Students that train together: each is what it would have become alone, whatever happens beside it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from dmdpipe.distill.ensemble import Ensemble
+from dmdpipe.distill.loop import distil
+from dmdpipe.networks.denoiser import Denoiser, build_network
+from dmdpipe.specs.data import Gaussian
+from dmdpipe.specs.diffusion import TeacherSpec, TrainedScore
+from dmdpipe.specs.network import MLP
+from dmdpipe.specs.student import StudentSpec
+
+NETWORK = MLP(width=8, depth=2, embedding=4)
+
+
+def member(seed, **fields):
+    optimiser = {"learning_rate": 1e-3, "warmup": 8}
+    fields = {"recipe": {"generator": optimiser, "fake_score": optimiser}} | fields
+    teacher = TeacherSpec(data=Gaussian(dim=3), score=TrainedScore(network=NETWORK, seed=seed))
+    given = {"generator_steps": 6, "snapshots": 4, "batch": 16, "dtype": "float64"} | fields
+    return StudentSpec(teacher=teacher, network=NETWORK, seed=seed, **given)
+
+
+def teacher(seed):
+    return Denoiser(build_network(NETWORK, 3, 100 + seed).double().requires_grad_(False))
+
+
+def together(specs, teachers=None):
+    teachers = teachers or [teacher(spec.seed) for spec in specs]
+    return Ensemble(specs, teachers, "cpu").train()
+
+
+def alone(spec):
+    """Return the snapshots' flat parameters [K, P] from the loop, which trains one student."""
+    snapshots, _ = distil(spec, teacher(spec.seed))
+    return torch.cat([value.flatten(1) for name, value in snapshots.items() if name != "generator_step"], dim=1)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"recipe": {"name": "fastgen", "ema": 0.8}},
+        {"recipe": {"generator": {"clip": 1e-4}, "fake_score": {"clip": 1e-4, "learning_rate": 1e-3}}},
+        {"init": {"kind": "rotated"}},
+        {"init": {"kind": "random-no-skip"}, "recipe": {"normalise": False, "generator_every": 3}},
+    ],
+    ids=["dmd2", "fastgen", "clipped", "rotated", "random-no-skip"],
+)
+def test_every_member_becomes_what_it_becomes_alone(fields):
+    specs = [member(seed, **fields) for seed in (0, 1, 2)]
+    for spec, found in zip(specs, together(specs), strict=True):
+        expected = alone(spec)
+        moved = float((expected[-1] - expected[0]).abs().max())
+        assert moved > 1e-6
+        assert_close(found, expected, rtol=0, atol=1e-6 * moved)
+
+
+def test_a_member_that_is_not_a_number_leaves_its_neighbours_as_they_are():
+    specs = [member(seed) for seed in (0, 1, 2)]
+    well = together(specs)
+    teachers = [teacher(seed) for seed in (0, 1, 2)]
+    next(teachers[1].parameters()).fill_(torch.nan)
+    ill = together(specs, teachers)
+    assert ill[1].isnan().any()
+    assert torch.equal(ill[0], well[0]) and torch.equal(ill[2], well[2])
+
+
+def test_members_do_not_depend_on_how_many_they_are():
+    specs = [member(seed) for seed in (0, 1, 2)]
+    assert_close(together(specs)[1], together(specs[1:2])[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"recipe": {"regression_weight": 0.25}}, "regress"),
+        ({"init": {"kind": "kd-rotated"}}, "regress"),
+        ({"recipe": {"generator": {"kind": "sgd"}}}, "AdamW"),
+    ],
+)
+def test_what_members_cannot_do_together_is_refused(fields, words):
+    with pytest.raises(ValueError, match=words):
+        together([member(seed, **fields) for seed in (0, 1)])
+
+
+def test_members_that_differ_in_more_than_seeds_are_refused():
+    with pytest.raises(ValueError, match="seeds only"):
+        together([member(0), member(1, generator_steps=7)])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_gpu_trains_the_same_students(graph):
+    specs = [member(seed) for seed in (0, 1, 2)]
+    assert_close(Ensemble(specs, [teacher(s) for s in (0, 1, 2)], "cuda", graph).train(), together(specs))
