@@ -102,7 +102,7 @@ def test_block_size_does_not_matter(monkeypatch):
     whole, mean = squared_distances(x, y), mean_distance(x, y)
     assert whole == pytest.approx(cdist(x, y, "sqeuclidean"), rel=1e-9)
     assert mean == pytest.approx(cdist(x, y).mean(), rel=1e-12)
-    monkeypatch.setattr("dmdpipe.copying.distances.BLOCK_ENTRIES", 100)
+    monkeypatch.setattr("dmdpipe.copying.distances.TILE", (7, 11))
     assert squared_distances(x, y) == pytest.approx(whole, rel=1e-12)
     assert mean_distance(x, y) == pytest.approx(mean, rel=1e-12)
 

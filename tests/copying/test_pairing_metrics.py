@@ -165,7 +165,7 @@ def test_ranks_agree_with_sorting(n, d, seed):
 def test_ranks_do_not_depend_on_the_block_size(monkeypatch):
     s, t = draw(2, 50, 3)
     whole = pair_ranks(s, t)
-    monkeypatch.setattr("dmdpipe.copying.distances.BLOCK_ENTRIES", 150)
+    monkeypatch.setattr("dmdpipe.copying.distances.TILE", (7, 11))
     assert np.array_equal(pair_ranks(s, t), whole)
 
 

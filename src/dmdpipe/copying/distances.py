@@ -1,4 +1,4 @@
-"""Euclidean distances between two sets of points, block by block, so that memory does not grow with N²."""
+"""Euclidean distances between two sets of points, tile by tile, so that memory does not grow with N²."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 
-BLOCK_ENTRIES = 1 << 18  # 2 MiB of float64, so that a block stays in the cache until it has been used
+TILE = (128, 512)  # half a MiB of float64, so that a tile stays in the cache until it has been used
 
 
 def as_points(points: npt.ArrayLike) -> Array:
@@ -39,37 +39,47 @@ def as_pairs(first: npt.ArrayLike, second: npt.ArrayLike) -> tuple[Array, Array]
     return a, b
 
 
-def squared_distance_blocks(x: npt.ArrayLike, y: npt.ArrayLike) -> Iterator[tuple[int, Array]]:
-    """Yield ``(first, block)`` with block[i, j] = ‖x[first + i] − y[j]‖², in order of ``first``.
+def squared_distance_tiles(x: npt.ArrayLike, y: npt.ArrayLike) -> Iterator[tuple[slice, slice, Array]]:
+    """Yield ``(rows, columns, tile)`` with tile[i, j] = ‖x[rows][i] − y[columns][j]‖², each pair of points once.
+
+    All columns of some rows follow one another; a tile may be overwritten.
 
     Args:
         x: points [N, d].
         y: points [M, d].
 
-    The squares are expanded (one matrix product per block). The absolute error is a few rounding errors of
-    the points' squared distance from their common centre: a zero may read 1e-15 of the squared spread.
+    The squares are expanded, and all three terms are one matrix product per tile: [x, ‖x‖², 1]·[−2y, 1, ‖y‖²]. The
+    absolute error is a few rounding errors of the points' squared distance from their common centre: a zero may read
+    1e-15 of the squared spread.
     """
     a, b = as_points(x), as_points(y)
     # |x|² + |y|² − 2xy loses the digits of whatever offset the points share, so take it off first.
     centre = (a.mean(axis=0) + b.mean(axis=0)) / 2
     a, b = a - centre, b - centre
     a_norms, b_norms = np.einsum("nd,nd->n", a, a), np.einsum("nd,nd->n", b, b)
-    b_transposed = -2 * b.T
-    rows = max(1, BLOCK_ENTRIES // len(b))
-    for first in range(0, len(a), rows):
-        block = a[first : first + rows] @ b_transposed
-        block += a_norms[first : first + rows, None]
-        block += b_norms
-        yield first, np.maximum(block, 0, out=block)
+    left = np.column_stack([a, a_norms, np.ones(len(a))])
+    expanded = np.column_stack([-2 * b, np.ones(len(b)), b_norms])
+    across = [slice(start, start + TILE[1]) for start in range(0, len(b), TILE[1])]
+    right = [np.ascontiguousarray(expanded[columns].T) for columns in across]
+    for first in range(0, len(a), TILE[0]):
+        rows = slice(first, first + TILE[0])
+        for columns, some in zip(across, right, strict=True):
+            tile = left[rows] @ some
+            # Where 0 is rounded to less, its size is as near.
+            yield rows, columns, np.abs(tile, out=tile)
 
 
 def squared_distances(x: npt.ArrayLike, y: npt.ArrayLike) -> Array:
-    """Return the matrix [N, M] of squared Euclidean distances (see ``squared_distance_blocks``)."""
-    return np.concatenate([block for _, block in squared_distance_blocks(x, y)])
+    """Return the matrix [N, M] of squared Euclidean distances (see ``squared_distance_tiles``)."""
+    a, b = as_points(x), as_points(y)
+    matrix = np.empty((len(a), len(b)))
+    for rows, columns, tile in squared_distance_tiles(a, b):
+        matrix[rows, columns] = tile
+    return matrix
 
 
 def mean_distance(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
     """Return the mean of ‖x_i − y_j‖ over all N·M pairs (i, j); in the points' units."""
     a, b = as_points(x), as_points(y)
-    total = sum(float(np.sqrt(block, out=block).sum()) for _, block in squared_distance_blocks(a, b))
+    total = sum(float(np.sqrt(tile, out=tile).sum()) for _, _, tile in squared_distance_tiles(a, b))
     return total / (len(a) * len(b))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dmdpipe.copying.distances import Array, as_pairs, as_points, squared_distance_blocks, squared_distances
+from dmdpipe.copying.distances import Array, as_pairs, as_points, squared_distance_tiles, squared_distances
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -152,13 +152,18 @@ def pair_ranks(student: npt.ArrayLike, teacher: npt.ArrayLike) -> Array:
     Ties get their middle rank, so teacher samples that coincide do not count as found.
     """
     s, t = as_pairs(student, teacher)
-    ranks = np.empty(len(s))
-    for first, block in squared_distance_blocks(s, t):
-        rows = np.arange(len(block))
-        own = block[rows, first + rows][:, None]
-        nearer, as_near = (block < own).sum(axis=1), (block == own).sum(axis=1)
-        ranks[first + rows] = 1 + nearer + (as_near - 1) / 2
-    return ranks
+    own = np.square(s - t).sum(axis=1)
+    # What the distances to t_i and to a sample that coincides with it may differ by, as they are computed.
+    centre = (s.mean(axis=0) + t.mean(axis=0)) / 2
+    spread = np.square(s - centre).sum(axis=1) + np.square(t - centre).sum(axis=1)
+    rounding = (s.shape[1] + 8) * np.finfo(np.float64).eps * spread
+    nearest, farthest = (own - rounding)[:, None], (own + rounding)[:, None]
+    nearer, not_farther = np.zeros(len(s)), np.zeros(len(s))
+    for rows, _, tile in squared_distance_tiles(s, t):
+        nearer[rows] += (tile < nearest[rows]).sum(axis=1)
+        not_farther[rows] += (tile <= farthest[rows]).sum(axis=1)
+    # Among 1 + nearer … not_farther, the middle.
+    return (1 + nearer + not_farther) / 2
 
 
 def retrieval_at_k(ranks: npt.ArrayLike, k: int) -> float:
@@ -184,7 +189,15 @@ def normalised_rank(ranks: npt.ArrayLike) -> float:
 
 def nearest_mode(points: npt.ArrayLike, modes: npt.ArrayLike) -> npt.NDArray[np.intp]:
     """Return the index [N] of the mode [k, d] nearest to each point [N, d]; the first of equals."""
-    return np.concatenate([block.argmin(axis=1) for _, block in squared_distance_blocks(points, modes)])
+    a = as_points(points)
+    smallest, index = np.full(len(a), np.inf), np.zeros(len(a), dtype=np.intp)
+    for rows, columns, tile in squared_distance_tiles(a, modes):
+        found = tile.argmin(axis=1)
+        distance = tile[np.arange(len(tile)), found]
+        nearer = distance < smallest[rows]
+        index[rows] = np.where(nearer, columns.start + found, index[rows])
+        smallest[rows] = np.minimum(distance, smallest[rows])
+    return index
 
 
 def mode_agreement(student: npt.ArrayLike, teacher: npt.ArrayLike, modes: npt.ArrayLike) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from dmdpipe.specs.diffusion import NoiseRange
 
 DenoiserFunction = Callable[[Tensor, Tensor], Tensor]
-CHUNK = 4_096
+CHUNK = 1_024  # rows, so that a layer of 64 units stays in a CPU's cache
 
 
 def probability_flow(denoiser: DenoiserFunction, x: Tensor, noise_range: NoiseRange, steps: int) -> Tensor:
@@ -29,15 +30,15 @@ def probability_flow(denoiser: DenoiserFunction, x: Tensor, noise_range: NoiseRa
         noise_range: ends and exponent of the Karras grid.
         steps: grid intervals, the last one to σ = 0.
     """
-    grid = sampling_grid(noise_range, steps).to(x.dtype)
-    for now, after in zip(grid[:-1], grid[1:], strict=True):
-        slope = (x - denoiser(x, now.reshape(1, 1))) / now
-        euler = x + (after - now) * slope
-        if after > 0:
-            slope_after = (euler - denoiser(euler, after.reshape(1, 1))) / after
-            x = x + (after - now) * (slope + slope_after) / 2
-        else:
-            x = euler
+    grid = sampling_grid(noise_range, steps).tolist()
+    for now, after in pairwise(grid):
+        # Euler's x + (after − now)·(x − D)/now, in one pass over memory.
+        euler = denoiser(x, x.new_full((1, 1), now)).lerp(x, after / now)
+        if after == 0:
+            return euler
+        # The mean of both slopes: half of Euler's way, and half of one with the slope at its end.
+        back = euler - denoiser(euler, x.new_full((1, 1), after))
+        x = x.lerp(euler, 0.5).add_(back, alpha=(after - now) / (2 * after))
     return x
 
 
