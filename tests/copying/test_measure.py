@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dmdpipe.copying.measure import CONSTANT_METRICS, SNAPSHOT_METRICS, measure, measure_copying
-from dmdpipe.copying.pairing_metrics import relative_pair_error
+from dmdpipe.copying.pairing_metrics import matching_costs, pairing_inefficiency, relative_pair_error
 from dmdpipe.errors import UserError
 
 N, D, M = 200, 4, 400
@@ -119,6 +119,20 @@ def test_constants_repeat_at_every_generator_step(readings):
     assert 0 < constants["rho_affine"] < 0.2
     assert 0.5 < constants["delta_e_null"] <= 1.1
     assert constants["retrieval_null"] < 0.1
+    assert constants["assignment_pairs"] == len(arrays()["teacher"])
+
+
+def test_a_capped_assignment_says_over_how_many_pairs_it_went(monkeypatch):
+    from dmdpipe.copying import measure as module
+    from dmdpipe.copying import pairing_metrics
+
+    for where in (module, pairing_metrics):
+        monkeypatch.setattr(where, "ASSIGNMENT_LIMIT", 50)
+    given = arrays()
+    readings = wide(measure(**given))
+    assert set(readings["assignment_pairs"]) == {50}
+    first = matching_costs(given["student"][-1][:50], given["teacher"][:50])
+    assert readings["delta_e"].iloc[-1] == pairing_inefficiency(first)
 
 
 def test_derived_columns_are_what_their_names_say(readings):

@@ -31,6 +31,7 @@ from dmdpipe.copying.distribution import (
 )
 from dmdpipe.copying.nulls import dimension_matched_null, shuffled_pairing
 from dmdpipe.copying.pairing_metrics import (
+    ASSIGNMENT_LIMIT,
     cosine,
     matching_costs,
     mode_agreement,
@@ -89,6 +90,7 @@ CONSTANT_METRICS = (
     "energy_floor",
     "delta_e_null",
     "retrieval_null",
+    "assignment_pairs",
 )
 """Baselines, floors and nulls: they don't depend on the student and are repeated at every generator step."""
 
@@ -312,6 +314,7 @@ def _set_up(arrays: Mapping[str, npt.NDArray], projections: int, whitened_varian
             "energy_floor": floors.energy,
             "delta_e_null": null.delta_e,
             "retrieval_null": null.retrieval_at_1,
+            "assignment_pairs": float(min(n, ASSIGNMENT_LIMIT)),
         },
     )
 
