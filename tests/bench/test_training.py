@@ -83,3 +83,14 @@ def test_the_command_prints_shares(dmdpipe: Callable[..., Any]) -> None:
     (row,) = pd.read_json(StringIO(outcome.out)).to_dict("records")
     assert row["width"] == 8 and 0 < row["products_ms"] < row["training_ms"]
     assert 0 < row["smallest"] <= row["share"] <= row["largest"]
+
+
+def test_the_sampling_command_prints_ratios(dmdpipe: Callable[..., Any]) -> None:
+    words = ("--width", "8", "--dim", "2", "--samples", "40", "--steps", "2", "--turns", "2", "--format", "json")
+    outcome = dmdpipe("bench", "sampling", *words)
+    assert outcome.status == 0, outcome.err
+    from io import StringIO
+
+    (row,) = pd.read_json(StringIO(outcome.out)).to_dict("records")
+    assert row["width"] == 8 and row["forward_ms"] > 0 and row["sampling_ms"] > 0
+    assert 0 < row["smallest"] <= row["ratio"] <= row["largest"]

@@ -16,13 +16,9 @@ bench_app = typer.Typer(
 
     \b
     dmdpipe bench training                            the share of a core's matrix-product rate that training reaches
+    dmdpipe bench sampling                            sampling over the forward passes that it needs
     """,
 )
-
-
-@bench_app.callback()
-def _group() -> None:
-    """Keep `training` a command of its own while it is the only one."""
 
 
 @bench_app.command("training")
@@ -53,3 +49,34 @@ def training(
     shares = pd.DataFrame([row.shares for row in rows])
     table = table.assign(share=shares.median(axis=1), smallest=shares.min(axis=1), largest=shares.max(axis=1))
     typer.echo(render(table.rename(columns={"products": "products_ms", "training": "training_ms"}), form))
+
+
+@bench_app.command("sampling")
+def sampling(
+    widths: Annotated[list[int] | None, typer.Option("--width", min=1, help="of the network; 64, 128 and 256")] = None,
+    dim: Annotated[int, typer.Option("--dim", min=1, help="number of coordinates d")] = 64,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="number of noises N")] = 4_096,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="intervals of the sampler")] = 32,
+    turns: Annotated[int, typer.Option("--turns", min=1, help="how often each is timed")] = 5,
+    form: Annotated[Format, typer.Option("--format", help="table, json or csv")] = Format.table,
+) -> None:
+    """Map noise to samples by Heun's method on one thread, and time the denoiser's calls in it beside it.
+
+    All are timed in turns. Columns: milliseconds of the denoiser's 2·steps − 1 calls alone, of the bare network's in
+    them (no preconditioning), of the whole map, the ratio (map/denoiser's calls, the median of the turns), and the
+    smallest and largest ratio of a turn.
+
+    \b
+    dmdpipe bench sampling
+    dmdpipe bench sampling --width 64 --dim 2 --samples 1000
+    """
+    import pandas as pd
+
+    from dmdpipe.bench.sampling import measure
+
+    rows = [measure(width, dim, samples, steps, turns) for width in widths or (64, 128, 256)]
+    table = pd.DataFrame([{key: value for key, value in asdict(row).items() if key != "ratios"} for row in rows])
+    ratios = pd.DataFrame([row.ratios for row in rows])
+    table = table.assign(ratio=ratios.median(axis=1), smallest=ratios.min(axis=1), largest=ratios.max(axis=1))
+    milliseconds = {name: f"{name}_ms" for name in ("forward", "network", "sampling")}
+    typer.echo(render(table.rename(columns=milliseconds), form))
