@@ -134,7 +134,7 @@ def formula(weights, z, skip):
     network.load_state_dict({name.removeprefix("generator.network."): value for name, value in weights.items()})
     total = 80.0**2 + 0.25
     label = torch.full((1, 1), np.log(80.0) / 4, dtype=torch.float64)
-    inside = network(80 * z / total**0.5, label).detach()
+    inside = network(80 * z / total**0.5, network.noise_features(label)).detach()
     return 80 * 0.5 / total**0.5 * inside + (0.25 / total * 80 * z if skip else 0)
 
 

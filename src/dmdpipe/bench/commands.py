@@ -1,8 +1,9 @@
-"""``dmdpipe bench``: what training costs here."""
+"""``dmdpipe bench``: what training, sampling and metrics cost here."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +18,8 @@ bench_app = typer.Typer(
     \b
     dmdpipe bench training                            the share of a core's matrix-product rate that training reaches
     dmdpipe bench sampling                            sampling over the forward passes that it needs
+    dmdpipe bench gate                                how long students of finished results took to the gate
+    dmdpipe bench growth                              cost against dimension, width, batch, members, pairs, steps
     """,
 )
 
@@ -80,3 +83,51 @@ def sampling(
     table = table.assign(ratio=ratios.median(axis=1), smallest=ratios.min(axis=1), largest=ratios.max(axis=1))
     milliseconds = {name: f"{name}_ms" for name in ("forward", "network", "sampling")}
     typer.echo(render(table.rename(columns=milliseconds), form))
+
+
+@bench_app.command("gate")
+def gate(
+    results: Annotated[Path, typer.Argument(help="a folder of results")] = Path("results"),
+    form: Annotated[Format, typer.Option("--format", help="table, json or csv")] = Format.table,
+) -> None:
+    """Read off finished results how long students train until their distribution is within the gate.
+
+    One row for each kind of student: how many there are and how many reached the gate, the median generator steps and
+    seconds until the first snapshot within it, and the median seconds of a whole training. Snapshots are log-spaced:
+    the gate was reached at some time since the snapshot before. Seconds are those of the machine that trained, other
+    steps beside it.
+
+    \b
+    dmdpipe bench gate
+    dmdpipe bench gate results --format csv
+    """
+    from dmdpipe.bench.gate import time_to_the_gate
+
+    typer.echo(render(time_to_the_gate(results), form))
+
+
+@bench_app.command("growth")
+def growth(
+    turns: Annotated[int, typer.Option("--turns", min=1, help="how often each is timed; the shortest counts")] = 3,
+    values: Annotated[int | None, typer.Option("--values", min=2, help="how many values of each, from below")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="a folder for growth.png, .pdf and .csv")] = None,
+    form: Annotated[Format, typer.Option("--format", help="table, json or csv")] = Format.table,
+) -> None:
+    """Time training, sampling and metrics while one thing grows: dimension, width, batch, members, pairs, steps.
+
+    On one thread, about three minutes. Columns: the ends of each axis and the seconds there, the measured exponent
+    (the slope of log seconds against log value over the last three values), that of the algorithm, and whether the
+    measured one is at most 0.2 above it.
+
+    \b
+    dmdpipe bench growth --values 2 --turns 1
+    dmdpipe bench growth --output figures
+    """
+    from dmdpipe.bench.growth import draw, measure, summary
+
+    table = measure(turns=turns, values=values)
+    if output:
+        from dmdpipe.figures.style import save_figure
+
+        save_figure(draw(table), output, "growth", table)
+    typer.echo(render(summary(table), form))
