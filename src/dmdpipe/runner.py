@@ -232,7 +232,7 @@ def _snakemake(arguments: list[str]) -> int:
     delete what its failing jobs had promised, in the middle of the next run.
     """
     given = signal.signal(signal.SIGINT, signal.default_int_handler)
-    command = [sys.executable, "-m", "snakemake", *arguments]
+    command = [sys.executable, "-m", "dmdpipe.snakemake_process", *arguments]
     process = subprocess.Popen(command, process_group=0, preexec_fn=_die_with_parent)
 
     def stop(number: int, frame: object) -> None:

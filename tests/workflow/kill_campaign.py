@@ -163,7 +163,7 @@ def is_controller(process: psutil.Process) -> bool:
         words = process.cmdline()
     except psutil.NoSuchProcess:
         return False
-    return any(word.endswith("/dmdpipe") for word in words[:2]) or words[1:3] == ["-m", "snakemake"]
+    return any(word.endswith("/dmdpipe") for word in words[:2]) or words[1:3] == ["-m", "dmdpipe.snakemake_process"]
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def student_row(folder: Path) -> dict[str, Any]:
     }
 
 
-def first_within(converged: Mapping[int, float]) -> float:
+def first_within(converged: Mapping[Any, float]) -> float:
     """Return the first generator step at which a student counts as converged (1); NaN if at none."""
     return float(min((step for step, value in converged.items() if value == 1), default=math.nan))
 
