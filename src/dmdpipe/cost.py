@@ -11,14 +11,13 @@ from dmdpipe.specs.data import dimension
 if TYPE_CHECKING:
     from dmdpipe.artifacts.plan import PlannedStep
 
-# Measured in one laptop run, two jobs side by side on the two virtual CPUs of an AMD EPYC machine, batch 256. One job
-# alone runs about 1.4 times as fast.
-SECONDS_PER_UPDATE = 0.6e-3
-SECONDS_PER_MULTIPLICATION = 2.5e-10
-START_UP = {"data": 1.5, "noise": 0.5, "metrics": 1.0, "evidence": 1.0, "verdicts": 1.0, "figures": 9.0}
-START_UP_WITH_TORCH = 1.0
+# Measured in one laptop run, two jobs side by side on the two virtual CPUs of an AMD EPYC machine, batch 256.
+SECONDS_PER_UPDATE = 0.2e-3
+SECONDS_PER_MULTIPLICATION = 1.2e-10
+START_UP = {"data": 1.5, "noise": 0.5, "metrics": 1.0, "evidence": 0.5, "verdicts": 0.5, "figures": 6.5}
+START_UP_WITH_TORCH = 0.5
 UPDATES_PER_GENERATOR_STEP = 8
-SECONDS_PER_SNAPSHOT = 0.35
+SECONDS_PER_SNAPSHOT = 0.2
 
 
 def training_updates(step: PlannedStep) -> int:

@@ -94,7 +94,7 @@ AXES = (
     Axis("generator steps", "training", (4, 8, 16, 32, 64, 128), 1, lambda steps: training(steps=steps)),
     Axis("members", "training together", (1, 2, 4, 8, 16), 1, ensemble),
     Axis("samples N", "teacher's map", (1_024, 2_048, 4_096, 8_192, 16_384), 1, sampling),
-    Axis("pairs N", "paired statistics", (2_000, 4_000, 8_000, 16_000, 32_000, 64_000), 1, paired),
+    Axis("pairs N", "paired statistics", (8_000, 16_000, 32_000, 64_000, 128_000, 256_000), 1, paired),
     Axis("pairs N", "pairwise statistics", (500, 1_000, 2_000, 4_000, 8_000), 2, pairwise),
 )
 
