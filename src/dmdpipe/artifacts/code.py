@@ -3,12 +3,14 @@
 Reach is the static import closure, within the package, of the step's entry module and of the modules that its
 spec selects. Imports inside functions count, imports for type checkers don't, and the ``__init__`` of every
 package on the way does. The specs are left out, because what they decide stands in the spec's JSON, and the
-errors, because they only talk.
+errors, because they only talk. C counts with the module that it stands beside, as ``x.c`` beside ``x.py``, and so do
+the headers that it includes; comments and spaces don't.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from grimp.exceptions import SourceSyntaxError
 
 from dmdpipe.errors import UserError
 from dmdpipe.files import read_ordinary
+from dmdpipe.kernels.library import sources_of
 from dmdpipe.specs.base import digest
 
 LARGEST_SOURCE = 2**24  # bytes
@@ -108,7 +111,7 @@ class SourceTree:
         if module not in self._definitions:
             path = self.root.joinpath(*module.split(".")[1:])
             file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-            self._definitions[module] = _definitions_in(file)
+            self._definitions[module] = _definitions_in(file) | _c_beside(file)
         return self._definitions[module]
 
 
@@ -197,6 +200,21 @@ def _definitions_in(file: Path) -> dict[str, str]:
         return definitions(read_ordinary(file, LARGEST_SOURCE).decode())
     except (OSError, ValueError, SyntaxError, RecursionError) as error:
         raise _unreadable(error) from None
+
+
+def _c_beside(file: Path) -> dict[str, str]:
+    """Return the digest of the C file of a module's name and of what it includes, if there is one."""
+    c_file = file.with_suffix(".c")
+    if not c_file.exists():
+        return {}
+    try:
+        return {source.name: digest(_without_comments(source.read_text())) for source in sources_of(c_file)}
+    except (OSError, ValueError) as error:
+        raise _unreadable(error) from None
+
+
+def _without_comments(c_source: str) -> str:
+    return " ".join(re.sub(r"/\*.*?\*/|//[^\n]*", " ", c_source, flags=re.DOTALL).split())
 
 
 def _unreadable(error: Exception) -> UserError:

@@ -22,11 +22,6 @@ def exact_torch(threads: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def generator(seed: int) -> torch.Generator:
-    """Return a CPU generator that starts at ``seed``."""
-    return torch.Generator().manual_seed(seed)
-
-
 def square_root(x: Tensor) -> Tensor:
     """Return √x ≥ 0 element by element, to two units in the last place, with the same bytes on every CPU.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmdpipe.networks.denoiser import SIGMA_DATA
+from dmdpipe.networks.denoiser import SIGMA_DATA, Conditions, Denoiser
+from dmdpipe.networks.pullback import with_pullback
 
 
 def weighted_squared_error(answer: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -25,3 +26,24 @@ def weighted_squared_error(answer: Tensor, target: Tensor, weight: Tensor | None
 def edm_weight(sigma: Tensor) -> Tensor:
     """Return EDM's λ(σ) = (σ² + σ_data²)/(σ·σ_data)² = 1/σ² + 1/σ_data² (arXiv 2206.00364, table 1)."""
     return (sigma * sigma).reciprocal() + 1 / SIGMA_DATA**2
+
+
+def denoising_loss(
+    denoiser: Denoiser, noisy: Tensor, given: Conditions, clean: Tensor, weight: Tensor | None = None
+) -> float | Tensor:
+    """Return the mean over all entries of weight·(D(noisy) − clean)², and set the gradients at D's parameters.
+
+    Args:
+        denoiser: D; its parameters' ``grad`` must be there.
+        noisy: [B, d].
+        given: the conditions of its noise levels.
+        clean: [B, d].
+        weight: for each entry of the conditions' table [K, 1]; none for 1.
+    """
+    if kernel := denoiser.compiled(noisy):
+        return kernel.denoising_loss(noisy, given, clean, weight)
+    answer, pullback = with_pullback(denoiser, noisy, given)
+    own = weight if weight is None or given.rows is None else weight.index_select(0, given.rows)
+    loss, gradient = weighted_squared_error(answer, clean, own)
+    pullback(gradient)
+    return loss

@@ -1,8 +1,8 @@
 """AdamW and gradient descent over one flat vector: for small networks the optimiser's overhead is worth avoiding.
 
 ``torch.optim`` costs about two seconds of imports at its first use in a process, and many small tensors cost many
-small calls in every step. Here a network's parameters and gradients are views of two vectors, so a step is a handful
-of calls; the arithmetic is that of ``torch.optim.AdamW`` and ``torch.optim.SGD``, against which it is tested.
+small calls in every step. Here a network's parameters and gradients are views of two vectors, so a step is one call;
+the arithmetic is that of ``torch.optim.AdamW`` and ``torch.optim.SGD``, against which it is tested.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dmdpipe.diffusion.determinism import square_root
+from dmdpipe.kernels import optimiser as kernel
 
 ADAM_EPSILON = 1e-8
 
@@ -66,26 +67,48 @@ class FlatOptimiser:
         if self.kind == "adamw":
             self.state["second"] = zeros.clone()
 
-    def step(self, learning_rate: float) -> Tensor:
-        """Take one step; return the gradient's norm before clipping, a scalar."""
-        values, gradient = self.parameters.values, self.parameters.gradient
-        norm = torch.linalg.vector_norm(gradient)
-        # Seldom, so that it pays to ask. What is not a number is clipped, too, and shows in all parameters.
-        if self.clip is not None and not norm <= self.clip:
-            gradient.mul_(self.clip / (norm + 1e-6))
+    def step(self, learning_rate: float) -> float:
+        """Take one step; return the gradient's norm before clipping."""
+        values, gradient, first = self.parameters.values, self.parameters.gradient, self.state["first"]
+        compiled = values.device.type == "cpu" and values.dtype == torch.float32
+        norm = kernel.norm(gradient) if compiled else float(torch.linalg.vector_norm(gradient))
+        # What is not a number is clipped, too, and shows in all parameters.
+        scale = self.clip / (norm + 1e-6) if self.clip is not None and not norm <= self.clip else 1.0
         self.state["steps"] += 1
-        first = self.state["first"]
         if self.kind == "sgd":
-            first.mul_(self.beta1).add_(gradient).add_(values, alpha=self.weight_decay)
+            first.mul_(self.beta1).add_(gradient, alpha=scale).add_(values, alpha=self.weight_decay)
             values.add_(first, alpha=-learning_rate)
             return norm
-        steps = int(self.state["steps"])
-        second = self.state["second"]
-        values.mul_(1 - learning_rate * self.weight_decay)
-        first.lerp_(gradient, 1 - self.beta1)
-        second.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+        steps, second = int(self.state["steps"]), self.state["second"]
         # m̂/(√v̂ + ε) with the bias correction of v pulled out of the denominator: one pass less over the parameters.
         correction = math.sqrt(1 - self.beta2**steps)
-        scale = square_root(second).add_(ADAM_EPSILON * correction)
-        values.addcdiv_(first, scale, value=-learning_rate * correction / (1 - self.beta1**steps))
+        sizes = {
+            "scale": scale,
+            "keep": 1 - learning_rate * self.weight_decay,
+            "beta1": self.beta1,
+            "beta2": self.beta2,
+            "rate": learning_rate * correction / (1 - self.beta1**steps),
+            "epsilon": ADAM_EPSILON * correction,
+        }
+        (kernel.adamw if compiled else plain_adamw)(values, gradient, first, second, **sizes)
         return norm
+
+
+def plain_adamw(
+    values: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    *,
+    scale: float,
+    keep: float,
+    beta1: float,
+    beta2: float,
+    rate: float,
+    epsilon: float,
+) -> None:
+    """Do what ``dmdpipe.kernels.optimiser.adamw`` does, on any device and in any precision."""
+    scaled = gradient * scale
+    first.lerp_(scaled, 1 - beta1)
+    second.mul_(beta2).addcmul_(scaled, scaled, value=1 - beta2)
+    values.mul_(keep).addcdiv_(first, square_root(second).add_(epsilon), value=-rate)

@@ -23,14 +23,13 @@ class TrainingState:
 
     Args:
         folder: where the checkpoint lives.
-        tensors: what the loop changes in place: parameters, optimiser state, histories, snapshots.
-        generators: the random streams that the loop draws from.
+        tensors: what the loop changes in place: parameters, optimiser state, histories, snapshots, and how far it has
+            read each random stream.
     """
 
-    def __init__(self, folder: Path, tensors: Mapping[str, torch.Tensor], generators: Mapping[str, torch.Generator]):
+    def __init__(self, folder: Path, tensors: Mapping[str, torch.Tensor]):
         self.folder = folder
         self.tensors = tensors
-        self.generators = generators
         self._saved_at = time.monotonic()
 
     def save_now_and_then(self, iteration: int) -> None:
@@ -46,8 +45,8 @@ class TrainingState:
     def resume(self, iterations: int) -> int:
         """Load the checkpoint if there is one; return the number of finished iterations (0 without one).
 
-        A checkpoint that is not of this training (other tensors, shapes, types or random streams, or more iterations
-        than the training's ``iterations``) counts as damaged, and changes nothing.
+        A checkpoint that is not of this training (other tensors, shapes or types, or more iterations than the
+        training's ``iterations``) counts as damaged, and changes nothing.
         """
         own = self._arrays()
         found = load_checkpoint(self.folder, sum(array.nbytes for array in own.values()) + LARGEST_HEADER)
@@ -59,14 +58,11 @@ class TrainingState:
             discard_checkpoint(self.folder, f"{self.folder}: {problem}")
             return 0
         for name, tensor in self.tensors.items():
-            tensor.copy_(torch.as_tensor(arrays[f"tensor/{name}"]))
-        for name, source in self.generators.items():
-            source.set_state(torch.as_tensor(arrays[f"generator/{name}"]))
+            tensor.copy_(torch.as_tensor(arrays[name]))
         return int(iteration)
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        arrays = {f"tensor/{name}": tensor.numpy() for name, tensor in self.tensors.items()}
-        return arrays | {f"generator/{name}": source.get_state().numpy() for name, source in self.generators.items()}
+        return {name: tensor.numpy() for name, tensor in self.tensors.items()}
 
     def _problem(self, own: Mapping[str, NDArray[Any]], arrays: Mapping[str, NDArray[Any]]) -> str | None:
         if own.keys() != arrays.keys():
@@ -74,11 +70,6 @@ class TrainingState:
         for name, array in own.items():
             if (array.shape, array.dtype) != (arrays[name].shape, arrays[name].dtype):
                 return f"'{name}' has not this training's shape and type"
-        for name in self.generators:
-            try:
-                torch.Generator().set_state(torch.as_tensor(arrays[f"generator/{name}"]))
-            except RuntimeError:
-                return f"'generator/{name}' is no state of a random stream"
         return None
 
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dmdpipe.diffusion.determinism import exact_torch, generator
-from dmdpipe.diffusion.losses import edm_weight, weighted_squared_error
+from dmdpipe.diffusion.determinism import exact_torch
+from dmdpipe.diffusion.losses import denoising_loss, edm_weight
 from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.state import TrainingState
+from dmdpipe.kernels.noise import Stream
 from dmdpipe.networks.denoiser import Denoiser, build_network
-from dmdpipe.networks.pullback import with_pullback
 from dmdpipe.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dmdpipe.specs.diffusion import TrainedScore
 
 HISTORY_EVERY = 50
+PURPOSES = ("batches", "levels", "noise")
 
 
 def zero_output_layer(network: nn.Module) -> None:
@@ -40,22 +41,18 @@ def train_denoiser(spec: TrainedScore, data: Tensor, step: Step) -> tuple[nn.Mod
     denoiser = Denoiser(network)
     optimiser = FlatOptimiser(FlatParameters(network))
     average = optimiser.parameters.values.clone()
-    batches = generator(derive_seed(spec.seed, "teacher", "batches"))
-    noises = generator(derive_seed(spec.seed, "teacher", "noise"))
+    streams = {purpose: Stream(derive_seed(spec.seed, "teacher", purpose)) for purpose in PURPOSES}
     losses = torch.zeros(-(-spec.steps // HISTORY_EVERY))
     state = TrainingState(
         step.resume,
-        {"parameters": optimiser.parameters.values, "average": average, "losses": losses, **optimiser.state},
-        {"batches": batches, "noises": noises},
+        {"parameters": optimiser.parameters.values, "average": average, "losses": losses, **optimiser.state}
+        | {f"streams/{purpose}": stream.position for purpose, stream in streams.items()},
     )
     for i in range(state.resume(spec.steps), spec.steps):
-        x = data.index_select(0, torch.randint(len(data), (spec.batch,), generator=batches))
-        log_sigma = torch.randn(spec.batch, 1, generator=noises) * spec.log_sigma_std + spec.log_sigma_mean
-        sigma = log_sigma.exp()
-        noisy = x + sigma * torch.randn(x.shape, generator=noises)
-        denoised, pullback = with_pullback(denoiser, noisy, sigma)
-        loss, gradient = weighted_squared_error(denoised, x, edm_weight(sigma))
-        pullback(gradient)
+        x = data.index_select(0, streams["batches"].integers(0, len(data), spec.batch))
+        sigma = (streams["levels"].normal(spec.batch, 1) * spec.log_sigma_std + spec.log_sigma_mean).exp()
+        noisy = torch.addcmul(x, sigma, streams["noise"].normal(*x.shape))
+        loss = denoising_loss(denoiser, noisy, denoiser.conditions(sigma), x, edm_weight(sigma))
         optimiser.step(spec.learning_rate * min(1.0, (i + 1) / max(1, spec.warmup)))
         # A short average at the start, so that the zero output layer is forgotten.
         average.lerp_(optimiser.parameters.values, 1 - min(spec.ema, (i + 1) / (i + 10)))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from dmdpipe.diffusion.determinism import generator
 from dmdpipe.diffusion.schedule import karras_grid
+from dmdpipe.kernels.noise import Stream
 from dmdpipe.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -47,18 +47,18 @@ class RandomBatches:
             "dm": (spec.recipe.dm_first, spec.recipe.dm_last + 1),
             "fake": (spec.recipe.fake_first, spec.recipe.fake_last + 1),
         }
-        self.generators = {p: generator(derive_seed(spec.seed, "student", p)) for p in PURPOSES}
+        self.streams = {p: Stream(derive_seed(spec.seed, "student", p)) for p in PURPOSES}
 
     def latent(self, count: int = 1) -> Tensor:
         """Return student noise z [count·B, d]: that of the next ``count`` batches."""
         rows, dim = self.shape
-        return torch.randn(count * rows, dim, generator=self.generators["latent"], dtype=self.dtype)
+        return self.streams["latent"].normal(count * rows, dim).to(self.dtype)
 
     def diffusion(self, purpose: str) -> Diffusion:
         """Return noise levels, uniform over the purpose's grid indices (``dm`` or ``fake``), and noise."""
-        source = self.generators[purpose]
-        rows = torch.randint(*self.ranges[purpose], (self.shape[0],), generator=source)
-        noise = torch.randn(self.shape, generator=source, dtype=self.dtype)
+        stream = self.streams[purpose]
+        rows = stream.integers(*self.ranges[purpose], self.shape[0])
+        noise = stream.normal(*self.shape).to(self.dtype)
         return Diffusion(rows, self.grid.index_select(0, rows), noise)
 
 

@@ -51,4 +51,9 @@ def fake_score_loss(denoised: Tensor, x: Tensor, sigma: Tensor, *, weighting: st
         sigma: noise levels [B, 1].
         weighting: ``edm`` for w = 1/σ² + 1/σ_data² (DMD2), ``none`` for w = 1 (FastGen).
     """
-    return weighted_squared_error(denoised, x, edm_weight(sigma) if weighting == "edm" else None)
+    return weighted_squared_error(denoised, x, fake_score_weight(sigma, weighting))
+
+
+def fake_score_weight(sigma: Tensor, weighting: str) -> Tensor | None:
+    """Return w(σ) [B, 1] of the fake score's loss: 1/σ² + 1/σ_data² for ``edm``, nothing for 1."""
+    return edm_weight(sigma) if weighting == "edm" else None

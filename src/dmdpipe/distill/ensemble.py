@@ -62,6 +62,10 @@ class Ensemble:
         fakes = [copy.deepcopy(teacher) for teacher in teachers]
         self.student: Student = copy.deepcopy(students[0]).to(device)
         self.denoiser: Denoiser = copy.deepcopy(fakes[0]).to(device)
+        # What is mapped over members must be PyTorch's own.
+        for denoiser in (self.student.generator, self.denoiser):
+            assert isinstance(denoiser, Denoiser)
+            denoiser.plain = True
         grid = self.batches[0].grid.to(device)
         self.grid, self.conditions = grid, self.denoiser.conditions(grid)
         self.members: Tensors = {"teacher": stacked(teachers), "student": stacked(students), "fake": stacked(fakes)}
@@ -138,7 +142,7 @@ class Ensemble:
         return member
 
     def _noised(self, x: Tensor, rows: Tensor, noise: Tensor) -> tuple[Tensor, Conditions]:
-        return torch.addcmul(x, self.grid.index_select(0, rows), noise), self.conditions.rows(rows)
+        return torch.addcmul(x, self.grid.index_select(0, rows), noise), self.conditions.at(rows)
 
 
 def check(specs: Sequence[StudentSpec]) -> None:

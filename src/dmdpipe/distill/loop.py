@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dmdpipe.diffusion.determinism import exact_torch, square_root
+from dmdpipe.diffusion.losses import denoising_loss
 from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.diffusion.teacher import load_teacher
@@ -62,7 +63,7 @@ def make_optimiser(spec: Optimiser, module: nn.Module) -> FlatOptimiser:
 def levels_of(denoiser: object, grid: Tensor) -> Callable[[Tensor], Any]:
     """Return what a denoiser is told of the noise levels at rows [B] of a grid [K, 1]: its conditions, or σ [B, 1]."""
     if isinstance(denoiser, Denoiser):
-        return denoiser.conditions(grid).rows
+        return denoiser.conditions(grid).at
     return lambda rows: grid.index_select(0, rows)
 
 
@@ -96,6 +97,7 @@ class Distillation:
         self.fake: Any = fake
         # Loss terms and oracle are imported by name, so that an edit of one touches only the students that use it.
         self.dmd: Any = import_module("dmdpipe.distill.dmd") if fake else None
+        self.fake_weight = self.dmd.fake_score_weight(batches.grid, recipe.fake_weighting) if self.dmd else None
         self.batches = batches
         self.teacher_levels, self.fake_levels = (levels_of(denoiser, batches.grid) for denoiser in (teacher, fake))
         self.pool = pool
@@ -106,9 +108,9 @@ class Distillation:
         """What the student, as it is now, answered for the fake score's next iterations."""
 
     @torch.no_grad()
-    def iterate(self, iteration: int) -> dict[str, Tensor]:
+    def iterate(self, iteration: int) -> dict[str, float | Tensor]:
         """Make one iteration; return what it logs: gradient norms and losses, by the names in ``HISTORY``."""
-        log: dict[str, Tensor] = {}
+        log: dict[str, float | Tensor] = {}
         x = None
         generator_turn = self.is_generator_turn(iteration)
         if generator_turn:
@@ -128,7 +130,7 @@ class Distillation:
             self.samples = list(self.student(self.batches.latent(count)).chunk(count))
         return self.samples.pop(0)
 
-    def _generator_step(self, iteration: int, log: dict[str, Tensor]) -> Tensor | None:
+    def _generator_step(self, iteration: int, log: dict[str, float | Tensor]) -> Tensor | None:
         x = None
         if self.fake:
             x, pullback = with_pullback(self.student, self.batches.latent())
@@ -136,7 +138,7 @@ class Distillation:
             pullback(gradient * (self.recipe.dm_weight / gradient.numel()))
             log["dm_gradient"] = square_root(gradient.square().mean())
         if self.pool:
-            z, target = self.pool.draw(self.batches.shape[0], self.batches.generators["regression"])
+            z, target = self.pool.draw(self.batches.shape[0], self.batches.streams["regression"])
             answer, pullback = with_pullback(self.student, z)
             log["regression_loss"], gradient = self.pool.loss(answer, target)
             pullback(gradient * self.recipe.regression_weight, add=bool(self.fake))
@@ -158,12 +160,10 @@ class Distillation:
             normaliser_min=self.recipe.normaliser_min,
         )
 
-    def _fake_step(self, x: Tensor, optimiser: FlatOptimiser, iteration: int, log: dict[str, Tensor]) -> None:
+    def _fake_step(self, x: Tensor, optimiser: FlatOptimiser, iteration: int, log: dict[str, float | Tensor]) -> None:
         rows, sigma, noise = self.batches.diffusion("fake")
         noisy = torch.addcmul(x, sigma, noise)
-        denoised, pullback = with_pullback(self.fake, noisy, self.fake_levels(rows))
-        log["fake_loss"], gradient = self.dmd.fake_score_loss(denoised, x, sigma, weighting=self.recipe.fake_weighting)
-        pullback(gradient)
+        log["fake_loss"] = denoising_loss(self.fake, noisy, self.fake_levels(rows), x, self.fake_weight)
         optimiser.step(learning_rate(self.recipe.fake_score, iteration, self.iterations))
 
 
@@ -215,7 +215,8 @@ def distil(spec: StudentSpec, teacher: Teacher, step: Step | None = None) -> tup
         if loop.fake_optimiser:
             tensors |= {f"fake/{name}": tensor for name, tensor in loop.fake_optimiser.state.items()}
             tensors["fake"] = loop.fake_optimiser.parameters.values
-        state = TrainingState(step.resume, tensors, loop.batches.generators)
+        tensors |= {f"streams/{purpose}": stream.position for purpose, stream in loop.batches.streams.items()}
+        state = TrainingState(step.resume, tensors)
         first = state.resume(iterations)
         if fake and recipe.fake == "oracle":
             fake.refresh()

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dmdpipe.diffusion.determinism import generator
 from dmdpipe.diffusion.losses import weighted_squared_error
 from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.sampler import DenoiserFunction, teacher_map
+from dmdpipe.kernels.noise import Stream
 from dmdpipe.networks.pullback import with_pullback
 from dmdpipe.seeds import derive_seed
 
@@ -32,9 +32,9 @@ class PairPool:
     z: Tensor
     target: Tensor
 
-    def draw(self, batch: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, batch: int, stream: Stream) -> tuple[Tensor, Tensor]:
         """Return ``batch`` random pairs, noise [B, d] and targets [B, d]."""
-        rows = torch.randint(len(self.z), (batch,), generator=source)
+        rows = stream.integers(0, len(self.z), batch)
         return self.z[rows], self.target[rows]
 
     def loss(self, answer: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,7 @@ def make_pair_pool(
 
     The noises come from their own seed: they share none with the paired-noise bank.
     """
-    z = torch.randn(shape, generator=generator(seed), dtype=dtype)
+    z = Stream(seed).normal(*shape).to(dtype)
     return PairPool(z, teacher_map(denoiser, z if turn is None else turn(z), noise_range, SAMPLER_STEPS))
 
 
@@ -62,7 +62,7 @@ def regress(student: nn.Module, pool: PairPool, spec: StudentSpec) -> None:
     """Regress the student onto a pool of pairs (z, target) with Adam and a cosine decay, in place."""
     steps = spec.init.regression_steps
     optimiser = FlatOptimiser(FlatParameters(student))
-    batches = generator(derive_seed(spec.seed, "student", "init", "batches"))
+    batches = Stream(derive_seed(spec.seed, "student", "init", "batches"))
     for i in range(steps):
         z, target = pool.draw(spec.batch, batches)
         answer, pullback = with_pullback(student, z)

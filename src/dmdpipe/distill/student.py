@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dmdpipe.data.rotations import haar_rotation
-from dmdpipe.networks.denoiser import Denoiser, build_network
+from dmdpipe.networks.denoiser import Conditions, Denoiser, build_network
 from dmdpipe.networks.pullback import Pullback, with_pullback
 from dmdpipe.seeds import derive_seed
 from dmdpipe.specs.data import dimension
@@ -34,6 +34,7 @@ class Student(nn.Module):
         self.generator = generator
         self.sigma_max = sigma_max
         self.register_buffer("rotation", rotation, persistent=False)
+        self._told: Tensor | Conditions | None = None
 
     def forward(self, z: Tensor) -> Tensor:
         """Map standard normal noise [B, d] to samples [B, d]."""
@@ -43,10 +44,17 @@ class Student(nn.Module):
         """Return S(z) and its pullback (``dmdpipe.networks.pullback``)."""
         return with_pullback(self.generator, *self._question(z))
 
-    def _question(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _question(self, z: Tensor) -> tuple[Tensor, Tensor | Conditions]:
         if self.rotation is not None:
             z = z @ self.rotation.T
-        return self.sigma_max * z, z.new_full((1, 1), self.sigma_max)
+        return self.sigma_max * z, self._level(z)
+
+    def _level(self, z: Tensor) -> Tensor | Conditions:
+        """Return what the generator is told of σ_max, the same at every call."""
+        if self._told is None:
+            sigma = z.new_full((1, 1), self.sigma_max)
+            self._told = self.generator.conditions(sigma) if isinstance(self.generator, Denoiser) else sigma
+        return self._told
 
 
 def build_student(spec: StudentSpec) -> Student:

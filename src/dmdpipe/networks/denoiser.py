@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dmdpipe.networks.pullback import Pullback, with_pullback
+from dmdpipe.kernels.mlp import CompiledMLP
+from dmdpipe.networks.pullback import Pullback, pullback_by_autograd
 from dmdpipe.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -18,38 +19,55 @@ SIGMA_DATA = 0.5
 
 
 class Conditions(NamedTuple):
-    """What a denoiser's answer depends on beside x, at noise levels σ.
+    """What a denoiser's answer depends on beside x: coefficients at noise levels σ, as a table.
 
     Attributes:
-        c_in: EDM's coefficients [B, 1], or [1, 1] for all rows.
+        c_in: EDM's coefficients [K, 1].
         c_out: likewise.
         c_skip: likewise.
-        features: what the network is told of c_noise = ln(σ)/4: its ``noise_features`` [B, E], or c_noise [B, 1].
+        features: what the network is told of c_noise = ln(σ)/4: its ``noise_features`` [K, E], or c_noise [K, 1].
+        rows: the table's row for each sample [B], int64; without it K is B, or 1 for all samples.
     """
 
     c_in: Tensor
     c_out: Tensor
     c_skip: Tensor
     features: Tensor
+    rows: Tensor | None = None
 
-    def rows(self, rows: Tensor) -> Conditions:
-        """Return the conditions [B, …] of given rows [B]: to look up is cheaper than to compute anew."""
-        return Conditions(*(column.index_select(0, rows) for column in self))
+    def at(self, rows: Tensor) -> Conditions:
+        """Return the conditions of samples [B] at these rows of the table: to look up is cheaper than to compute."""
+        return self._replace(rows=rows)
+
+    def looked_up(self) -> Conditions:
+        """Return the same with a row for each sample, or one for all."""
+        if self.rows is None:
+            return self
+        return Conditions(*(column.index_select(0, self.rows) for column in self[:4]))
 
 
 class Denoiser(nn.Module):
     """D(x, σ) = c_skip·x + c_out·F(c_in·x, ln(σ)/4), with σ_data = 0.5.
 
+    Without gradients, in single precision and on the CPU, an MLP's answers come from ``dmdpipe.kernels.mlp``.
+
     Args:
         network: F, called with inputs [B, d] and what its own ``noise_features`` makes of noise labels [B, 1]; without
             such a method, with the labels.
         skip: whether c_skip·x is added; without it D is the network's answer alone (the ``random-no-skip`` start).
+
+    Attributes:
+        plain: whether everything is left to PyTorch.
+        kernel: what computes the same in C, if the network is an MLP.
     """
 
     def __init__(self, network: nn.Module, skip: bool = True):
         super().__init__()
         self.network = network
         self.skip = skip
+        self.plain = False
+        layers = getattr(network, "layers", None)
+        self.kernel = None if layers is None else CompiledMLP(layers, skip)
 
     def conditions(self, sigma: Tensor) -> Conditions:
         """Return the conditions at noise levels σ [B, 1]; they depend on no weight."""
@@ -65,21 +83,23 @@ class Denoiser(nn.Module):
         The ``conditions`` of these levels do as well.
         """
         given = sigma if isinstance(sigma, Conditions) else self.conditions(sigma)
-        return self._combine(x, self.network(given.c_in * x, given.features), given)
+        if not torch.is_grad_enabled() and (kernel := self.compiled(x)):
+            return kernel.denoise(x, given)
+        here = given.looked_up()
+        out = here.c_out * self.network(here.c_in * x, here.features)
+        return torch.addcmul(out, here.c_skip, x) if self.skip else out
 
     def with_pullback(self, x: Tensor, sigma: Tensor | Conditions) -> tuple[Tensor, Pullback]:
         """Return ``forward``'s answer and its pullback (``dmdpipe.networks.pullback``)."""
         given = sigma if isinstance(sigma, Conditions) else self.conditions(sigma)
-        answer, pullback = with_pullback(self.network, given.c_in * x, given.features)
+        if kernel := self.compiled(x):
+            return kernel.with_pullback(x, given)
+        return pullback_by_autograd(self, x, given)
 
-        def scaled(to_answer: Tensor, add: bool = False) -> None:
-            pullback(given.c_out * to_answer, add)
-
-        return self._combine(x, answer, given), scaled
-
-    def _combine(self, x: Tensor, answer: Tensor, given: Conditions) -> Tensor:
-        out = given.c_out * answer
-        return torch.addcmul(out, given.c_skip, x) if self.skip else out
+    def compiled(self, x: Tensor) -> CompiledMLP | None:
+        """Return what computes this denoiser's answers at x in C, if that can be."""
+        fits = not self.plain and x.dtype == torch.float32 and x.device.type == "cpu"
+        return self.kernel if fits else None
 
 
 def build_network(spec: NetworkSpec, dim: int, seed: int) -> nn.Module:

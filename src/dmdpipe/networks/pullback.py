@@ -1,8 +1,8 @@
 """Gradients of networks without autograd's bookkeeping.
 
 A *pullback* takes the gradient of a loss at a network's answer and puts the gradients at its parameters into their
-``grad``. Small networks write theirs out, as a method ``with_pullback(*inputs) -> (answer, pullback)``: autograd would
-cost them as much as their matrix products. For every other module autograd makes it.
+``grad``. A module that can do so without autograd has a method ``with_pullback(*inputs) -> (answer, pullback)``; for
+every other one autograd makes it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ def with_pullback(module: nn.Module, *inputs: Any) -> tuple[Tensor, Pullback]:
     if own := getattr(module, "with_pullback", None):
         found: tuple[Tensor, Pullback] = own(*inputs)
         return found
+    return pullback_by_autograd(module, *inputs)
+
+
+def pullback_by_autograd(module: nn.Module, *inputs: Any) -> tuple[Tensor, Pullback]:
+    """Return the same, always made by autograd."""
     with torch.enable_grad():
         answer = module(*inputs)
 

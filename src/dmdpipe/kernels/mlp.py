@@ -1,0 +1,107 @@
+"""The MLP denoiser inside its preconditioning, and its gradient, in one call of ``mlp.c`` each.
+
+In PyTorch a small network spends most of its time between matrix products, on passes over memory and on calls. Here
+rows go through all layers in blocks that stay in the cache. Float32, on the CPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dmdpipe.kernels.library import function
+
+if TYPE_CHECKING:
+    from dmdpipe.networks.denoiser import Conditions
+    from dmdpipe.networks.pullback import Pullback
+
+SIZE, MEMORY = ctypes.c_int64, ctypes.c_void_p
+
+
+class CompiledMLP:
+    """An MLP denoiser D that reads its parameters where they are, at every call.
+
+    Args:
+        layers: weight [out, in] and bias [out] of the noise embedding, the input, each block and the output; contiguous
+            float32 on the CPU.
+        skip: whether D adds c_skip·x.
+    """
+
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], skip: bool):
+        (width, embedding), (_, dim) = layers[0][0].shape, layers[1][0].shape
+        self.layers = layers
+        self.skip = skip
+        self.sizes = dim, width, len(layers) - 3, embedding
+
+    def denoise(self, x: Tensor, given: Conditions) -> Tensor:
+        """Return D(x) [B, d], given x [B, d] and its conditions."""
+        x = x.contiguous()
+        answer, memory = torch.empty_like(x), self._memory()
+        call = function("mlp", "mlp_denoise", None, *[MEMORY] * 3, SIZE, *[MEMORY] * 3)
+        call(*self._question(given), len(x), x.data_ptr(), answer.data_ptr(), memory.data_ptr())
+        return answer
+
+    def with_pullback(self, x: Tensor, given: Conditions) -> tuple[Tensor, Pullback]:
+        """Return D(x) [B, d] and its pullback, which may be called once."""
+        x = x.contiguous()
+        answer, memory = torch.empty_like(x), self._memory()
+        kept = torch.empty(function("mlp", "mlp_kept_size", SIZE, MEMORY, SIZE)(_structure(*self.sizes), len(x)))
+        call = function("mlp", "mlp_denoise_and_keep", None, *[MEMORY] * 3, SIZE, *[MEMORY] * 4)
+        places = x.data_ptr(), answer.data_ptr(), kept.data_ptr(), memory.data_ptr()
+        call(*self._question(given), len(x), *places)
+
+        def pullback(to_answer: Tensor, add: bool = False) -> None:
+            shape, layers, conditions = self._question(given)
+            to, memory = to_answer.contiguous(), self._memory()
+            back = function("mlp", "mlp_pull_back", None, *[MEMORY] * 4, SIZE, MEMORY, MEMORY, SIZE, MEMORY)
+            places = to.data_ptr(), kept.data_ptr(), add, memory.data_ptr()
+            back(shape, layers, self._gradients(), conditions, len(x), *places)
+
+        return answer, pullback
+
+    def denoising_loss(self, x: Tensor, given: Conditions, clean: Tensor, weight: Tensor | None) -> float:
+        """Return the mean of weight·(D(x) − clean)², and set the gradients at the parameters.
+
+        Args:
+            x: noisy samples [B, d].
+            given: their conditions.
+            clean: [B, d].
+            weight: for every entry of the conditions' tables [K, 1]; none for 1.
+        """
+        shape, layers, conditions = self._question(given)
+        x, clean, memory = x.contiguous(), clean.contiguous(), self._memory()
+        call = function("mlp", "mlp_denoising_loss", ctypes.c_float, *[MEMORY] * 4, SIZE, *[MEMORY] * 4)
+        places = x.data_ptr(), clean.data_ptr(), _place(weight), memory.data_ptr()
+        loss: float = call(shape, layers, self._gradients(), conditions, len(x), *places)
+        return loss
+
+    def _question(self, given: Conditions) -> tuple[Any, Any, Any]:
+        """The network's shape, its layers and the conditions: C's structures, whose fields all take eight bytes."""
+        skip = given.c_skip if self.skip else None
+        told = [_place(one) for one in (given.c_in, given.c_out, skip, given.features, given.rows)]
+        layers = [one.data_ptr() for pair in self.layers for one in pair]
+        return _structure(*self.sizes), _structure(*layers), _structure(*told, int(len(given.c_in) > 1))
+
+    def _gradients(self) -> Any:
+        return _structure(*[_place(one.grad) for pair in self.layers for one in pair])
+
+    def _memory(self) -> Tensor:
+        return torch.empty(_memory_size(self.sizes))
+
+
+def _structure(*fields: int) -> Any:
+    return (SIZE * len(fields))(*fields)
+
+
+def _place(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+@cache
+def _memory_size(sizes: tuple[int, ...]) -> int:
+    return int(function("mlp", "mlp_memory_size", SIZE, MEMORY)(_structure(*sizes)))
