@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from dmdpipe.kernels.distances import sum_of_distances
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -39,6 +41,12 @@ def as_pairs(first: npt.ArrayLike, second: npt.ArrayLike) -> tuple[Array, Array]
     return a, b
 
 
+def centred(x: Array, y: Array) -> tuple[Array, Array]:
+    """Return both sets of points less the middle of their means: ‖x‖² + ‖y‖² − 2·x·y loses the digits of an offset."""
+    centre = (x.mean(axis=0) + y.mean(axis=0)) / 2
+    return x - centre, y - centre
+
+
 def squared_distance_tiles(x: npt.ArrayLike, y: npt.ArrayLike) -> Iterator[tuple[slice, slice, Array]]:
     """Yield ``(rows, columns, tile)`` with tile[i, j] = ‖x[rows][i] − y[columns][j]‖², each pair of points once.
 
@@ -53,9 +61,7 @@ def squared_distance_tiles(x: npt.ArrayLike, y: npt.ArrayLike) -> Iterator[tuple
     1e-15 of the squared spread.
     """
     a, b = as_points(x), as_points(y)
-    # |x|² + |y|² − 2xy loses the digits of whatever offset the points share, so take it off first.
-    centre = (a.mean(axis=0) + b.mean(axis=0)) / 2
-    a, b = a - centre, b - centre
+    a, b = centred(a, b)
     a_norms, b_norms = np.einsum("nd,nd->n", a, a), np.einsum("nd,nd->n", b, b)
     left = np.column_stack([a, a_norms, np.ones(len(a))])
     expanded = np.column_stack([-2 * b, np.ones(len(b)), b_norms])
@@ -81,5 +87,4 @@ def squared_distances(x: npt.ArrayLike, y: npt.ArrayLike) -> Array:
 def mean_distance(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
     """Return the mean of ‖x_i − y_j‖ over all N·M pairs (i, j); in the points' units."""
     a, b = as_points(x), as_points(y)
-    total = sum(float(np.sqrt(tile, out=tile).sum()) for _, _, tile in squared_distance_tiles(a, b))
-    return total / (len(a) * len(b))
+    return sum_of_distances(*centred(a, b)) / (len(a) * len(b))

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dmdpipe.copying.distances import Array, as_pairs, as_points, squared_distance_tiles, squared_distances
+from dmdpipe.copying.distances import (
+    Array,
+    as_pairs,
+    as_points,
+    centred,
+    squared_distance_tiles,
+    squared_distances,
+)
+from dmdpipe.kernels.distances import count_within
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -154,14 +162,9 @@ def pair_ranks(student: npt.ArrayLike, teacher: npt.ArrayLike) -> Array:
     s, t = as_pairs(student, teacher)
     own = np.square(s - t).sum(axis=1)
     # What the distances to t_i and to a sample that coincides with it may differ by, as they are computed.
-    centre = (s.mean(axis=0) + t.mean(axis=0)) / 2
-    spread = np.square(s - centre).sum(axis=1) + np.square(t - centre).sum(axis=1)
-    rounding = (s.shape[1] + 8) * np.finfo(np.float64).eps * spread
-    nearest, farthest = (own - rounding)[:, None], (own + rounding)[:, None]
-    nearer, not_farther = np.zeros(len(s)), np.zeros(len(s))
-    for rows, _, tile in squared_distance_tiles(s, t):
-        nearer[rows] += (tile < nearest[rows]).sum(axis=1)
-        not_farther[rows] += (tile <= farthest[rows]).sum(axis=1)
+    s, t = centred(s, t)
+    rounding = (s.shape[1] + 8) * np.finfo(np.float64).eps * (np.square(s).sum(axis=1) + np.square(t).sum(axis=1))
+    nearer, not_farther = count_within(s, t, own - rounding, own + rounding)
     # Among 1 + nearer … not_farther, the middle.
     return (1 + nearer + not_farther) / 2
 

@@ -1,0 +1,137 @@
+/* What is asked of the distances between every two points of two sets, without keeping any: double precision.
+ *
+ * ‖x − y‖² = ‖x‖² + ‖y‖² − 2·x·y; the inner products are made 4 × 8 at a time in registers, each a chain of fused
+ * multiply-adds along the coordinates, and used there. Where rounding makes less than 0 of a square its size is taken. */
+#include "arithmetic.h"
+
+enum { ROWS = 4, BLOCK = 64, HALF = 4, COLUMNS = 2 * HALF };
+
+typedef double four __attribute__((vector_size(8 * HALF), aligned(8)));
+
+EACH four load(const double *from) { return *(const four *)from; }
+
+EACH four fma4(four a, four b, four c) {
+#if defined(__clang__)
+    return __builtin_elementwise_fma(a, b, c);
+#else
+    for (int lane = 0; lane < HALF; lane++) c[lane] = __builtin_fma(a[lane], b[lane], c[lane]);
+    return c;
+#endif
+}
+
+EACH double squared_norm(count dim, const double *x) {
+    double sum = 0;
+    for (count k = 0; k < dim; k++) sum = __builtin_fma(x[k], x[k], sum);
+    return sum;
+}
+
+/* How many doubles `distances_pack` writes for so many points. */
+count distances_packed_size(count points, count dim) { return (points + COLUMNS - 1) / COLUMNS * COLUMNS * (dim + 1); }
+
+/* Pack points y [points × dim] eight by eight: their squared norms, then their coordinates, [1 + dim × 8]. Places without
+ * a point hold zeros. */
+void distances_pack(count points, count dim, const double *y, double *to) {
+    for (count first = 0; first < points; first += COLUMNS, to += (dim + 1) * COLUMNS)
+        for (count j = 0; j < COLUMNS; j++) {
+            int there = first + j < points;
+            const double *own = y + (first + j) * dim;
+            to[j] = there ? squared_norm(dim, own) : 0.0;
+            for (count k = 0; k < dim; k++) to[(k + 1) * COLUMNS + j] = there ? own[k] : 0.0;
+        }
+}
+
+/* Squared distances of up to four rows x (norms beside them) from one pack of eight points. */
+EACH void tile(const int rows, count dim, const double *x, const double *norms, const double *pack,
+               double to[ROWS][COLUMNS]) {
+    four sums[ROWS][2] = {0};
+    const double *y = pack + COLUMNS;
+    for (count k = 0; k < dim; k++, y += COLUMNS) {
+        four left = load(y), right = load(y + HALF);
+        for (int r = 0; r < rows; r++) {
+            four same = (four){0} + x[r * dim + k];
+            sums[r][0] = fma4(same, left, sums[r][0]);
+            sums[r][1] = fma4(same, right, sums[r][1]);
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int half = 0; half < 2; half++) {
+            four squares = fma4((four){0} - 2.0, sums[r][half], load(pack + half * HALF) + norms[r]);
+            for (int lane = 0; lane < HALF; lane++) to[r][half * HALF + lane] = __builtin_fabs(squares[lane]);
+        }
+}
+
+EACH void tile_of(count rows, count dim, const double *x, const double *norms, const double *pack,
+                  double to[ROWS][COLUMNS]) {
+    switch (rows) {
+    case 1: tile(1, dim, x, norms, pack, to); break;
+    case 2: tile(2, dim, x, norms, pack, to); break;
+    case 3: tile(3, dim, x, norms, pack, to); break;
+    default: tile(ROWS, dim, x, norms, pack, to);
+    }
+}
+
+EACH count smaller(count a, count b) { return a < b ? a : b; }
+
+/* Return Σ ‖x_i − y_j‖ over all i < n and j < m; x is [n × dim], `packed` all of y. Rows are taken in blocks, so that each
+ * pack is used many times before the next one takes its place in the cache. */
+double distances_sum(count n, count m, count dim, const double *x, const double *packed) {
+    double total = 0;
+    for (count block = 0; block < n; block += BLOCK) {
+        count rows = smaller(BLOCK, n - block);
+        double norms[BLOCK], squares[ROWS][COLUMNS], sums[COLUMNS] = {0};
+        for (count r = 0; r < rows; r++) norms[r] = squared_norm(dim, x + (block + r) * dim);
+        const double *pack = packed;
+        for (count j = 0; j < m; j += COLUMNS, pack += (dim + 1) * COLUMNS) {
+            count here = smaller(COLUMNS, m - j);
+            for (count first = 0; first < rows; first += ROWS) {
+                count own = smaller(ROWS, rows - first);
+                tile_of(own, dim, x + (block + first) * dim, norms + first, pack, squares);
+                for (count r = 0; r < own; r++)
+                    if (here == COLUMNS)
+                        for (count c = 0; c < COLUMNS; c++) sums[c] += __builtin_sqrt(squares[r][c]);
+                    else
+                        for (count c = 0; c < here; c++) sums[c] += __builtin_sqrt(squares[r][c]);
+            }
+        }
+        for (count c = 0; c < COLUMNS; c++) total += sums[c];
+    }
+    return total;
+}
+
+EACH void count_row(count here, const double *squares, double near, double far, int64_t *below, int64_t *within) {
+    for (count c = 0; c < here; c++) {
+        below[c] += squares[c] < near;
+        within[c] += squares[c] <= far;
+    }
+}
+
+/* For every i count how many y_j are nearer than near[i], and how many not farther than far[i] (squared distances). */
+void distances_count(count n, count m, count dim, const double *x, const double *packed, const double *near,
+                     const double *far, int64_t *nearer, int64_t *not_farther) {
+    for (count block = 0; block < n; block += BLOCK) {
+        count rows = smaller(BLOCK, n - block);
+        double norms[BLOCK], squares[ROWS][COLUMNS];
+        int64_t below[BLOCK][COLUMNS] = {0}, within[BLOCK][COLUMNS] = {0};
+        for (count r = 0; r < rows; r++) norms[r] = squared_norm(dim, x + (block + r) * dim);
+        const double *pack = packed;
+        for (count j = 0; j < m; j += COLUMNS, pack += (dim + 1) * COLUMNS) {
+            count here = smaller(COLUMNS, m - j);
+            for (count first = 0; first < rows; first += ROWS) {
+                count own = smaller(ROWS, rows - first);
+                tile_of(own, dim, x + (block + first) * dim, norms + first, pack, squares);
+                for (count r = 0, at = block + first; r < own; r++, at++)
+                    if (here == COLUMNS)
+                        count_row(COLUMNS, squares[r], near[at], far[at], below[first + r], within[first + r]);
+                    else
+                        count_row(here, squares[r], near[at], far[at], below[first + r], within[first + r]);
+            }
+        }
+        for (count r = 0; r < rows; r++) {
+            nearer[block + r] = not_farther[block + r] = 0;
+            for (count c = 0; c < COLUMNS; c++) {
+                nearer[block + r] += below[r][c];
+                not_farther[block + r] += within[r][c];
+            }
+        }
+    }
+}
