@@ -51,8 +51,7 @@ class RandomBatches:
 
     def latent(self, count: int = 1) -> Tensor:
         """Return student noise z [count·B, d]: that of the next ``count`` batches."""
-        rows, dim = self.shape
-        return self.streams["latent"].normal(count * rows, dim).to(self.dtype)
+        return torch.cat([self.streams["latent"].normal(*self.shape) for _ in range(count)]).to(self.dtype)
 
     def diffusion(self, purpose: str) -> Diffusion:
         """Return noise levels, uniform over the purpose's grid indices (``dm`` or ``fake``), and noise."""

@@ -13,6 +13,8 @@ EACH four load(const double *from) { return *(const four *)from; }
 EACH four fma4(four a, four b, four c) {
 #if defined(__clang__)
     return __builtin_elementwise_fma(a, b, c);
+#elif defined(__FMA__)
+    return __builtin_ia32_vfmaddpd256(a, b, c);
 #else
     for (int lane = 0; lane < HALF; lane++) c[lane] = __builtin_fma(a[lane], b[lane], c[lane]);
     return c;

@@ -24,6 +24,8 @@ EACH void store(float *to, lanes values) { *(lanes *)to = values; }
 EACH lanes fma8(lanes a, lanes b, lanes c) {
 #if defined(__clang__)
     return __builtin_elementwise_fma(a, b, c);
+#elif defined(__FMA__)
+    return __builtin_ia32_vfmaddps256(a, b, c);
 #else
     for (int lane = 0; lane < LANES; lane++) c[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]);
     return c;
