@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dmdpipe.diffusion.determinism import exact_torch, generator
+from dmdpipe.diffusion.determinism import generator, start_device
 from dmdpipe.diffusion.losses import edm_weight, weighted_squared_error
 from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.state import TrainingState
-from dmdpipe.networks.denoiser import Denoiser, build_network
+from dmdpipe.networks.denoiser import Denoiser, build_network, in_precision
 from dmdpipe.networks.pullback import with_pullback
 from dmdpipe.seeds import derive_seed
 
@@ -30,29 +30,35 @@ def zero_output_layer(network: nn.Module) -> None:
 
 @torch.no_grad()
 def train_denoiser(spec: TrainedScore, data: Tensor, step: Step) -> tuple[nn.Module, Tensor]:
-    """Train a denoiser on ``data`` [n, d]; return its averaged (EMA) network and the loss history [H].
+    """Train a denoiser on ``data`` [n, d]; return its averaged (EMA) network and the loss history [H], on the CPU.
 
     Each entry of the history is the mean loss of ``HISTORY_EVERY`` steps, the last one of those that are left.
-    Resumes from the step's checkpoint if there is one; the result is the same to the byte.
+    Resumes from the step's checkpoint if there is one; the result is the same to the byte. Batches and noise are drawn
+    on the CPU, so that they are the same on every device.
+
+    Raises:
+        UserError: if the spec names a GPU and there is none.
     """
+    device = start_device(spec, "score.device")
+    data = data.to(device)
     network = build_network(spec.network, data.shape[1], derive_seed(spec.seed, "teacher", "init"))
     zero_output_layer(network)
-    denoiser = Denoiser(network)
+    denoiser = in_precision(Denoiser(network.to(device)), spec.precision)
     optimiser = FlatOptimiser(FlatParameters(network))
     average = optimiser.parameters.values.clone()
     batches = generator(derive_seed(spec.seed, "teacher", "batches"))
     noises = generator(derive_seed(spec.seed, "teacher", "noise"))
-    losses = torch.zeros(-(-spec.steps // HISTORY_EVERY))
+    losses = torch.zeros(-(-spec.steps // HISTORY_EVERY), device=device)
     state = TrainingState(
         step.resume,
         {"parameters": optimiser.parameters.values, "average": average, "losses": losses, **optimiser.state},
         {"batches": batches, "noises": noises},
     )
     for i in range(state.resume(spec.steps), spec.steps):
-        x = data.index_select(0, torch.randint(len(data), (spec.batch,), generator=batches))
+        x = data.index_select(0, torch.randint(len(data), (spec.batch,), generator=batches).to(device))
         log_sigma = torch.randn(spec.batch, 1, generator=noises) * spec.log_sigma_std + spec.log_sigma_mean
-        sigma = log_sigma.exp()
-        noisy = x + sigma * torch.randn(x.shape, generator=noises)
+        sigma = log_sigma.exp().to(device)
+        noisy = x + sigma * torch.randn(x.shape, generator=noises).to(device)
         denoised, pullback = with_pullback(denoiser, noisy, sigma)
         loss, gradient = weighted_squared_error(denoised, x, edm_weight(sigma))
         pullback(gradient)
@@ -64,7 +70,7 @@ def train_denoiser(spec: TrainedScore, data: Tensor, step: Step) -> tuple[nn.Mod
         step.progress(i + 1, spec.steps)
         state.save_now_and_then(i + 1)
     optimiser.parameters.values.copy_(average)
-    return network.requires_grad_(False), losses
+    return network.requires_grad_(False).cpu(), losses.cpu()
 
 
 def train_teacher(step: Step) -> None:
@@ -80,7 +86,6 @@ def train_teacher(step: Step) -> None:
         step.write_tensors("model.safetensors", {k: v for k, v in arrays.items() if k.startswith("exact.")})
         losses = torch.zeros(0)
     else:
-        exact_torch(score.threads)
         average, losses = train_denoiser(score, torch.from_numpy(arrays["train"]), step)
         step.write_tensors("model.safetensors", {k: v.numpy() for k, v in average.state_dict().items()})
     steps = [min((i + 1) * HISTORY_EVERY, score.steps) for i in range(len(losses))] if len(losses) else []

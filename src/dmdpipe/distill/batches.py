@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from dmdpipe.diffusion.determinism import generator
+from dmdpipe.diffusion.determinism import CPU, generator
 from dmdpipe.diffusion.schedule import karras_grid
 from dmdpipe.seeds import derive_seed
 
@@ -32,17 +32,19 @@ class Diffusion(NamedTuple):
 
 
 class RandomBatches:
-    """Independent draws, one random stream per purpose.
+    """Independent draws, one random stream per purpose, made on the CPU: they are the same on every device.
 
     Args:
         spec: batch size, grid, seed and dtype are read from it.
         dim: number of coordinates d.
+        device: where they are needed.
     """
 
-    def __init__(self, spec: StudentSpec, dim: int):
+    def __init__(self, spec: StudentSpec, dim: int, device: torch.device = CPU):
         self.shape = (spec.batch, dim)
         self.dtype = getattr(torch, spec.dtype)
-        self.grid = karras_grid(spec.noise_range, spec.recipe.grid_size).to(self.dtype)[:, None]
+        self.device = device
+        self.grid = karras_grid(spec.noise_range, spec.recipe.grid_size).to(device, self.dtype)[:, None]
         self.ranges = {
             "dm": (spec.recipe.dm_first, spec.recipe.dm_last + 1),
             "fake": (spec.recipe.fake_first, spec.recipe.fake_last + 1),
@@ -52,13 +54,13 @@ class RandomBatches:
     def latent(self, count: int = 1) -> Tensor:
         """Return student noise z [count·B, d]: that of the next ``count`` batches."""
         rows, dim = self.shape
-        return torch.randn(count * rows, dim, generator=self.generators["latent"], dtype=self.dtype)
+        return torch.randn(count * rows, dim, generator=self.generators["latent"], dtype=self.dtype).to(self.device)
 
     def diffusion(self, purpose: str) -> Diffusion:
         """Return noise levels, uniform over the purpose's grid indices (``dm`` or ``fake``), and noise."""
         source = self.generators[purpose]
-        rows = torch.randint(*self.ranges[purpose], (self.shape[0],), generator=source)
-        noise = torch.randn(self.shape, generator=source, dtype=self.dtype)
+        rows = torch.randint(*self.ranges[purpose], (self.shape[0],), generator=source).to(self.device)
+        noise = torch.randn(self.shape, generator=source, dtype=self.dtype).to(self.device)
         return Diffusion(rows, self.grid.index_select(0, rows), noise)
 
 
@@ -67,7 +69,7 @@ class ExpectedBatches(RandomBatches):
 
     With linear scores the gradient is linear in x + σ·ε, hence its mean over a batch depends on E[zzᵀ] and E[εzᵀ]
     alone. The rows are all combinations of z = √d·e_i (E[zzᵀ] = I), ``LEVELS`` evenly spaced grid indices, and ±ε
-    (E[εzᵀ] = 0).
+    (E[εzᵀ] = 0). On the CPU only, as linear students are.
     """
 
     LEVELS = 16
@@ -91,6 +93,6 @@ class ExpectedBatches(RandomBatches):
         return Diffusion(self.rows, self.grid.index_select(0, self.rows), self.epsilon)
 
 
-def make_batches(spec: StudentSpec, dim: int) -> RandomBatches:
-    """Return the batches that ``spec.batches`` names."""
-    return ExpectedBatches(spec, dim) if spec.batches == "expected" else RandomBatches(spec, dim)
+def make_batches(spec: StudentSpec, dim: int, device: torch.device = CPU) -> RandomBatches:
+    """Return the batches that ``spec.batches`` names, on a device."""
+    return ExpectedBatches(spec, dim) if spec.batches == "expected" else RandomBatches(spec, dim, device)

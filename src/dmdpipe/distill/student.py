@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dmdpipe.data.rotations import haar_rotation
-from dmdpipe.networks.denoiser import Denoiser, build_network
+from dmdpipe.networks.denoiser import Denoiser, build_network, in_precision
 from dmdpipe.networks.pullback import Pullback, with_pullback
 from dmdpipe.seeds import derive_seed
 from dmdpipe.specs.data import dimension
@@ -57,6 +57,14 @@ def build_student(spec: StudentSpec) -> Student:
     generator = network if spec.network.kind == "linear" else Denoiser(network, skip=spec.init.kind != "random-no-skip")
     rotation = rotation_of(spec, dtype) if spec.init.kind == "rotated" else None
     return Student(generator, spec.noise_range.sigma_max, rotation).to(dtype)
+
+
+def student_to_train(spec: StudentSpec, device: torch.device) -> Student:
+    """Return ``build_student``'s student on a device, with products in the spec's precision."""
+    student = build_student(spec)
+    if isinstance(student.generator, Denoiser):
+        student.generator = in_precision(student.generator, spec.precision)
+    return student.to(device)
 
 
 def rotation_of(spec: StudentSpec, dtype: torch.dtype) -> Tensor:

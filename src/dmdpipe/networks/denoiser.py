@@ -82,6 +82,15 @@ class Denoiser(nn.Module):
         return torch.addcmul(out, given.c_skip, x) if self.skip else out
 
 
+def in_precision(denoiser: Denoiser, precision: str) -> Denoiser:
+    """Return a denoiser of the same network whose products are in a precision (``dmdpipe.specs.hardware``)."""
+    if precision != "bf16":
+        return denoiser
+    # By name, so that an edit of it touches only the trainings that use it.
+    half: type[Denoiser] = import_module("dmdpipe.networks.bf16").Bf16Denoiser
+    return half(denoiser.network, denoiser.skip)
+
+
 def build_network(spec: NetworkSpec, dim: int, seed: int) -> nn.Module:
     """Return the network that ``spec`` names, with d = ``dim`` and weights drawn from ``seed`` alone."""
     with torch.random.fork_rng(devices=[]):

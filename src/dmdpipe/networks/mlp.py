@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 
 Layer = tuple[nn.Parameter, nn.Parameter]
-_ONE = {dtype: torch.ones((), dtype=dtype) for dtype in (torch.float32, torch.float64)}
 
 
 class MLP(nn.Module):
@@ -95,7 +94,7 @@ def _silu(a: Tensor) -> tuple[Tensor, Tensor]:
     """Return silu(a) = a·s, s = sigmoid(a), which overwrites a, and its slope s + silu(a)·(1 − s)."""
     sigmoid = torch.sigmoid(a)
     value = a.mul_(sigmoid)
-    return value, sigmoid.lerp_(_ONE[a.dtype], value)
+    return value, sigmoid.lerp_(a.new_ones(()), value)
 
 
 def _set_gradients(layer: Layer, to_output: Tensor, x: Tensor, add: bool) -> Tensor:

@@ -36,6 +36,11 @@ def with_pullback(module: nn.Module, *inputs: Any) -> tuple[Tensor, Pullback]:
     if own := getattr(module, "with_pullback", None):
         found: tuple[Tensor, Pullback] = own(*inputs)
         return found
+    return autograd_pullback(module, *inputs)
+
+
+def autograd_pullback(module: nn.Module, *inputs: Any) -> tuple[Tensor, Pullback]:
+    """Return what ``with_pullback`` does, made by autograd."""
     with torch.enable_grad():
         answer = module(*inputs)
 
