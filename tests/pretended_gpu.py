@@ -1,7 +1,7 @@
 """A GPU that is none: tensors say that they lie on ``cuda:0``, and what they hold is computed on the CPU.
 
-No product is faster for it, but where a training mixes devices, draws noise on the GPU or reads its memory as if it were
-the CPU's, it fails here as it would there. What it cannot do is autograd, whose engine asks for a real device.
+No product is faster for it, but where a training mixes devices, draws noise on the GPU or reads its memory as if it
+were the CPU's, it fails here as it would there. What it cannot do is autograd, whose engine asks for a real device.
 """
 
 from __future__ import annotations

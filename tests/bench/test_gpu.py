@@ -14,7 +14,7 @@ from dmdpipe.bench import gpu
 from dmdpipe.distill.ensemble import Ensemble
 from dmdpipe.errors import UserError
 
-TOY = ("--device", "cpu", "--members", "2", "--width", "8", "--dim", "2", "--batch", "4", "--steps", "2", "--turns", "1")
+TOY = tuple("--device cpu --members 2 --width 8 --dim 2 --batch 4 --steps 2 --turns 1".split())
 
 
 def failed() -> list[str]:

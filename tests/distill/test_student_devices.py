@@ -129,7 +129,9 @@ def one_after_the_other(function, in_dims):
     def mapped(members, draws, sizes):
         assert in_dims == (0, 0, None)
         count = len(next(iter(members.values())))
-        each = [function(*({k: v[i] for k, v in given.items()} for given in (members, draws)), sizes) for i in range(count)]
+        each = [
+            function(*({k: v[i] for k, v in given.items()} for given in (members, draws)), sizes) for i in range(count)
+        ]
         return {name: torch.stack([one[name] for one in each]) for name in each[0]}
 
     return mapped

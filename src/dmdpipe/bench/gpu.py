@@ -196,7 +196,9 @@ def _width(spec: StudentSpec) -> int:
 
 def _seconds_of_noise(together: Ensemble) -> float:
     with ThreadPoolExecutor() as pool:
-        return timed(lambda: list(pool.map(lambda batches: draw_round(batches, together.spec.recipe), together.batches)))
+        return timed(
+            lambda: list(pool.map(lambda batches: draw_round(batches, together.spec.recipe), together.batches))
+        )
 
 
 def product_rate(
