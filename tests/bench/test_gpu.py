@@ -14,7 +14,8 @@ from dmdpipe.bench import gpu
 from dmdpipe.distill.ensemble import Ensemble
 from dmdpipe.errors import UserError
 
-TOY = tuple("--device cpu --members 2 --width 8 --dim 2 --batch 4 --steps 2 --turns 1".split())
+SIZES = {"--members": 2, "--width": 8, "--dim": 2, "--batch": 4, "--steps": 2, "--turns": 1}
+TOY = ("--device", "cpu", *(str(word) for pair in SIZES.items() for word in pair))
 
 
 def failed() -> list[str]:

@@ -78,6 +78,15 @@ def test_only_the_network_computes_in_bfloat16():
     assert seen.others == {torch.float32}
 
 
+def test_answers_without_gradients_are_computed_in_it_too():
+    x, sigma, _ = inputs()
+    network = build_network(NETWORK, 16, 0).requires_grad_(False)
+    with torch.no_grad(), Products() as seen:
+        found = Bf16Denoiser(network)(x[0], sigma)
+    assert seen.factors == {torch.bfloat16}
+    assert 2**-12 < off(found, Denoiser(network)(x[0], sigma)) < TOLERANCE
+
+
 def test_gradients_add_up():
     once, twice = (answer_and_gradient(Bf16Denoiser, 0, twice)[1] for twice in (False, True))
     assert torch.equal(twice, 2 * once)
