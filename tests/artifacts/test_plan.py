@@ -74,6 +74,34 @@ def test_every_parent_of_a_stage_is_there_and_hangs_together() -> None:
     assert stages == {"data", "noise", "teacher", "teacher_samples", "student", "pairs", "metrics"}
 
 
+def test_what_trains_on_a_gpu_has_folders_and_a_promise_of_its_own() -> None:
+    spec = DIGITS.pairs.student
+    teacher = spec.teacher.model_copy(update={"score": spec.teacher.score.model_copy(update={"device": "cuda"})})
+    there = {"teacher": teacher, "student": spec.model_copy(update={"device": "cuda"})}
+    for stage, here in (("teacher", spec.teacher), ("student", spec)):
+        found = find_stage(stage)
+        assert found.path(there[stage]) != found.path(here)
+        promises = [found.equality_of(one) for one in (here, there[stage])]
+        assert promises[0] == found.equality
+        assert promises[1].kind == "statistical" and "GPU" in promises[1].reason and promises[1] != promises[0]
+    assert find_stage("teacher").equality_of(LINEAR.pairs.student.teacher) == find_stage("teacher").equality
+    assert find_stage("pairs").equality_of(DIGITS.pairs).kind == "tolerance"
+
+
+def test_only_trainings_in_bfloat16_reach_its_code() -> None:
+    spec = DIGITS.pairs.student
+    score = spec.teacher.score.model_copy(update={"precision": "bf16"})
+    half = {
+        "teacher": spec.teacher.model_copy(update={"score": score}),
+        "student": spec.model_copy(update={"precision": "bf16"}),
+    }
+    for stage, full in (("teacher", spec.teacher), ("student", spec)):
+        code, other = (plan(stage, one).code.modules for one in (half[stage], full))
+        assert code.keys() - other.keys() == {"dmdpipe.networks.bf16"}
+    samples = DIGITS.pairs.teacher_samples.model_copy(update={"teacher": half["teacher"]})
+    assert "dmdpipe.networks.bf16" not in plan("teacher_samples", samples).code.modules
+
+
 def test_parents_are_shared() -> None:
     other = metrics_of(TeacherSpec(data=Digits()), seed=4)
     assert plan("metrics", DIGITS).parents["data"] is plan("metrics", other).parents["data"]

@@ -31,7 +31,7 @@ def teacher(seed):
 
 def together(specs, teachers=None):
     teachers = teachers or [teacher(spec.seed) for spec in specs]
-    return Ensemble(specs, teachers, "cpu").train()
+    return Ensemble(specs, teachers).train()
 
 
 def alone(spec):
@@ -96,5 +96,5 @@ def test_members_that_differ_in_more_than_seeds_are_refused():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("graph", [False, True])
 def test_a_gpu_trains_the_same_students(graph):
-    specs = [member(seed) for seed in (0, 1, 2)]
-    assert_close(Ensemble(specs, [teacher(s) for s in (0, 1, 2)], "cuda", graph).train(), together(specs))
+    there, here = ([member(seed, device=device) for seed in (0, 1, 2)] for device in ("cuda", "cpu"))
+    assert_close(Ensemble(there, [teacher(s) for s in (0, 1, 2)], graph).train(), together(here))

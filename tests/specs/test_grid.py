@@ -158,6 +158,15 @@ def test_a_scale_leaves_exact_teachers_and_linear_students_alone() -> None:
     assert student.teacher.data == Gaussian(n_train=50)
 
 
+def test_a_scale_that_sets_the_networks_of_teachers_leaves_exact_ones_alone() -> None:
+    wide = scale(score__network__width=8, score__device="cuda", student__snapshots=7)
+    exact = only(study(LINEAR), wide).pairs.student
+    assert (exact.teacher.score, exact.network, exact.snapshots) == (ExactScore(), Linear(), 7)
+    trained = only(study(), wide).pairs.student
+    assert trained.network == trained.teacher.score.network == MLP(width=8)
+    assert (trained.teacher.score.device, trained.device) == ("cuda", "cpu")
+
+
 def test_a_scale_reaches_trained_teachers_also_where_the_kind_is_left_to_its_default() -> None:
     for base in ({"data.family": "digits"}, {"data.family": "digits", "score.kind": "trained"}):
         student = only(study(base), scale(score__steps=7, data__side=4)).pairs.student

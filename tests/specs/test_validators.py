@@ -8,11 +8,11 @@ import pytest
 from pydantic import BaseModel
 
 from dmdpipe.errors import UserError
-from dmdpipe.specs.diffusion import NoiseBankSpec, NoiseRange, TeacherSpec
+from dmdpipe.specs.diffusion import NoiseBankSpec, NoiseRange, TeacherSpec, TrainedScore
 from dmdpipe.specs.pairs import PairsSpec
 from dmdpipe.specs.problems import parse
 from dmdpipe.specs.student import StudentSpec
-from dmdpipe.specs.study import BankSettings, Config, MetricSettings, Scale, Study
+from dmdpipe.specs.study import BankSettings, Config, MetricSettings, Scale, StudentSettings, Study
 
 TRAINED = {"data": {"family": "gaussian", "dim": 4}}
 EXACT = {**TRAINED, "score": {"kind": "exact"}}
@@ -34,6 +34,9 @@ FINE: list[tuple[type[BaseModel], dict[str, Any]]] = [
     (StudentSpec, {"teacher": TRAINED, "init": {"kind": "random-head"}, "network": {"kind": "mlp", "width": 8}}),
     *((StudentSpec, {"teacher": TRAINED, "init": {"kind": kind}}) for kind in ("rotated", "edm-default", "kd-rotated")),
     (NoiseBankSpec, {"dim": 2_000, "n_held_out": 4_000}),
+    (TrainedScore, {"device": "cuda", "precision": "tf32"}),
+    (StudentSpec, {"teacher": TRAINED, "precision": "bf16"}),
+    (StudentSpec, {"teacher": TRAINED, "device": "cuda", "dtype": "float64"}),
 ]
 
 REFUSED: list[tuple[type[BaseModel], dict[str, Any], list[str]]] = [
@@ -61,6 +64,23 @@ REFUSED: list[tuple[type[BaseModel], dict[str, Any], list[str]]] = [
     (StudentSpec, {"teacher": TRAINED, "generator_steps": 0}, ["generator_steps", "greater than 0"]),
     (StudentSpec, {"teacher": TRAINED, "seed": -1}, ["seed", "greater than or equal to 0"]),
     (StudentSpec, {"teacher": TRAINED, "dtype": "float16"}, ["dtype", "float16", "did you mean 'float64'?"]),
+    (TrainedScore, {"precision": "tf32"}, ["precision 'tf32'", "device 'cuda'"]),
+    (TrainedScore, {"device": "gpu"}, ["device", "'gpu'", "did you mean 'cpu'?"]),
+    (TrainedScore, {"precision": "fp16"}, ["precision", "fp16", "bf16"]),
+    (StudentSpec, {"teacher": TRAINED, "precision": "tf32"}, ["precision 'tf32'", "device 'cuda'"]),
+    (StudentSettings, {"precision": "tf32"}, ["precision 'tf32'", "device 'cuda'"]),
+    (
+        StudentSpec,
+        {"teacher": TRAINED, "device": "cuda", "precision": "bf16", "dtype": "float64"},
+        ["precision 'bf16'", "dtype 'float32'", "'float64'"],
+    ),
+    (
+        StudentSpec,
+        {"teacher": TRAINED, "device": "cuda", "precision": "tf32", "dtype": "float64"},
+        ["precision 'tf32'", "dtype 'float32'", "'float64'"],
+    ),
+    (StudentSpec, {"teacher": EXACT, **LINEAR, "device": "cuda"}, ["network.kind 'linear'", "device 'cpu'"]),
+    (StudentSpec, {"teacher": EXACT, **LINEAR, "precision": "bf16"}, ["network.kind 'linear'", "precision 'full'"]),
     (NoiseRange, {"sigma_min": 80}, ["sigma_min", "sigma_max", "80"]),
     (NoiseRange, {"sigma_min": 0}, ["sigma_min", "greater than 0"]),
     (NoiseRange, {"sigma_max": "high"}, ["sigma_max", "number", "high"]),

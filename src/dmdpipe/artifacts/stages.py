@@ -16,6 +16,7 @@ from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.specs.base import canonical_json, digest
 from dmdpipe.specs.data import DataSpec, data_name
 from dmdpipe.specs.diffusion import NoiseBankSpec, TeacherSamplesSpec, TeacherSpec
+from dmdpipe.specs.hardware import Hardware
 from dmdpipe.specs.pairs import MetricsSpec, PairsSpec
 from dmdpipe.specs.report import FigureSpec, VerdictsSpec
 from dmdpipe.specs.student import StudentSpec
@@ -25,6 +26,11 @@ Parents = dict[str, tuple[str, Any]]
 
 ROUNDING = Equality(kind="tolerance", reason="other instruction sets and devices round otherwise")
 TRAINING = Equality(kind="statistical", reason="training amplifies the rounding of other instruction sets and devices")
+TRAINING_ON_A_GPU = Equality(
+    kind="statistical",
+    reason="training amplifies the rounding of other GPUs, drivers and CUDA libraries; on the same ones its algorithms"
+    " are deterministic, which has not been measured yet",
+)
 # What the notebooks of the report import.
 FIGURE_MODULES = ("curves", "gate", "grids", "report", "starts", "tables", "verdicts")
 
@@ -47,7 +53,8 @@ class Stage:
         label: spec → readable name, unique enough for people.
         parents: spec → the steps that it reads: (stage, spec) by role.
         modules: spec → the modules that the spec selects by name, which no import statement shows.
-        equality: what a run elsewhere can be held to.
+        equality: what a run elsewhere can be held to, at the least.
+        device: spec → the device on which it trains.
         keyed: whether the folder's name ends in the spec's digest; not so for what people open.
     """
 
@@ -60,6 +67,7 @@ class Stage:
     parents: Callable[[Any], Parents] = _nothing
     modules: Callable[[Any], set[str]] = _nothing
     equality: Equality = ROUNDING
+    device: Callable[[Any], str] = lambda spec: "cpu"
     keyed: bool = True
     more_files: bool = False
 
@@ -83,6 +91,10 @@ class Stage:
         """Return the step's folder below the root of the results."""
         ending = f"-{self.digest(spec)}" if self.keyed else ""
         return f"{self.folder}/{self.label(spec)}{ending}"
+
+    def equality_of(self, spec: Any) -> Equality:
+        """Return what a run of this step elsewhere can be held to, as its manifest declares it."""
+        return TRAINING_ON_A_GPU if self.device(spec) == "cuda" else self.equality
 
     def code(self, spec: Any) -> Code:
         """Return the code that a step can reach: from its function, from what its spec selects, and its script."""
@@ -165,6 +177,14 @@ def _teacher_modules(spec: TeacherSpec) -> set[str]:
     return {f"dmdpipe.networks.{spec.score.network.kind}"}
 
 
+def _teacher_training_modules(spec: TeacherSpec) -> set[str]:
+    return _teacher_modules(spec) | (_precision_modules(spec.score) if spec.score.kind == "trained" else set())
+
+
+def _precision_modules(spec: Hardware) -> set[str]:
+    return {"dmdpipe.networks.bf16"} if spec.precision == "bf16" else set()
+
+
 def _network_modules(spec: StudentSpec) -> set[str]:
     return {f"dmdpipe.networks.{spec.network.kind}", *_teacher_modules(spec.teacher)}
 
@@ -175,7 +195,8 @@ def _student_modules(spec: StudentSpec) -> set[str]:
         "dmdpipe.distill.oracle": spec.recipe.fake == "oracle",
         "dmdpipe.distill.regression": spec.recipe.regression_weight or spec.init.kind == "kd-rotated",
     }
-    return {*_network_modules(spec), *(module for module, is_used in selected.items() if is_used)}
+    used = {module for module, is_used in selected.items() if is_used}
+    return _network_modules(spec) | _precision_modules(spec) | used
 
 
 _ROWS = (
@@ -204,8 +225,9 @@ _ROWS = (
         entry="dmdpipe.diffusion.training:train_teacher",
         label=_teacher_label,
         parents=lambda spec: {"data": ("data", spec.data)},
-        modules=_teacher_modules,
+        modules=_teacher_training_modules,
         equality=TRAINING,
+        device=lambda spec: getattr(spec.score, "device", "cpu"),
     ),
     Stage(
         name="teacher_samples",
@@ -227,6 +249,7 @@ _ROWS = (
         parents=_student_parents,
         modules=_student_modules,
         equality=TRAINING,
+        device=lambda spec: spec.device,
     ),
     Stage(
         name="pairs",

@@ -235,7 +235,7 @@ class Step:
             "modules": self.code.modules,
             "environment_lock": lock_digest(),
             "environment": current_environment(self.code.libraries).model_dump(),
-            "equality": self.stage.equality.model_dump(),
+            "equality": self.stage.equality_of(self.spec).model_dump(),
             "parents": {role: parent.provenance.provenance_digest for role, parent in self.parents.items()},
         }
         return manifests.Manifest.model_validate(

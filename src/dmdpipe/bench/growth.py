@@ -56,7 +56,7 @@ def ensemble(members: int) -> Work:
 
     spec = student_spec(64, 64, 64, 2)
     specs = [spec.model_copy(update={"seed": seed}) for seed in range(members)]
-    together = Ensemble(specs, [untrained_teacher(spec)] * members, "cpu")
+    together = Ensemble(specs, [untrained_teacher(spec)] * members)
     return together.train
 
 

@@ -3,23 +3,58 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from dmdpipe.errors import UserError
 
-def exact_torch(threads: int) -> None:
-    """Fix the number of CPU threads and ask torch for deterministic algorithms.
+if TYPE_CHECKING:
+    from dmdpipe.specs.hardware import Hardware
 
-    Results are bitwise equal between processes of one environment class with the same number of threads; another
-    number of threads or another instruction set rounds differently.
+CPU = torch.device("cpu")
+
+
+def exact_torch(threads: int, precision: str = "full") -> None:
+    """Fix the number of CPU threads and the precision of products, and ask torch for deterministic algorithms.
+
+    To be called before CUDA starts, which reads the size of cuBLAS's workspace once. Results are bitwise equal between
+    processes of one environment class with the same number of threads; another number of threads, another instruction
+    set or another GPU rounds differently.
+
+    Args:
+        threads: of the CPU.
+        precision: ``tf32`` allows a GPU to round the factors of float32 products; nothing else does.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     # The same switch as use_deterministic_algorithms(True), without its second and a half of imports.
     torch.set_deterministic_debug_mode("error")
     # It also fills every new tensor, so that a read of one not yet written shows: a pass over memory each.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def start_device(hardware: Hardware, key: str) -> torch.device:
+    """Prepare torch for a training, as ``exact_torch``, and return the device that its spec names.
+
+    Args:
+        hardware: the spec of a teacher or a student.
+        key: how a configuration calls its device, for the message.
+
+    Raises:
+        UserError: if the spec names a GPU and there is none.
+    """
+    exact_torch(hardware.threads, hardware.precision)
+    if hardware.device == "cpu":
+        return CPU
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"{key}: 'cuda', but PyTorch {torch.__version__} finds no GPU here; set it to cpu, or run where there is"
+            " one, with the build of torch that DMDPIPE_TORCH=cuda installs"
+        )
+    return torch.device("cuda", 0)
 
 
 def square_root(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -36,6 +37,13 @@ class ExactDenoiser:
         log_density = self.log_weights - 0.5 * (offset**2 / total + total.log()).sum(dim=2)
         answers = self.means + self.variances / total * offset
         return (log_density.softmax(dim=1)[:, :, None] * answers).sum(dim=1) @ self.basis.T
+
+    def to(self, device: torch.device) -> ExactDenoiser:
+        """Return the same denoiser for x and σ on a device."""
+        moved = copy.copy(self)
+        for name, tensor in vars(self).items():
+            setattr(moved, name, tensor.to(device))
+        return moved
 
     def covariance(self) -> Tensor:
         """Return Σ [d, d] of a one-mode mixture."""

@@ -19,7 +19,7 @@ SECONDS_BETWEEN_CHECKPOINTS = 15.0
 
 
 class TrainingState:
-    """Everything that a training loop changes, saved now and then outside the step's outputs.
+    """Everything that a training loop changes, on whatever device, saved now and then outside the step's outputs.
 
     Args:
         folder: where the checkpoint lives.
@@ -62,7 +62,7 @@ class TrainingState:
         return int(iteration)
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        return {name: tensor.numpy() for name, tensor in self.tensors.items()}
+        return {name: tensor.cpu().numpy() for name, tensor in self.tensors.items()}
 
     def _problem(self, own: Mapping[str, NDArray[Any]], arrays: Mapping[str, NDArray[Any]]) -> str | None:
         if own.keys() != arrays.keys():

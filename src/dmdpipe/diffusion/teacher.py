@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dmdpipe.networks.denoiser import Denoiser, build_network
+from dmdpipe.networks.denoiser import Denoiser, build_network, in_precision
 from dmdpipe.specs.data import dimension
 
 if TYPE_CHECKING:
@@ -32,6 +33,13 @@ def load_teacher(spec: TeacherSpec, tensors: Mapping[str, np.ndarray], dtype: to
     network = build_network(spec.score.network, dimension(spec.data), seed=0)
     load_weights(network, tensors)
     return Denoiser(network.to(dtype).requires_grad_(False))
+
+
+def placed(teacher: Teacher, device: torch.device, precision: str) -> Teacher:
+    """Return a copy of the teacher on a device, its products in a precision (``dmdpipe.specs.hardware``)."""
+    if isinstance(teacher, nn.Module):
+        return in_precision(copy.deepcopy(teacher), precision).to(device)
+    return teacher.to(device)
 
 
 def load_weights(network: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dmdpipe.diffusion.determinism import exact_torch
+from dmdpipe.diffusion.determinism import start_device
 from dmdpipe.diffusion.losses import denoising_loss, edm_weight
 from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.kernels.noise import Stream
-from dmdpipe.networks.denoiser import Denoiser, build_network
+from dmdpipe.networks.denoiser import Denoiser, build_network, in_precision
 from dmdpipe.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -31,27 +31,33 @@ def zero_output_layer(network: nn.Module) -> None:
 
 @torch.no_grad()
 def train_denoiser(spec: TrainedScore, data: Tensor, step: Step) -> tuple[nn.Module, Tensor]:
-    """Train a denoiser on ``data`` [n, d]; return its averaged (EMA) network and the loss history [H].
+    """Train a denoiser on ``data`` [n, d]; return its averaged (EMA) network and the loss history [H], on the CPU.
 
     Each entry of the history is the mean loss of ``HISTORY_EVERY`` steps, the last one of those that are left.
-    Resumes from the step's checkpoint if there is one; the result is the same to the byte.
+    Resumes from the step's checkpoint if there is one; the result is the same to the byte. Batches and noise are drawn
+    on the CPU, so that they are the same on every device.
+
+    Raises:
+        UserError: if the spec names a GPU and there is none.
     """
+    device = start_device(spec, "score.device")
+    data = data.to(device)
     network = build_network(spec.network, data.shape[1], derive_seed(spec.seed, "teacher", "init"))
     zero_output_layer(network)
-    denoiser = Denoiser(network)
+    denoiser = in_precision(Denoiser(network.to(device)), spec.precision)
     optimiser = FlatOptimiser(FlatParameters(network))
     average = optimiser.parameters.values.clone()
     streams = {purpose: Stream(derive_seed(spec.seed, "teacher", purpose)) for purpose in PURPOSES}
-    losses = torch.zeros(-(-spec.steps // HISTORY_EVERY))
+    losses = torch.zeros(-(-spec.steps // HISTORY_EVERY), device=device)
     state = TrainingState(
         step.resume,
         {"parameters": optimiser.parameters.values, "average": average, "losses": losses, **optimiser.state}
         | {f"streams/{purpose}": stream.position for purpose, stream in streams.items()},
     )
     for i in range(state.resume(spec.steps), spec.steps):
-        x = data.index_select(0, streams["batches"].integers(0, len(data), spec.batch))
-        sigma = (streams["levels"].normal(spec.batch, 1) * spec.log_sigma_std + spec.log_sigma_mean).exp()
-        noisy = torch.addcmul(x, sigma, streams["noise"].normal(*x.shape))
+        x = data.index_select(0, streams["batches"].integers(0, len(data), spec.batch).to(device))
+        sigma = (streams["levels"].normal(spec.batch, 1) * spec.log_sigma_std + spec.log_sigma_mean).exp().to(device)
+        noisy = torch.addcmul(x, sigma, streams["noise"].normal(*x.shape).to(device))
         loss = denoising_loss(denoiser, noisy, denoiser.conditions(sigma), x, edm_weight(sigma))
         optimiser.step(spec.learning_rate * min(1.0, (i + 1) / max(1, spec.warmup)))
         # A short average at the start, so that the zero output layer is forgotten.
@@ -61,7 +67,7 @@ def train_denoiser(spec: TrainedScore, data: Tensor, step: Step) -> tuple[nn.Mod
         step.progress(i + 1, spec.steps)
         state.save_now_and_then(i + 1)
     optimiser.parameters.values.copy_(average)
-    return network.requires_grad_(False), losses
+    return network.requires_grad_(False).cpu(), losses.cpu()
 
 
 def train_teacher(step: Step) -> None:
@@ -77,7 +83,6 @@ def train_teacher(step: Step) -> None:
         step.write_tensors("model.safetensors", {k: v for k, v in arrays.items() if k.startswith("exact.")})
         losses = torch.zeros(0)
     else:
-        exact_torch(score.threads)
         average, losses = train_denoiser(score, torch.from_numpy(arrays["train"]), step)
         step.write_tensors("model.safetensors", {k: v.numpy() for k, v in average.state_dict().items()})
     steps = [min((i + 1) * HISTORY_EVERY, score.steps) for i in range(len(losses))] if len(losses) else []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from dmdpipe.diffusion.determinism import CPU
 from dmdpipe.diffusion.schedule import karras_grid
 from dmdpipe.kernels.noise import Stream
 from dmdpipe.seeds import derive_seed
@@ -32,17 +33,19 @@ class Diffusion(NamedTuple):
 
 
 class RandomBatches:
-    """Independent draws, one random stream per purpose.
+    """Independent draws, one random stream per purpose, made on the CPU: they are the same on every device.
 
     Args:
         spec: batch size, grid, seed and dtype are read from it.
         dim: number of coordinates d.
+        device: where they are needed.
     """
 
-    def __init__(self, spec: StudentSpec, dim: int):
+    def __init__(self, spec: StudentSpec, dim: int, device: torch.device = CPU):
         self.shape = (spec.batch, dim)
         self.dtype = getattr(torch, spec.dtype)
-        self.grid = karras_grid(spec.noise_range, spec.recipe.grid_size).to(self.dtype)[:, None]
+        self.device = device
+        self.grid = karras_grid(spec.noise_range, spec.recipe.grid_size).to(device, self.dtype)[:, None]
         self.ranges = {
             "dm": (spec.recipe.dm_first, spec.recipe.dm_last + 1),
             "fake": (spec.recipe.fake_first, spec.recipe.fake_last + 1),
@@ -51,13 +54,13 @@ class RandomBatches:
 
     def latent(self, count: int = 1) -> Tensor:
         """Return student noise z [count·B, d]: that of the next ``count`` batches."""
-        return torch.cat([self.streams["latent"].normal(*self.shape) for _ in range(count)]).to(self.dtype)
+        return torch.cat([self.streams["latent"].normal(*self.shape) for _ in range(count)]).to(self.device, self.dtype)
 
     def diffusion(self, purpose: str) -> Diffusion:
         """Return noise levels, uniform over the purpose's grid indices (``dm`` or ``fake``), and noise."""
         stream = self.streams[purpose]
-        rows = stream.integers(*self.ranges[purpose], self.shape[0])
-        noise = stream.normal(*self.shape).to(self.dtype)
+        rows = stream.integers(*self.ranges[purpose], self.shape[0]).to(self.device)
+        noise = stream.normal(*self.shape).to(self.device, self.dtype)
         return Diffusion(rows, self.grid.index_select(0, rows), noise)
 
 
@@ -66,7 +69,7 @@ class ExpectedBatches(RandomBatches):
 
     With linear scores the gradient is linear in x + σ·ε, hence its mean over a batch depends on E[zzᵀ] and E[εzᵀ]
     alone. The rows are all combinations of z = √d·e_i (E[zzᵀ] = I), ``LEVELS`` evenly spaced grid indices, and ±ε
-    (E[εzᵀ] = 0).
+    (E[εzᵀ] = 0). On the CPU only, as linear students are.
     """
 
     LEVELS = 16
@@ -90,6 +93,6 @@ class ExpectedBatches(RandomBatches):
         return Diffusion(self.rows, self.grid.index_select(0, self.rows), self.epsilon)
 
 
-def make_batches(spec: StudentSpec, dim: int) -> RandomBatches:
-    """Return the batches that ``spec.batches`` names."""
-    return ExpectedBatches(spec, dim) if spec.batches == "expected" else RandomBatches(spec, dim)
+def make_batches(spec: StudentSpec, dim: int, device: torch.device = CPU) -> RandomBatches:
+    """Return the batches that ``spec.batches`` names, on a device."""
+    return ExpectedBatches(spec, dim) if spec.batches == "expected" else RandomBatches(spec, dim, device)

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
-from dmdpipe.diffusion.determinism import exact_torch, square_root
+from dmdpipe.diffusion.determinism import square_root, start_device
 from dmdpipe.diffusion.optimiser import ADAM_EPSILON
 from dmdpipe.distill.batches import RandomBatches
 from dmdpipe.distill.cuda_graph import Replayed
 from dmdpipe.distill.dmd import dm_gradient, fake_score_loss
 from dmdpipe.distill.initialisation import initialise
 from dmdpipe.distill.loop import learning_rate, snapshot_steps, unflatten
-from dmdpipe.distill.student import Student, build_student
-from dmdpipe.networks.denoiser import Conditions, Denoiser
+from dmdpipe.distill.student import Student, build_student, student_to_train
+from dmdpipe.networks.denoiser import Conditions, Denoiser, in_precision
 from dmdpipe.specs.data import dimension
 
 if TYPE_CHECKING:
@@ -44,31 +44,30 @@ class Ensemble:
 
     Args:
         specs: the members; they may differ in their seeds, and in those of their teachers, only.
-        teachers: their teachers, one each.
-        device: where they train; noise is drawn on the CPU.
-        graph: whether a round is captured as a CUDA graph and replayed.
+        teachers: their teachers, one each, on the CPU.
+        graph: whether a round is captured as a CUDA graph and replayed; on a GPU only.
 
     Raises:
+        UserError: if the specs name a GPU and there is none.
         ValueError: if the members' specs differ in more than seeds, or ask for what members can't do together:
             regression terms or starts, an oracle, an optimiser other than AdamW.
     """
 
-    def __init__(self, specs: Sequence[StudentSpec], teachers: Sequence[Denoiser], device: str, graph: bool = False):
+    def __init__(self, specs: Sequence[StudentSpec], teachers: Sequence[Denoiser], graph: bool = False):
         self.spec = spec = specs[0]
         check(specs)
-        exact_torch(spec.threads)
+        device = start_device(spec, "student.device")
         self.batches = [RandomBatches(member, dimension(spec.teacher.data)) for member in specs]
         students = [started(member, teacher) for member, teacher in zip(specs, teachers, strict=True)]
-        fakes = [copy.deepcopy(teacher) for teacher in teachers]
-        self.student: Student = copy.deepcopy(students[0]).to(device)
-        self.denoiser: Denoiser = copy.deepcopy(fakes[0]).to(device)
+        self.student = student_to_train(spec, device)
+        self.denoiser = in_precision(copy.deepcopy(teachers[0]), spec.precision).to(device)
         # What is mapped over members must be PyTorch's own.
         for denoiser in (self.student.generator, self.denoiser):
             assert isinstance(denoiser, Denoiser)
             denoiser.plain = True
         grid = self.batches[0].grid.to(device)
         self.grid, self.conditions = grid, self.denoiser.conditions(grid)
-        self.members: Tensors = {"teacher": stacked(teachers), "student": stacked(students), "fake": stacked(fakes)}
+        self.members: Tensors = {"teacher": stacked(teachers), "student": stacked(students), "fake": stacked(teachers)}
         for name in NETWORKS:
             for moment in ("first", "second"):
                 self.members[f"{name}.{moment}"] = torch.zeros_like(self.members[name])

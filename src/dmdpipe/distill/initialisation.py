@@ -28,7 +28,7 @@ def initialise(
     """Set the student's weights to the start that ``spec.init`` names (see ``dmdpipe.specs.student.Init``).
 
     Args:
-        student: a student with fresh weights, changed in place.
+        student: a student with fresh weights, on whatever device, changed in place.
         spec: the student's spec.
         teacher: D(x, σ), the source of copied weights; for a linear student an exact Gaussian teacher.
         make_pool: makes the pool of pairs (z, T(Qz)) to regress onto, given z ↦ Qz; called for ``kd-rotated`` only.
@@ -40,7 +40,7 @@ def initialise(
     elif spec.network.kind == "linear" and not isinstance(teacher, nn.Module):
         start_linear(student.get_parameter("generator.matrix"), spec, teacher)
     if spec.init.kind == "kd-rotated":
-        rotation = rotation_of(spec, getattr(torch, spec.dtype))
+        rotation = rotation_of(spec, getattr(torch, spec.dtype)).to(next(student.parameters()).device)
         # By name, so that an edit of it does not touch the other starts.
         regress = import_module("dmdpipe.distill.regression").regress
         regress(student, make_pool(rotated(lambda z: z, rotation)), spec)

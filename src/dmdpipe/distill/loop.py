@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dmdpipe.diffusion.determinism import exact_torch, square_root
+from dmdpipe.diffusion.determinism import square_root, start_device
 from dmdpipe.diffusion.losses import denoising_loss
 from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.state import TrainingState
-from dmdpipe.diffusion.teacher import load_teacher
+from dmdpipe.diffusion.teacher import load_teacher, placed
 from dmdpipe.distill.batches import make_batches
 from dmdpipe.distill.initialisation import initialise
-from dmdpipe.distill.student import Student, build_student
+from dmdpipe.distill.student import Student, student_to_train
 from dmdpipe.networks.denoiser import Denoiser
 from dmdpipe.networks.pullback import with_pullback
 from dmdpipe.seeds import derive_seed
@@ -171,15 +171,19 @@ def distil(spec: StudentSpec, teacher: Teacher, step: Step | None = None) -> tup
     """Distil one student; return its snapshots and the history of its training.
 
     Args:
-        spec: the student.
-        teacher: D_teacher(x, σ), with frozen parameters of the student's dtype.
+        spec: the student, and the device and precision of its training.
+        teacher: D_teacher(x, σ), with frozen parameters of the student's dtype, on the CPU.
         step: where checkpoints and progress go; without one, the training just runs.
 
     Returns:
-        snapshots: ``generator_step`` [K] and every parameter at these steps, stacked [K, …].
+        snapshots: ``generator_step`` [K] and every parameter at these steps, stacked [K, …], on the CPU.
         history: [generator steps, len(HISTORY)], float64, NaN where a recipe has no such term.
+
+    Raises:
+        UserError: if the spec names a GPU and there is none.
     """
-    exact_torch(spec.threads)
+    device = start_device(spec, "student.device")
+    teacher = placed(teacher, device, spec.precision)
     dim = dimension(spec.teacher.data)
     recipe = spec.recipe
     dtype = getattr(torch, spec.dtype)
@@ -187,9 +191,9 @@ def distil(spec: StudentSpec, teacher: Teacher, step: Step | None = None) -> tup
     def make_pool(turn: Callable[[Tensor], Tensor] | None = None) -> PairPool:
         make_pair_pool = import_module("dmdpipe.distill.regression").make_pair_pool
         seed = derive_seed(spec.seed, "student", "regression-pool")
-        return make_pair_pool(teacher, spec.noise_range, (recipe.regression_pairs, dim), seed, dtype, turn)
+        return make_pair_pool(teacher, spec.noise_range, (recipe.regression_pairs, dim), seed, dtype, turn, device)
 
-    student = build_student(spec)
+    student = student_to_train(spec, device)
     initialise(student, spec, teacher, make_pool)
     fake: Any = None
     if recipe.dm_weight and recipe.fake == "oracle":
@@ -198,7 +202,7 @@ def distil(spec: StudentSpec, teacher: Teacher, step: Step | None = None) -> tup
         fake = copy.deepcopy(teacher).requires_grad_(True)
     iterations = (spec.generator_steps - 1) * recipe.generator_every + 1
     pool = make_pool() if recipe.regression_weight else None
-    loop = Distillation(recipe, student, teacher, fake, make_batches(spec, dim), pool, iterations)
+    loop = Distillation(recipe, student, teacher, fake, make_batches(spec, dim, device), pool, iterations)
 
     current = loop.student_optimiser.parameters.values
     evaluated = current.clone()
@@ -236,7 +240,7 @@ def distil(spec: StudentSpec, teacher: Teacher, step: Step | None = None) -> tup
             # No checkpoint holds samples that wait.
             if not loop.samples:
                 state.save_now_and_then(iteration + 1)
-    return {"generator_step": torch.tensor(steps), **unflatten(snapshots, student)}, history
+    return {"generator_step": torch.tensor(steps), **unflatten(snapshots.cpu(), student)}, history
 
 
 def unflatten(flat: Tensor, module: nn.Module) -> dict[str, Tensor]:

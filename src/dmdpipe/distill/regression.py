@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from dmdpipe.diffusion.determinism import CPU
 from dmdpipe.diffusion.losses import weighted_squared_error
 from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.sampler import DenoiserFunction, teacher_map
@@ -34,7 +35,7 @@ class PairPool:
 
     def draw(self, batch: int, stream: Stream) -> tuple[Tensor, Tensor]:
         """Return ``batch`` random pairs, noise [B, d] and targets [B, d]."""
-        rows = stream.integers(0, len(self.z), batch)
+        rows = stream.integers(0, len(self.z), batch).to(self.z.device)
         return self.z[rows], self.target[rows]
 
     def loss(self, answer: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,12 +50,13 @@ def make_pair_pool(
     seed: int,
     dtype: torch.dtype,
     turn: Callable[[Tensor], Tensor] | None = None,
+    device: torch.device = CPU,
 ) -> PairPool:
-    """Return a pool of pairs (z, T(z)), or (z, T(turn(z))), with ``shape`` = (n, d).
+    """Return a pool of pairs (z, T(z)), or (z, T(turn(z))), with ``shape`` = (n, d), on the denoiser's device.
 
     The noises come from their own seed: they share none with the paired-noise bank.
     """
-    z = Stream(seed).normal(*shape).to(dtype)
+    z = Stream(seed).normal(*shape).to(device, dtype)
     return PairPool(z, teacher_map(denoiser, z if turn is None else turn(z), noise_range, SAMPLER_STEPS))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dmdpipe.data.rotations import haar_rotation
-from dmdpipe.networks.denoiser import Conditions, Denoiser, build_network
+from dmdpipe.networks.denoiser import Conditions, Denoiser, build_network, in_precision
 from dmdpipe.networks.pullback import Pullback, with_pullback
 from dmdpipe.seeds import derive_seed
 from dmdpipe.specs.data import dimension
@@ -34,7 +34,7 @@ class Student(nn.Module):
         self.generator = generator
         self.sigma_max = sigma_max
         self.register_buffer("rotation", rotation, persistent=False)
-        self._told: Tensor | Conditions | None = None
+        self._told: dict[tuple[torch.dtype, torch.device], Tensor | Conditions] = {}
 
     def forward(self, z: Tensor) -> Tensor:
         """Map standard normal noise [B, d] to samples [B, d]."""
@@ -51,10 +51,11 @@ class Student(nn.Module):
 
     def _level(self, z: Tensor) -> Tensor | Conditions:
         """Return what the generator is told of σ_max, the same at every call."""
-        if self._told is None:
+        kind = z.dtype, z.device
+        if kind not in self._told:
             sigma = z.new_full((1, 1), self.sigma_max)
-            self._told = self.generator.conditions(sigma) if isinstance(self.generator, Denoiser) else sigma
-        return self._told
+            self._told[kind] = self.generator.conditions(sigma) if isinstance(self.generator, Denoiser) else sigma
+        return self._told[kind]
 
 
 def build_student(spec: StudentSpec) -> Student:
@@ -65,6 +66,14 @@ def build_student(spec: StudentSpec) -> Student:
     generator = network if spec.network.kind == "linear" else Denoiser(network, skip=spec.init.kind != "random-no-skip")
     rotation = rotation_of(spec, dtype) if spec.init.kind == "rotated" else None
     return Student(generator, spec.noise_range.sigma_max, rotation).to(dtype)
+
+
+def student_to_train(spec: StudentSpec, device: torch.device) -> Student:
+    """Return ``build_student``'s student on a device, with products in the spec's precision."""
+    student = build_student(spec)
+    if isinstance(student.generator, Denoiser):
+        student.generator = in_precision(student.generator, spec.precision)
+    return student.to(device)
 
 
 def rotation_of(spec: StudentSpec, dtype: torch.dtype) -> Tensor:

@@ -82,24 +82,41 @@ class Denoiser(nn.Module):
 
         The ``conditions`` of these levels do as well.
         """
-        given = sigma if isinstance(sigma, Conditions) else self.conditions(sigma)
+        given = self.told(sigma)
         if not torch.is_grad_enabled() and (kernel := self.compiled(x)):
             return kernel.denoise(x, given)
         here = given.looked_up()
-        out = here.c_out * self.network(here.c_in * x, here.features)
-        return torch.addcmul(out, here.c_skip, x) if self.skip else out
+        return self.combined(x, self.network(here.c_in * x, here.features), here)
 
     def with_pullback(self, x: Tensor, sigma: Tensor | Conditions) -> tuple[Tensor, Pullback]:
         """Return ``forward``'s answer and its pullback (``dmdpipe.networks.pullback``)."""
-        given = sigma if isinstance(sigma, Conditions) else self.conditions(sigma)
+        given = self.told(sigma)
         if kernel := self.compiled(x):
             return kernel.with_pullback(x, given)
         return pullback_by_autograd(self, x, given)
+
+    def told(self, sigma: Tensor | Conditions) -> Conditions:
+        """Return the conditions at noise levels σ, if they aren't conditions already."""
+        return sigma if isinstance(sigma, Conditions) else self.conditions(sigma)
+
+    def combined(self, x: Tensor, answer: Tensor, given: Conditions) -> Tensor:
+        """Return D, given x [B, d], the network's answer F [B, d] and their conditions, looked up."""
+        out = given.c_out * answer
+        return torch.addcmul(out, given.c_skip, x) if self.skip else out
 
     def compiled(self, x: Tensor) -> CompiledMLP | None:
         """Return what computes this denoiser's answers at x in C, if that can be."""
         fits = not self.plain and x.dtype == torch.float32 and x.device.type == "cpu"
         return self.kernel if fits else None
+
+
+def in_precision(denoiser: Denoiser, precision: str) -> Denoiser:
+    """Return a denoiser of the same network whose products are in a precision (``dmdpipe.specs.hardware``)."""
+    if precision != "bf16":
+        return denoiser
+    # By name, so that an edit of it touches only the trainings that use it.
+    half: type[Denoiser] = import_module("dmdpipe.networks.bf16").Bf16Denoiser
+    return half(denoiser.network, denoiser.skip)
 
 
 def build_network(spec: NetworkSpec, dim: int, seed: int) -> nn.Module:

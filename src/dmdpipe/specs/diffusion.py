@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from dmdpipe.specs.base import Spec
 from dmdpipe.specs.data import DataSpec
+from dmdpipe.specs.hardware import Hardware
 from dmdpipe.specs.network import MLP
 
 
@@ -25,7 +26,7 @@ class NoiseRange(Spec):
         return self
 
 
-class TrainedScore(Spec):
+class TrainedScore(Hardware):
     """A denoiser trained on the data by denoising score matching, EDM's recipe."""
 
     kind: Literal["trained"] = "trained"
@@ -38,7 +39,6 @@ class TrainedScore(Spec):
     log_sigma_mean: float = Field(-1.2, description="ln σ ~ N(mean, std²) during training")
     log_sigma_std: PositiveFloat = 1.2
     seed: int = Field(0, ge=0)
-    threads: PositiveInt = 1
 
 
 class ExactScore(Spec):

@@ -185,23 +185,36 @@ def lay_under(tree: dict[str, Any], defaults: Mapping[str, Any], source: str) ->
         UserError: if a key runs through something that is not a mapping.
     """
     for dotted, value in defaults.items():
-        branch, last = _branch(tree, dotted, source)
-        if (choice := CHOICES.get(dotted.rpartition(".")[0])) and last != choice.key:
-            chosen = branch.get(choice.key, choice.default)
-            model = choice.models.get(chosen) if isinstance(chosen, str) else None
-            known_to_others = any(last in other.model_fields for other in choice.models.values())
-            if model and last not in model.model_fields and known_to_others:
-                continue
-        branch.setdefault(last, value)
+        if _concerns(tree, dotted):
+            branch, last = _branch(tree, dotted, source)
+            branch.setdefault(last, value)
+
+
+def _concerns(tree: dict[str, Any], dotted: str) -> bool:
+    """Whether no model chosen on the key's way lacks what another one there has."""
+    for place, choice in CHOICES.items():
+        if not dotted.startswith(f"{place}."):
+            continue
+        key = dotted.removeprefix(f"{place}.").partition(".")[0]
+        chosen = (_at(tree, place) or {}).get(choice.key, choice.default)
+        model = choice.models.get(chosen) if isinstance(chosen, str) else None
+        known_to_others = any(key in other.model_fields for other in choice.models.values())
+        if model and key not in model.model_fields and known_to_others:
+            return False
+    return True
+
+
+def _at(tree: dict[str, Any], place: str) -> dict[str, Any] | None:
+    branch: Any = tree
+    for key in place.split("."):
+        branch = branch.get(key) if isinstance(branch, dict) else None
+    return branch if isinstance(branch, dict) else None
 
 
 def name_defaults(tree: dict[str, Any]) -> None:
     """Name the default model wherever keys of a choice are set but not which model they belong to, in place."""
     for place, choice in CHOICES.items():
-        branch: Any = tree
-        for key in place.split("."):
-            branch = branch.get(key) if isinstance(branch, dict) else None
-        if isinstance(branch, dict) and branch and choice.default:
+        if (branch := _at(tree, place)) and choice.default:
             branch.setdefault(choice.key, choice.default)
 
 

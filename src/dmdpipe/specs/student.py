@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from dmdpipe.specs.base import Spec
 from dmdpipe.specs.diffusion import NoiseRange, TeacherSpec
+from dmdpipe.specs.hardware import Hardware
 from dmdpipe.specs.network import MLP, Linear
 
 InitKind = Literal["teacher", "rotated", "edm-default", "random-head", "random-no-skip", "kd-rotated"]
@@ -129,8 +130,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class StudentSpec(Spec):
-    """One student: its teacher, its start, its recipe, its length, its seed."""
+class StudentSpec(Hardware):
+    """One student: its teacher, its start, its recipe, its length, its seed, and on what it trains."""
 
     teacher: TeacherSpec
     network: Annotated[MLP | Linear, Field(discriminator="kind")] = MLP()
@@ -144,9 +145,8 @@ class StudentSpec(Spec):
         description="expected: batches with exact moments, so that a linear student feels the mean gradient",
     )
     snapshots: int = Field(10, ge=3, description="number of log-spaced generator steps at which weights are kept")
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: Literal["float32", "float64"] = Field("float32", description="of weights, noise and samples")
     seed: int = Field(0, ge=0)
-    threads: PositiveInt = 1
 
     @model_validator(mode="after")
     def _consistent(self) -> StudentSpec:
@@ -155,6 +155,10 @@ class StudentSpec(Spec):
             raise ValueError("network.kind 'linear' needs a 'gaussian' teacher with score.kind 'exact'")
         if self.network.kind == "linear" and self.init.kind not in ("teacher", "rotated"):
             raise ValueError(f"init.kind '{self.init.kind}' needs network.kind 'mlp'")
+        if self.network.kind == "linear" and (self.device, self.precision) != ("cpu", "full"):
+            raise ValueError("network.kind 'linear' needs device 'cpu' and precision 'full': it is for closed forms")
+        if self.precision != "full" and self.dtype != "float32":
+            raise ValueError(f"precision '{self.precision}' needs dtype 'float32', got '{self.dtype}'")
         if self.recipe.fake == "oracle" and self.network.kind != "linear":
             raise ValueError("recipe.fake 'oracle' needs network.kind 'linear': no other student's score is known")
         if self.batches == "expected" and not (self.network.kind == "linear" and self.recipe.fake == "oracle"):

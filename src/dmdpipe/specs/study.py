@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from dmdpipe.specs.base import Spec
 from dmdpipe.specs.data import DataSpec
 from dmdpipe.specs.diffusion import ExactScore, NoiseRange, SamplerSpec, TrainedScore
+from dmdpipe.specs.hardware import Hardware
 from dmdpipe.specs.network import MLP, Linear
 from dmdpipe.specs.student import Init, Recipe
 
@@ -23,7 +24,7 @@ class BankSettings(Spec):
     n_reference_sets: int = Field(4, ge=2)
 
 
-class StudentSettings(Spec):
+class StudentSettings(Hardware):
     """What a study may say about its students; teacher and seed follow from the rest."""
 
     network: Annotated[MLP | Linear, Field(discriminator="kind")] | None = Field(
@@ -36,7 +37,6 @@ class StudentSettings(Spec):
     batches: Literal["random", "expected"] = "random"
     snapshots: int = Field(10, ge=3)
     dtype: Literal["float32", "float64"] = "float32"
-    threads: PositiveInt = 1
 
 
 class MetricSettings(Spec):

@@ -1,0 +1,27 @@
+"""Where a training runs, and how exactly it multiplies."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from dmdpipe.specs.base import Spec
+
+
+class Hardware(Spec):
+    """Device, precision and threads of one training: another device or precision is another training.
+
+    full: products in the type of the weights. tf32: float32 with factors rounded to ten bits, on a GPU's tensor cores.
+    bf16: the network multiplies in bfloat16; weights, gradients and optimiser stay float32.
+    """
+
+    device: Literal["cpu", "cuda"] = Field("cpu", description="noise is drawn on the CPU either way")
+    precision: Literal["full", "tf32", "bf16"] = "full"
+    threads: PositiveInt = Field(1, description="of the CPU")
+
+    @model_validator(mode="after")
+    def _device_has_the_precision(self) -> Hardware:
+        if self.precision == "tf32" and self.device == "cpu":
+            raise ValueError("precision 'tf32' needs device 'cuda': a CPU has no such products")
+        return self
