@@ -17,6 +17,7 @@ from dmdpipe.diffusion.losses import edm_weight, weighted_squared_error
 from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.diffusion.teacher import load_teacher
 from dmdpipe.diffusion.training import HISTORY_EVERY, train_denoiser, train_teacher, zero_output_layer
+from dmdpipe.kernels.noise import Stream
 from dmdpipe.networks.denoiser import Denoiser, build_network
 from dmdpipe.specs.data import Gaussian, Moons
 from dmdpipe.specs.diffusion import TeacherSpec, TrainedScore
@@ -156,55 +157,52 @@ def test_a_killed_training_ends_in_the_same_bytes(tmp_path, monkeypatch, every):
 
 
 def test_a_state_comes_back_with_its_random_streams(tmp_path):
-    source = torch.Generator().manual_seed(4)
+    source, again = Stream(4), Stream(4)
     tensor = torch.arange(3.0)
-    state = TrainingState(tmp_path / "state", {"x": tensor, "n": torch.tensor([7])}, {"source": source})
+    state = TrainingState(tmp_path / "state", {"x": tensor, "n": torch.tensor([7]), "source": source.position})
     assert state.resume(12) == 0
-    torch.randn(5, generator=source)
+    first = source.normal(5)
     state.save(12)
-    expected = torch.randn(5, generator=source)
+    expected = source.normal(5)
 
+    held = torch.zeros(3)
     fresh = TrainingState(
-        tmp_path / "state", {"x": torch.zeros(3), "n": torch.zeros(1, dtype=torch.int64)}, {"source": torch.Generator()}
+        tmp_path / "state", {"x": held, "n": torch.zeros(1, dtype=torch.int64), "source": again.position}
     )
-    held = fresh.tensors["x"]
     assert fresh.resume(12) == 12
     assert torch.equal(held, tensor) and fresh.tensors["n"].item() == 7
-    assert torch.equal(torch.randn(5, generator=fresh.generators["source"]), expected)
+    assert torch.equal(again.normal(5), expected) and not torch.equal(first, expected)
 
 
 STRANGE = {
-    "another shape": (lambda arrays, meta: arrays.update({"tensor/x": np.zeros(4, np.float32)}), "'tensor/x'"),
-    "another type": (lambda arrays, meta: arrays.update({"tensor/x": np.zeros(3)}), "'tensor/x'"),
-    "a tensor less": (lambda arrays, meta: arrays.pop("tensor/n"), "tensors are not"),
-    "a tensor more": (lambda arrays, meta: arrays.update({"tensor/y": np.zeros(3)}), "tensors are not"),
-    "a short stream": (lambda arrays, meta: arrays.update({"generator/source": np.zeros(3, np.uint8)}), "'generator/"),
-    "no stream": (lambda arrays, meta: arrays["generator/source"].fill(255), "no state of a random stream"),
+    "another shape": (lambda arrays, meta: arrays.update({"x": np.zeros(4, np.float32)}), "'x'"),
+    "another type": (lambda arrays, meta: arrays.update({"x": np.zeros(3)}), "'x'"),
+    "a tensor less": (lambda arrays, meta: arrays.pop("n"), "tensors are not"),
+    "a tensor more": (lambda arrays, meta: arrays.update({"y": np.zeros(3)}), "tensors are not"),
+    "a stream of other kind": (lambda arrays, meta: arrays.update({"source": np.zeros(5056, np.uint8)}), "'source'"),
+    "no stream": (lambda arrays, meta: arrays.pop("source"), "tensors are not"),
     "no iteration": (lambda arrays, meta: meta.clear(), "iterations"),
     "a negative iteration": (lambda arrays, meta: meta.update(iteration=-1), "iterations"),
     "beyond the end": (lambda arrays, meta: meta.update(iteration=13), "iterations"),
     "half an iteration": (lambda arrays, meta: meta.update(iteration=1.5), "iterations"),
     "no number": (lambda arrays, meta: meta.update(iteration="1"), "iterations"),
-    "a large file": (lambda arrays, meta: arrays.update({"tensor/y": np.zeros(2**20)}), "more than"),
+    "a large file": (lambda arrays, meta: arrays.update({"y": np.zeros(2**20)}), "more than"),
 }
 
 
 @pytest.mark.parametrize("case", STRANGE)
 def test_a_checkpoint_of_another_training_counts_as_damaged_and_changes_nothing(tmp_path, capsys, case):
     change, says = STRANGE[case]
-    source = torch.Generator().manual_seed(4)
-    tensors = {"x": torch.arange(3.0), "n": torch.tensor([7])}
-    arrays = {f"tensor/{name}": tensor.numpy().copy() for name, tensor in tensors.items()}
-    arrays["generator/source"] = source.get_state().numpy().copy()
+    tensors = {"x": torch.arange(3.0), "n": torch.tensor([7]), "source": Stream(4).position}
+    arrays = {name: tensor.numpy().copy() + 1 for name, tensor in tensors.items()}
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
     meta = {"iteration": 12}
-    arrays["tensor/x"] += 1
     change(arrays, meta)
     save_checkpoint(tmp_path, arrays, meta)
-    before = source.get_state()
-    assert TrainingState(tmp_path, tensors, {"source": source}).resume(12) == 0
+    assert TrainingState(tmp_path, tensors).resume(12) == 0
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and says in line
-    assert torch.equal(tensors["x"], torch.arange(3.0)) and torch.equal(source.get_state(), before)
+    assert all(torch.equal(tensors[name], value) for name, value in before.items())
     assert not list(tmp_path.iterdir())
 
 
@@ -213,7 +211,7 @@ def test_checkpoints_are_written_now_and_then(tmp_path, monkeypatch):
     monkeypatch.setattr(state_module, "time", clock)
     saved = []
     monkeypatch.setattr(state_module, "save_checkpoint", lambda folder, arrays, meta: saved.append(meta["iteration"]))
-    state = TrainingState(tmp_path, {}, {})
+    state = TrainingState(tmp_path, {})
     for iteration in range(1, 11):
         clock.now += state_module.SECONDS_BETWEEN_CHECKPOINTS / 4
         state.save_now_and_then(iteration)

@@ -13,6 +13,7 @@ from dmdpipe.distill.initialisation import initialise
 from dmdpipe.distill.loop import distil
 from dmdpipe.distill.regression import make_pair_pool
 from dmdpipe.distill.student import build_student, rotation_of
+from dmdpipe.kernels.noise import Stream
 from dmdpipe.networks.denoiser import build_network
 from dmdpipe.pairing.bank import noise_rows
 from dmdpipe.seeds import derive_seed
@@ -191,7 +192,7 @@ def test_a_pool_holds_noises_and_where_the_teachers_flow_takes_them():
     for pool, z in zip(pools, (pools[0].z, pools[0].z @ rotation.T), strict=True):
         assert_close(pool.target, teacher_map(teacher(torch.float64), z, NoiseRange(), 32))
         assert not pool.target.requires_grad
-    drawn, targets = pools[0].draw(400, torch.Generator().manual_seed(0))
+    drawn, targets = pools[0].draw(400, Stream(0))
     rows = (drawn[:, None] == pools[0].z).all(2).int().argmax(1)
     assert len(rows.unique()) == 50
     assert torch.equal(drawn, pools[0].z[rows]) and torch.equal(targets, pools[0].target[rows])
