@@ -185,7 +185,7 @@ def test_unknown_stages_and_specs_are_named() -> None:
 
 @pytest.mark.parametrize("stage", ["metrics", "evidence", "verdicts", "figures"])
 def test_what_measures_tabulates_and_draws_can_reach_no_torch(stage: str) -> None:
-    """Not within any function either: such a step must start in a second or two, also without a server that forks it."""
+    """Not within any function either: such a step must start soon, also without a server that forks it."""
     entry = STAGES[stage].entry.partition(":")[0]
     modules = {f"dmdpipe.figures.{module}" for module in FIGURE_MODULES} if stage == "figures" else set()
     libraries = own_sources().reach(entry, *modules).libraries
