@@ -246,7 +246,7 @@ def verdicts(
         raise UserError(f"{path}: not there yet; run ./run --config scale={config.scale} first")
     table = read_table(path, () if criteria else VERDICT_COLUMNS)
     if form is Format.table and not criteria:
-        typer.echo(verdict_text(table))
+        typer.echo(verdict_text(table.astype(str).to_dict("records")))
     else:
         typer.echo(render(table, form))
 

@@ -31,13 +31,14 @@ from dmdpipe.audit.accepted import read_acceptances
 from dmdpipe.audit.differences import few
 from dmdpipe.audit.inspection import Kind
 from dmdpipe.audit.status import PLAN, State, Status, assess
-from dmdpipe.audit.tree import read_table
+from dmdpipe.audit.tree import read_artifact
 from dmdpipe.audit.verify import verify_tree
 from dmdpipe.audit.words import audit_page, problem_lines, summary_lines
 from dmdpipe.cost import seconds_by_rule
 from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.forking.server import fork_server
 from dmdpipe.snakemake_arguments import (
+    asks_for_all,
     config_overrides,
     forces,
     plans_all_steps,
@@ -45,7 +46,7 @@ from dmdpipe.snakemake_arguments import (
     runs_nothing,
     with_forced,
 )
-from dmdpipe.tables import VERDICT_COLUMNS, verdict_text
+from dmdpipe.tables import verdict_text
 
 PR_SET_PDEATHSIG = 1
 MOST_ROUNDS = 3
@@ -94,6 +95,10 @@ def _run_steps(arguments: list[str], steps: list[PlannedStep], results: Path) ->
     acceptances = read_acceptances(results)
     is_forced = forces(arguments)
     statuses = assess(steps, results, acceptances)
+    if are_current(statuses) and asks_for_all(arguments):
+        # Snakemake would say the same, and need longer for it than all else here.
+        print("Nothing to be done: all steps are up to date.", file=sys.stderr)
+        return 0
     for _ in range(MOST_ROUNDS):
         _write_plan(statuses, results)
         _say_what_is_out_of_date(statuses)
@@ -286,7 +291,7 @@ def _report(run_plan: RunPlan, results: Path, overrides: dict[str, Any]) -> None
         if _snakemake(["--report", str(report), *quiet, *(["--config", *given] if given else [])]):
             raise UserError(f"{report}: Snakemake could not make its report; the pages in {folder} are complete")
     print(f"\nverdicts ({run_plan.config.scale} scale)\n")
-    print(verdict_text(read_table(verdicts / "verdicts.csv", VERDICT_COLUMNS)))
+    print(verdict_text(json.loads(read_artifact(verdicts).read("verdicts.json"))))
     audit = verify_tree(results, run_plan=run_plan)
     page = audit_page(audit, run_plan.config.scale).encode()
     with failures_told(folder):

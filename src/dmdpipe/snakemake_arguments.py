@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,6 +58,13 @@ def runs_nothing(arguments: list[str]) -> bool:
 def forces(arguments: list[str]) -> bool:
     """Whether the arguments make Snakemake run what is up to date."""
     return _asks(arguments, FORCING)
+
+
+def asks_for_all(arguments: list[str]) -> bool:
+    """Whether the arguments hold nothing but configuration: no target, and no option of Snakemake."""
+    options = ("--config", "-C")
+    pairs = [word for word in arguments if word not in options]
+    return not arguments or (arguments[0] in options and all(re.match(r"[^-=][^=]*=", pair) for pair in pairs))
 
 
 def with_forced(arguments: list[str], names: list[str]) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,9 +33,12 @@ def render(table: pd.DataFrame, form: Format) -> str:
             return table.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.4g}")
 
 
-def verdict_text(table: pd.DataFrame) -> str:
-    """Return the verdict table for a terminal: one claim a paragraph, the reason below it."""
-    rows = table.astype(str).to_dict("records")
+def verdict_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return verdicts for a terminal: one claim a paragraph, the reason below it.
+
+    Args:
+        rows: the verdicts, with at least ``VERDICT_COLUMNS``, all text.
+    """
     width = max((len(row["title"]) for row in rows), default=0)
     lines = []
     for row in rows:

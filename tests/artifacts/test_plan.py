@@ -11,7 +11,7 @@ import pytest
 from dmdpipe.artifacts import plan as planning
 from dmdpipe.artifacts.code import own_sources
 from dmdpipe.artifacts.plan import PlannedStep, plan, read_order
-from dmdpipe.artifacts.stages import STAGES, find_stage
+from dmdpipe.artifacts.stages import FIGURE_MODULES, STAGES, find_stage
 from dmdpipe.errors import UserError
 from dmdpipe.specs.data import FAMILIES, Digits, Gaussian, dimension
 from dmdpipe.specs.diffusion import ExactScore, NoiseBankSpec, TeacherSamplesSpec, TeacherSpec, TrainedScore
@@ -209,3 +209,12 @@ def test_unknown_stages_and_specs_are_named() -> None:
         planning.find_stage("teachr")
     with pytest.raises(UserError, match="noise step: dim: Input should be greater than 0"):
         find_stage("noise").parse({"dim": 0})
+
+
+@pytest.mark.parametrize("stage", ["metrics", "evidence", "verdicts", "figures"])
+def test_what_measures_tabulates_and_draws_can_reach_no_torch(stage: str) -> None:
+    """Not within any function either: such a step must start soon, also without a server that forks it."""
+    entry = STAGES[stage].entry.partition(":")[0]
+    modules = {f"dmdpipe.figures.{module}" for module in FIGURE_MODULES} if stage == "figures" else set()
+    libraries = own_sources().reach(entry, *modules).libraries
+    assert "pandas" in libraries and "torch" not in libraries

@@ -11,7 +11,14 @@ import pytest
 
 from dmdpipe import runner
 from dmdpipe.errors import UserError
-from dmdpipe.snakemake_arguments import forces, plans_all_steps, plans_steps, runs_nothing, with_forced
+from dmdpipe.snakemake_arguments import (
+    asks_for_all,
+    forces,
+    plans_all_steps,
+    plans_steps,
+    runs_nothing,
+    with_forced,
+)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +75,42 @@ def test_without_forced_words_ours_come_last() -> None:
     assert with_forced(["--cores", "2"], ["m"])[-2:] == ["--forcerun", "m"]
     assert "--forcerun" not in with_forced(["--cores", "2"], [])
     assert not forces(["--printshellcmds", "-p", "--cores", "2"])
+
+
+@pytest.mark.parametrize(
+    ("words", "is_plain"),
+    [
+        ("", True),
+        ("--config scale=smoke", True),
+        ("-C scale=smoke results=there --config studies=[validity]", True),
+        ("--config", True),
+        ("scale=smoke", False),
+        ("nonsense", False),
+        ("--config scale=smoke --until student", False),
+        ("--config scale=smoke --forceall", False),
+        ("--nonsense --config scale=smoke", False),
+        ("-n", False),
+        ("--config scale=smoke -n", False),
+        ("--config --nonsense=1", False),
+        ("--config scale=smoke student", False),
+    ],
+)
+def test_words_beside_the_configuration_are_left_to_snakemake(words: str, is_plain: bool) -> None:
+    assert asks_for_all(words.split()) == is_plain
+
+
+@pytest.mark.parametrize(("words", "starts"), [("", 0), ("--forceall", 1), ("-n", 1), ("nonsense", 1)])
+def test_snakemake_is_not_started_for_nothing(
+    words: str, starts: int, dmdpipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(runner, "_snakemake", lambda arguments: started.append(arguments) or 0)
+    monkeypatch.setattr(runner, "fork_server", nullcontext)
+    monkeypatch.setattr(runner, "are_current", lambda statuses: True)
+    monkeypatch.setattr(runner, "_report", lambda *given: None)
+    outcome = dmdpipe("run", *words.split(), "--config", "scale=smoke")
+    assert (outcome.status, len(started)) == (0, starts)
+    assert ("Nothing to be done" in outcome.err) == (starts == 0)
 
 
 @pytest.mark.parametrize("words", ["--until data", "--forceall --until data", "--cores 2"])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,8 @@ import pytest
 from dmdpipe.artifacts.tables import encode_table
 from dmdpipe.errors import UserError
 from dmdpipe.figures.notebooks import normalise, run_notebook, to_html
+from dmdpipe.forking import client
+from dmdpipe.forking.server import fork_server
 
 REPORTS = Path(__file__).parents[2] / "reports"
 NAMES = ["dimension", "dynamics", "gate", "initialisation", "overview", "paired_grids", "start_quality"]
@@ -57,6 +60,28 @@ def test_equal_inputs_give_equal_bytes_in_any_folder(tmp_path: Path) -> None:
     assert ". <environment> 42 yes" in text
     assert str(tmp_path) not in text
     assert "stderr" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the server only starts on Linux")
+def test_a_kernel_from_the_server_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(client.ADDRESS, raising=False)
+    source = write_notebook(
+        tmp_path / "n.ipynb",
+        "scale = 1",
+        "import os, sys\nfrom dmdpipe.figures import style\nwith open('../forked', 'a') as file:"
+        "\n    print('torch' in sys.modules, file=file)",
+        "import pandas\nfigure = style.styled(style.new_figure)(3, 2)\nfigure.add_subplot().plot([1, scale])\n"
+        "style.save_figure(figure, '.', 'a', pandas.DataFrame({'x': [scale]}))",
+    )
+    run_notebook(source, {"scale": 2}, tmp_path / "alone")
+    with fork_server():
+        run_notebook(source, {"scale": 2}, tmp_path / "server")
+    names = sorted(path.name for path in (tmp_path / "alone").iterdir())
+    assert names == ["a.csv", "a.pdf", "a.png", "n.html", "n.ipynb"]
+    for name in names:
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "server" / name).read_bytes()
+    assert (tmp_path / "forked").read_text() == "False\nTrue\n"
 
 
 def test_an_unknown_parameter_is_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -36,14 +36,14 @@ def address() -> Iterator[str]:
             yield os.environ[client.ADDRESS]
 
 
-def command(script: Path) -> list[str]:
-    return [sys.executable, "-I", "-S", client.__file__, sys.executable, str(script)]
+def command(script: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-I", "-S", client.__file__, sys.executable, str(script), *arguments]
 
 
-def start(script: Path, text: str, **environment: str) -> subprocess.Popen[str]:
+def start(script: Path, text: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     script.write_text(text)
     return subprocess.Popen(
-        command(script),
+        command(script, *arguments),
         cwd=script.parent,
         env={"PATH": os.environ["PATH"], **environment},
         stdin=subprocess.DEVNULL,
@@ -53,8 +53,8 @@ def start(script: Path, text: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def ended(script: Path, text: str, **environment: str) -> tuple[int, str, str]:
-    with start(script, text, **environment) as process:
+def ended(script: Path, text: str, *arguments: str, **environment: str) -> tuple[int, str, str]:
+    with start(script, text, *arguments, **environment) as process:
         out, err = process.communicate(timeout=60)
     return process.returncode, out, err
 
@@ -62,8 +62,8 @@ def ended(script: Path, text: str, **environment: str) -> tuple[int, str, str]:
 @linux_only
 def test_a_script_sees_what_it_would_see_alone(address: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    forked = ended(script, SCRIPT, A_VARIABLE="ä b", DMDPIPE_FORK_SERVER=address)
-    alone = ended(script, SCRIPT, A_VARIABLE="ä b")
+    forked = ended(script, SCRIPT, "-f", "ö.json", A_VARIABLE="ä b", DMDPIPE_FORK_SERVER=address)
+    alone = ended(script, SCRIPT, "-f", "ö.json", A_VARIABLE="ä b")
     assert forked == alone
     assert forked[0] == 0 and '"own code": false' in forked[1] and forked[2] == "a complaint\n"
 
@@ -73,6 +73,27 @@ def test_libraries_are_there_and_this_projects_code_is_not(address: str, tmp_pat
     text = "import sys; print('torch' in sys.modules, sorted(m for m in sys.modules if m.startswith('dmdpipe')))"
     expected = "True ['dmdpipe', 'dmdpipe.forking', 'dmdpipe.forking.client']\n"
     assert ended(tmp_path / "script.py", text, DMDPIPE_FORK_SERVER=address) == (0, expected, "")
+
+
+@linux_only
+def test_only_pages_bring_the_libraries_of_pages(address: str, tmp_path: Path) -> None:
+    text = "import sys; print({'papermill', 'nbconvert', 'ipykernel', 'matplotlib'} & set(sys.modules) != set())"
+    for name, expected in (("a.metrics.py", "False"), ("a.figures.py", "True"), ("a.kernel.py", "True")):
+        assert ended(tmp_path / name, text, DMDPIPE_FORK_SERVER=address) == (0, f"{expected}\n", "")
+
+
+@linux_only
+def test_matplotlib_takes_neither_display_nor_settings_from_where_the_server_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(client.ADDRESS, raising=False)
+    monkeypatch.setenv("MPLBACKEND", "svg")
+    monkeypatch.chdir(tmp_path)
+    Path("matplotlibrc").write_text("figure.dpi: 7")
+    text = "import matplotlib; print(matplotlib.rcParams['backend'], matplotlib.rcParams['figure.dpi'])"
+    with server.fork_server():
+        _, out, _ = ended(tmp_path / "a.figures.py", text, **{client.ADDRESS: os.environ[client.ADDRESS]})
+    assert out == "agg 100.0\n"
 
 
 ENDINGS = {

@@ -10,10 +10,12 @@ import os
 import sys
 import tempfile
 from html import escape
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmdpipe.errors import UserError, did_you_mean
+from dmdpipe.forking import client
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -165,13 +167,16 @@ def _check_parameters(source: Path, parameters: dict[str, Any]) -> None:
 
 def _kernel_manager(private: Path) -> type:
     """Return a kernel manager for this Python, on sockets in a private folder: kernels run side by side never
-    race for a port, and no other user can reach them."""
+    race for a port, and no other user can reach them. A server that starts steps starts the kernel, too."""
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
     # Agg, because the inline backend would display figures a second time.
     environment = {"IPYTHONDIR": str(private / "ipython"), "MPLBACKEND": "agg"}
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
+    launcher = find_spec("ipykernel_launcher")
+    assert launcher and launcher.origin
+    start = [sys.executable, "-I", "-S", client.__file__, sys.executable, launcher.origin]
+    argv = [*start, "-f", "{connection_file}", "--log-level=CRITICAL"]
     spec = KernelSpec(argv=argv, env=environment, display_name="Python 3", language="python")
 
     class PrivateKernel(AsyncKernelManager):

@@ -1,6 +1,6 @@
 """What Snakemake starts for a step: asks the server to run the step's script, and ends as the script ends.
 
-    python client.py PYTHON SCRIPT
+    python client.py PYTHON SCRIPT [ARGUMENT ...]
 
 Without a server, or for any other command, it becomes that command. Only the standard library, and little of it: this
 is started for every step.
@@ -21,11 +21,12 @@ STATUS = struct.Struct("!i")
 def main(command: list[str]) -> int:
     """Run ``command``; return its exit status."""
     address = os.environ.get(ADDRESS)
-    connection = connect_to(address) if address and len(command) == 2 and command[1].endswith(".py") else None
+    connection = connect_to(address) if address and command[1].endswith(".py") else None
     if connection is None:
         os.execvp(command[0], command)
     with connection:
-        request = json.dumps({"script": command[1], "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
+        facts = {"command": command[1:], "folder": os.getcwd(), "environment": dict(os.environ)}
+        request = json.dumps(facts).encode()
         socket.send_fds(connection, [LENGTH.pack(len(request))], [1, 2])
         connection.sendall(request)
         answer = connection.recv(STATUS.size, socket.MSG_WAITALL)

@@ -7,6 +7,7 @@ step computes and how it ends is the same as if its script had been started by i
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -24,11 +25,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dmdpipe.forking.client import ADDRESS, LENGTH, STATUS
 
-LIBRARIES = ("torch", "pandas", "pyarrow.parquet", "safetensors.numpy", "scipy.optimize", "snakemake.script", "grimp")
+LIBRARIES = (
+    *("torch", "pandas", "pyarrow.parquet", "safetensors.numpy", "scipy.optimize"),
+    *("snakemake.script", "grimp", "pydantic.functional_validators", "pydantic.type_adapter", "yaml"),
+)
+# What a page of the report needs besides, in its step and in its kernel; a run that draws none goes without.
+PAGE = ".figures.py"
+PAGE_LIBRARIES = (
+    *("papermill", "nbclient", "nbconvert.exporters", "ipykernel.kernelapp", "IPython.display"),
+    *("matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf"),
+)
 SECONDS_FOR_A_REQUEST = 10
 LISTENING = b"listening\n"
 
@@ -65,6 +75,9 @@ def main(address: str) -> None:
     try:
         server = Server(address)
         os.write(1, LISTENING)
+        # matplotlib reads both when it is imported: a display, and a settings file in the working folder.
+        os.environ["MPLBACKEND"] = "agg"
+        os.chdir(Path(address).parent)
         for library in LIBRARIES:
             import_module(library)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -125,7 +138,12 @@ class Server:
         except (OSError, ValueError, struct.error):
             connection.close()
             return
+        if str(request["command"][0]).endswith(PAGE):
+            for library in PAGE_LIBRARIES:
+                import_module(library)
         sys.stderr.flush()
+        # Else every step's garbage collections walk through all libraries, and copy their memory on the way.
+        gc.freeze()
         process = os.fork()
         if process == 0:
             self._become(request, files)
@@ -146,7 +164,7 @@ class Server:
                 connection.sendall(STATUS.pack(os.waitstatus_to_exitcode(status)))
             connection.close()
 
-    def _become(self, request: dict[str, object], files: list[int]) -> NoReturn:
+    def _become(self, request: dict[str, Any], files: list[int]) -> NoReturn:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
@@ -162,16 +180,16 @@ class Server:
         try:
             os.chdir(str(request["folder"]))
             os.environ.clear()
-            os.environ.update(request["environment"])  # type: ignore[call-overload]
-            status = run_script(str(request["script"]))
+            os.environ.update(request["environment"])
+            status = run_script(*map(str, request["command"]))
         finally:
             # Not through the interpreter's exit: its clean-up is the server's.
             os._exit(status)
 
 
-def run_script(script: str) -> int:
-    """Run a Python script as ``python SCRIPT`` would, in this process; return its exit status."""
-    sys.argv = [script]
+def run_script(script: str, *arguments: str) -> int:
+    """Run a Python script as ``python SCRIPT ARGUMENT …`` would, in this process; return its exit status."""
+    sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).parent))
     status = 0
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -84,7 +86,13 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read ({error})") from None
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    return parse_yaml(text, str(path))
+    return deepcopy(_parsed(text, str(path)))
+
+
+@cache
+def _parsed(text: str, source: str) -> Any:
+    """The same texts are asked for again and again while a run is planned, and parsing takes long."""
+    return parse_yaml(text, source)
 
 
 def parse_yaml(text: str, source: str) -> Any:
