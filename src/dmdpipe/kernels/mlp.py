@@ -37,6 +37,7 @@ class CompiledMLP:
         self.layers = layers
         self.skip = skip
         self.sizes = dim, width, len(layers) - 3, embedding
+        self.known: list[Any] = [None, None]
 
     def denoise(self, x: Tensor, given: Conditions) -> Tensor:
         """Return D(x) [B, d], given x [B, d] and its conditions."""
@@ -82,13 +83,28 @@ class CompiledMLP:
 
     def _question(self, given: Conditions) -> tuple[Any, Any, Any]:
         """The network's shape, its layers and the conditions: C's structures, whose fields all take eight bytes."""
-        skip = given.c_skip if self.skip else None
-        told = [_place(one) for one in (given.c_in, given.c_out, skip, given.features, given.rows)]
-        layers = [one.data_ptr() for pair in self.layers for one in pair]
-        return _structure(*self.sizes), _structure(*layers), _structure(*told, int(len(given.c_in) > 1))
+        told = _structure(
+            given.c_in.data_ptr(),
+            given.c_out.data_ptr(),
+            given.c_skip.data_ptr() if self.skip else 0,
+            given.features.data_ptr(),
+            0 if given.rows is None else given.rows.data_ptr(),
+            len(given.c_in) > 1,
+        )
+        return _structure(*self.sizes), self._places(False), told
 
     def _gradients(self) -> Any:
-        return _structure(*[_place(one.grad) for pair in self.layers for one in pair])
+        return self._places(True)
+
+    def _places(self, of_gradients: bool) -> Any:
+        """Where the parameters or their gradients lie. They move together and seldom: the first and the last are asked."""
+        ends = [self.layers[0][0], self.layers[-1][1]]
+        now = [_place(one.grad if of_gradients else one) for one in ends]
+        known = self.known[of_gradients]
+        if known is None or [known[0], known[-1]] != now:
+            tensors = [one.grad if of_gradients else one for pair in self.layers for one in pair]
+            known = self.known[of_gradients] = _structure(*map(_place, tensors))
+        return known
 
     def _memory(self) -> Tensor:
         return torch.empty(_memory_size(self.sizes))
