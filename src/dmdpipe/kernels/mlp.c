@@ -224,6 +224,13 @@ static void finish(const Shape *s, const Conditions *given, Block b, float *to_e
     }
 }
 
+/* Whether every row of a batch names an entry of tables with so many. */
+count mlp_rows_fit(const int64_t *row, count rows, count entries) {
+    count inside = 0;
+    for (count i = 0; i < rows; i++) inside += row[i] >= 0 && row[i] < entries;
+    return inside == rows;
+}
+
 /* How many floats of memory the functions below want: of what `mlp_denoise_and_keep` keeps, and to work with. */
 count mlp_kept_size(const Shape *s, count rows) { return (rows + ROWS - 1) / ROWS * block_size(s); }
 

@@ -44,7 +44,7 @@ class CompiledMLP:
         x = x.contiguous()
         answer, memory = torch.empty_like(x), self._memory()
         call = function("mlp", "mlp_denoise", None, *[MEMORY] * 3, SIZE, *[MEMORY] * 3)
-        call(*self._question(given), len(x), x.data_ptr(), answer.data_ptr(), memory.data_ptr())
+        call(*self._question(x, given), len(x), x.data_ptr(), answer.data_ptr(), memory.data_ptr())
         return answer
 
     def with_pullback(self, x: Tensor, given: Conditions) -> tuple[Tensor, Pullback]:
@@ -54,10 +54,10 @@ class CompiledMLP:
         kept = torch.empty(function("mlp", "mlp_kept_size", SIZE, MEMORY, SIZE)(_structure(*self.sizes), len(x)))
         call = function("mlp", "mlp_denoise_and_keep", None, *[MEMORY] * 3, SIZE, *[MEMORY] * 4)
         places = x.data_ptr(), answer.data_ptr(), kept.data_ptr(), memory.data_ptr()
-        call(*self._question(given), len(x), *places)
+        call(*self._question(x, given), len(x), *places)
 
         def pullback(to_answer: Tensor, add: bool = False) -> None:
-            shape, layers, conditions = self._question(given)
+            shape, layers, conditions = self._question(x, given)
             to, memory = to_answer.contiguous(), self._memory()
             back = function("mlp", "mlp_pull_back", None, *[MEMORY] * 4, SIZE, MEMORY, MEMORY, SIZE, MEMORY)
             places = to.data_ptr(), kept.data_ptr(), add, memory.data_ptr()
@@ -74,15 +74,20 @@ class CompiledMLP:
             clean: [B, d].
             weight: for every entry of the conditions' tables [K, 1]; none for 1.
         """
-        shape, layers, conditions = self._question(given)
+        shape, layers, conditions = self._question(x, given)
         x, clean, memory = x.contiguous(), clean.contiguous(), self._memory()
         call = function("mlp", "mlp_denoising_loss", ctypes.c_float, *[MEMORY] * 4, SIZE, *[MEMORY] * 4)
         places = x.data_ptr(), clean.data_ptr(), _place(weight), memory.data_ptr()
         loss: float = call(shape, layers, self._gradients(), conditions, len(x), *places)
         return loss
 
-    def _question(self, given: Conditions) -> tuple[Any, Any, Any]:
-        """The network's shape, its layers and the conditions: C's structures, whose fields all take eight bytes."""
+    def _question(self, x: Tensor, given: Conditions) -> tuple[Any, Any, Any]:
+        """The network's shape, its layers and the conditions: C's structures, whose fields all take eight bytes.
+
+        Raises:
+            ValueError: if x, the conditions and the layers don't fit together: C would read beyond their memory.
+        """
+        self._check(x, given)
         told = _structure(
             given.c_in.data_ptr(),
             given.c_out.data_ptr(),
@@ -92,6 +97,20 @@ class CompiledMLP:
             len(given.c_in) > 1,
         )
         return _structure(*self.sizes), self._places(False), told
+
+    def _check(self, x: Tensor, given: Conditions) -> None:
+        entries, rows = len(given.c_in), given.rows
+        if x.ndim != 2 or x.shape[1] != self.sizes[0]:
+            raise ValueError(f"expected x [B, {self.sizes[0]}], got {tuple(x.shape)}")
+        if rows is None:
+            if entries not in (1, len(x)):
+                raise ValueError(f"{len(x)} samples, but {entries} noise levels")
+        elif len(rows) != len(x) or not function("mlp", "mlp_rows_fit", SIZE, MEMORY, SIZE, SIZE)(
+            rows.data_ptr(), len(rows), entries
+        ):
+            raise ValueError(f"rows {list(rows.shape)} are not one for each of {len(x)} samples, below {entries}")
+        if not self.layers[0][0].dtype == given.c_in.dtype == torch.float32:
+            raise ValueError("expected layers and conditions in float32")
 
     def _gradients(self) -> Any:
         return self._places(True)
