@@ -58,6 +58,7 @@ class CompiledMLP:
 
         def pullback(to_answer: Tensor, add: bool = False) -> None:
             shape, layers, conditions = self._question(x, given)
+            _same_shape(to_answer, x)
             to, memory = to_answer.contiguous(), self._memory()
             back = function("mlp", "mlp_pull_back", None, *[MEMORY] * 4, SIZE, MEMORY, MEMORY, SIZE, MEMORY)
             places = to.data_ptr(), kept.data_ptr(), add, memory.data_ptr()
@@ -75,6 +76,9 @@ class CompiledMLP:
             weight: for every entry of the conditions' tables [K, 1]; none for 1.
         """
         shape, layers, conditions = self._question(x, given)
+        _same_shape(clean, x)
+        if weight is not None and len(weight) != len(given.c_in):
+            raise ValueError(f"{len(weight)} weights for {len(given.c_in)} noise levels")
         x, clean, memory = x.contiguous(), clean.contiguous(), self._memory()
         call = function("mlp", "mlp_denoising_loss", ctypes.c_float, *[MEMORY] * 4, SIZE, *[MEMORY] * 4)
         places = x.data_ptr(), clean.data_ptr(), _place(weight), memory.data_ptr()
@@ -127,6 +131,11 @@ class CompiledMLP:
 
     def _memory(self) -> Tensor:
         return torch.empty(_memory_size(self.sizes))
+
+
+def _same_shape(one: Tensor, x: Tensor) -> None:
+    if one.shape != x.shape or one.dtype != x.dtype:
+        raise ValueError(f"expected {list(x.shape)} in {x.dtype}, got {list(one.shape)} in {one.dtype}")
 
 
 def _structure(*fields: int) -> Any:
