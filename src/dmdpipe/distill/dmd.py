@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dmdpipe.diffusion.determinism import row_mean
 from dmdpipe.diffusion.losses import edm_weight, weighted_squared_error
 
 
@@ -37,7 +38,7 @@ def dm_gradient(
     """
     difference = fake - real
     if normalise:
-        scale = (x - real).abs().flatten(1).mean(dim=1).view(-1, *[1] * (x.ndim - 1))
+        scale = row_mean((x - real).abs().flatten(1)).view(-1, *[1] * (x.ndim - 1))
         difference = difference / (scale + normaliser_offset).clamp(min=normaliser_min)
     return torch.nan_to_num(difference)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dmdpipe.diffusion.determinism import square_root, start_device
+from dmdpipe.diffusion.determinism import row_mean, square_root, start_device
 from dmdpipe.diffusion.losses import denoising_loss
 from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.state import TrainingState
@@ -136,7 +136,7 @@ class Distillation:
             x, pullback = with_pullback(self.student, self.batches.latent())
             gradient = self._dm_gradient(x, self.fake)
             pullback(gradient * (self.recipe.dm_weight / gradient.numel()))
-            log["dm_gradient"] = square_root(gradient.square().mean())
+            log["dm_gradient"] = square_root(row_mean(gradient.square().flatten()[None]))
         if self.pool:
             z, target = self.pool.draw(self.batches.shape[0], self.batches.streams["regression"])
             answer, pullback = with_pullback(self.student, z)
