@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dmdpipe.artifacts.code import SourceTree, _definitions_in, definitions, own_sources
+from dmdpipe.artifacts.stages import find_stage
 from dmdpipe.errors import UserError
 
 TOY = {
@@ -20,6 +21,9 @@ TOY = {
     "networks/linear.py": "BIAS = False\n",
     "loop/__init__.py": "from .rate import RATE\n",
     "loop/rate.py": "RATE = 0.1\n",
+    "loop/rate.c": '#include "product.h"\n\nint twice(int x) { return 2 * x; }  // why\n',
+    "loop/product.h": "/* A\n * product. */\n#include <stdint.h>\n#define TIMES(a, b) ((a) * (b))\n",
+    "loop/unreached.h": "#define UNUSED 1\n",
     "loop/late.py": "LATE = True\n",
     "loop/only_types.py": "T = int\n",
     "loop/train.py": '''
@@ -78,6 +82,10 @@ def test_selected_modules_are_reached_without_their_neighbours(toy: Path) -> Non
         ("errors.py", "...", "pass"),
         ("unreached.py", "1", "2"),
         ("networks/mlp.py", "64", "65"),
+        ("loop/rate.c", "  // why", ""),
+        ("loop/rate.c", "{ return", "{\n    /* The double. */\n    return"),
+        ("loop/product.h", "A\n * product", "Another // product"),
+        ("loop/unreached.h", "1", "2"),
     ],
 )
 def test_an_edit_that_cannot_matter_keeps_the_digest(toy: Path, module: str, old: str, new: str) -> None:
@@ -95,6 +103,9 @@ def test_an_edit_that_cannot_matter_keeps_the_digest(toy: Path, module: str, old
         ("loop/late.py", "True", "1"),
         ("loop/late.py", "True", "'True'"),
         ("__init__.py", '"""A toy."""', "import os"),
+        ("loop/rate.c", "2 * x", "3 * x"),
+        ("loop/rate.c", "#include", "// #include"),
+        ("loop/product.h", "(a) * (b)", "(b) * (a)"),
     ],
 )
 def test_an_edit_that_can_matter_changes_the_digest(toy: Path, module: str, old: str, new: str) -> None:
@@ -157,6 +168,25 @@ def test_the_digests_of_modules_name_the_one_that_changed(toy: Path) -> None:
     assert [module for module in before if before[module] != after[module]] == ["toy.loop.rate"]
 
 
+def test_the_digests_of_c_files_stand_with_the_module_beside_them(toy: Path) -> None:
+    before = SourceTree("toy").reach("toy.loop.train").modules
+    assert before["toy.loop.rate"].keys() == {"(module)", "rate.c", "product.h"}
+    edit(toy / "loop/product.h", "TIMES", "PRODUCT")
+    after = SourceTree("toy").reach("toy.loop.train").modules
+    assert [module for module in before if before[module] != after[module]] == ["toy.loop.rate"]
+    changed = {name for name, value in after["toy.loop.rate"].items() if value != before["toy.loop.rate"][name]}
+    assert changed == {"product.h"}
+
+
+def test_a_missing_or_unreadable_c_file_is_one_line(toy: Path) -> None:
+    (toy / "loop/product.h").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="the code cannot be read"):
+        digest_of("toy.loop.train")
+    (toy / "loop/product.h").unlink()
+    with pytest.raises(UserError, match=r"the code cannot be read.*product\.h"):
+        digest_of("toy.loop.train")
+
+
 def test_a_process_sees_the_code_as_it_first_looked(toy: Path) -> None:
     sources = SourceTree("toy")
     before = sources.reach("toy.loop.train")
@@ -189,6 +219,30 @@ def test_own_code_leaves_the_store_out_of_a_noise_bank() -> None:
     modules = own_sources().reach("dmdpipe.pairing.bank").modules
     assert "dmdpipe.seeds" in modules
     assert not [name for name in modules if name.startswith(("dmdpipe.artifacts", "dmdpipe.specs"))]
+
+
+NETWORKS = {"mlp.c", "products.h", "arithmetic.h"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "c_files"),
+    [
+        ("data", set()),
+        ("noise", set()),
+        ("teacher", {*NETWORKS, "noise.c", "optimiser.c"}),
+        ("student", {*NETWORKS, "noise.c", "optimiser.c"}),
+        ("teacher_samples", NETWORKS),
+        ("pairs", NETWORKS),
+        ("metrics", {"distances.c", "arithmetic.h"}),
+        ("evidence", {"distances.c", "arithmetic.h"}),
+        ("verdicts", set()),
+    ],
+)
+def test_an_edit_of_a_kernel_touches_the_steps_that_use_it(stage: str, c_files: set[str]) -> None:
+    """So new arithmetic in the networks leaves metrics valid, and that of distances leaves trainings valid."""
+    modules = own_sources().reach(find_stage(stage).entry.partition(":")[0]).modules
+    names = {name for definitions_of in modules.values() for name in definitions_of}
+    assert {name for name in names if name.endswith((".c", ".h"))} == c_files
 
 
 def edit(path: Path, old: str, new: str) -> None:

@@ -340,7 +340,7 @@ def test_a_training_ends_where_the_published_loop_ends(kind, clip):
         assert_close(found[0], start[name])
         assert_close(found[-1], value, rtol=1e-6, atol=1e-9)
     assert (snapshots["generator.network.input.weight"][-1] - start["network.input.weight"]).abs().max() > 2e-4
-    # In single precision the networks are those in C. Steps round weights near 1 by 6e-8; here they move by 3e-3 and more.
+    # In single precision the networks are those in C. Steps round weights near 1 by 6e-8; they move by 3e-3 and more.
     single, _ = distil(spec.model_copy(update={"dtype": "float32"}), teacher(torch.float32))
     for name, value in expected.items():
         assert single[f"generator.{name}"].dtype == torch.float32

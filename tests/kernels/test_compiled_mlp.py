@@ -74,7 +74,7 @@ def largest(tensor):
 
 
 def close(found, expected, roundings):
-    """Whether tensors agree to so many roundings of their largest entry; where all cancel, of a thousandth of the rest."""
+    """Whether tensors agree to so many roundings of their largest entry, or of a thousandth of the largest of all."""
     rest = 1e-3 * max(map(largest, expected))
     return all(
         largest(one.double() - exact) <= roundings * ROUNDING * max(rest, largest(exact))
@@ -317,6 +317,22 @@ def test_what_pytorch_refuses_is_refused(monkeypatch, case):
     monkeypatch.setattr("dmdpipe.kernels.mlp.function", unreachable)
     with pytest.raises((RuntimeError, IndexError, ValueError)):
         WRONG[case](denoiser, x, sigma)
+
+
+@pytest.mark.parametrize("of", ["a pullback", "a loss"])
+def test_gradients_without_a_place_are_refused(monkeypatch, of):
+    """A parameter that is frozen, or whose gradient was set to None, has none."""
+    denoiser, _ = make(8, 3, 1, 4)
+    x, given = draw(6, 3), denoiser.conditions(torch.ones(1, 1))
+    answer, pullback = denoiser.with_pullback(x, given)
+    next(denoiser.parameters()).grad = None
+
+    def unreachable(file, name, *types):
+        return lambda *arguments: pytest.fail(f"{name} was called")
+
+    monkeypatch.setattr("dmdpipe.kernels.mlp.function", unreachable)
+    with pytest.raises((RuntimeError, ValueError, AssertionError)):
+        pullback(answer) if of == "a pullback" else denoising_loss(denoiser, x, given, x)
 
 
 # silu, alone

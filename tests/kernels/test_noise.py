@@ -169,7 +169,9 @@ def test_a_draw_is_the_beginning_of_a_longer_one_and_ends_at_a_group(size):
 
 def test_no_number_is_drawn_twice():
     stream = Stream(6)
-    drawn = torch.cat([stream.normal(7), stream.normal(64), stream.integers(0, 2**32 - 1, 65).double(), stream.normal(3)])
+    drawn = torch.cat(
+        [stream.normal(7), stream.normal(64), stream.integers(0, 2**32 - 1, 65).double(), stream.normal(3)]
+    )
     assert len(drawn.unique()) == len(drawn)
 
 
