@@ -214,7 +214,10 @@ def _c_beside(file: Path) -> dict[str, str]:
 
 
 def _without_comments(c_source: str) -> str:
-    return " ".join(re.sub(r"/\*.*?\*/|//[^\n]*", " ", c_source, flags=re.DOTALL).split())
+    lines = re.sub(r"/\*.*?\*/|//[^\n]*", " ", c_source, flags=re.DOTALL).splitlines()
+    # Only the preprocessor asks where a line ends.
+    kept = ("\n" + line + "\n" if line.lstrip().startswith("#") else line for line in lines)
+    return "\n".join(" ".join(line.split()) for line in " ".join(kept).splitlines())
 
 
 def _unreadable(error: Exception) -> UserError:

@@ -117,7 +117,15 @@ class CompiledMLP:
             raise ValueError("expected layers and conditions in float32")
 
     def _gradients(self) -> Any:
-        return self._places(True)
+        """Where the gradients are to go.
+
+        Raises:
+            ValueError: if a parameter has no place for its gradient.
+        """
+        places = self._places(True)
+        if 0 in places:
+            raise ValueError("a parameter has no gradient: make the network's FlatParameters first")
+        return places
 
     def _places(self, of_gradients: bool) -> Any:
         """Where the parameters or their gradients lie. They move together and seldom: the first and the last are asked."""
