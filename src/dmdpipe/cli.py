@@ -246,7 +246,8 @@ def verdicts(
         raise UserError(f"{path}: not there yet; run ./run --config scale={config.scale} first")
     table = read_table(path, () if criteria else VERDICT_COLUMNS)
     if form is Format.table and not criteria:
-        typer.echo(verdict_text(table.astype(str).to_dict("records")))
+        rows = table.astype(str).to_dict("records")
+        typer.echo(verdict_text([{str(column): value for column, value in row.items()} for row in rows]))
     else:
         typer.echo(render(table, form))
 

@@ -79,7 +79,7 @@ def compiler() -> tuple[str, ...]:
 
 
 def cache_folder() -> Path:
-    """Return where compiled files are kept: in the Python environment, or in the user's cache if that can't be written."""
+    """Return where compiled files are kept: in the Python environment or, if that is read-only, the user's cache."""
     inside = Path(sys.prefix) / "share" / "dmdpipe"
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dmdpipe"
     for folder in (inside, user):

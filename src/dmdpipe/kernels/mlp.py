@@ -128,7 +128,7 @@ class CompiledMLP:
         return places
 
     def _places(self, of_gradients: bool) -> Any:
-        """Where the parameters or their gradients lie. They move together and seldom: the first and the last are asked."""
+        """Where the parameters or their gradients lie. They move together, and seldom: both ends are asked."""
         ends = [self.layers[0][0], self.layers[-1][1]]
         now = [_place(one.grad if of_gradients else one) for one in ends]
         known = self.known[of_gradients]
