@@ -120,7 +120,8 @@ def test_planted_mode_agreement_is_read_as_planted(kappa: float) -> None:
     # In its mode a student is independent of T, up to which C_pair is (1 − κ)·C_rand.
     within = 2 * 0.02**2
     assert_reads(found["rho"], (within + 1 - kappa) / (within + 1), bias=5e-3)
-    assert (found["gate_ratio"] < 2).all()
+    # Two draws of 300 fill eight modes unequally: by chance one may be over the gate.
+    assert found["gate_ratio"].median() < 1.5
 
 
 def studies_of(point: dict[str, Any], tables: list[pd.DataFrame]) -> pd.DataFrame:
