@@ -124,27 +124,27 @@ def table(
 def weights(
     criteria: Sequence[Criterion], points: Mapping[str, Mapping[str, Mapping[str, Any]]]
 ) -> tuple[list[Place], np.ndarray]:
-    """Return the places whose metrics the criteria read, and the weight of each in every criterion [C, P].
+    """Return the places that the criteria read, and the weight of each in every criterion [C, P].
 
-    The row of a rank correlation, which has no weights, is zero.
+    A place is read if the statistic is lost with it. The row of a rank correlation, which has no weights, is zero.
     """
-    places = [
-        (study, point, metric)
-        for study in dict.fromkeys(one.study for one in criteria)
-        for point in points[study]
-        for metric in dict.fromkeys(name for one in criteria if one.study == study for name in metrics_of(one))
-    ]
-    matrix = np.zeros((len(criteria), len(places)))
+    columns: dict[Place, np.ndarray] = {}
     for study in dict.fromkeys(one.study for one in criteria):
-        runs = table({study: points[study]}, {place: 0.0 for place in places if place[0] == study}, seeds=1)
-        for column, (of, point, metric) in enumerate(places):
-            if of == study:
-                here = (runs["point"] == point) & (runs["metric"] == metric)
-                impulse = runs.assign(value=runs["value"].mask(here, 1.0))
-                for row, one in enumerate(criteria):
-                    if one.study == study and one.statistic.rank_correlation is None:
-                        matrix[row, column] = statistic_of(one, impulse)
-    return places, matrix
+        mine = [(row, one) for row, one in enumerate(criteria) if one.study == study]
+        names = dict.fromkeys(name for _, one in mine for name in metrics_of(one))
+        zeros = {(study, point, name): 0.0 for point in points[study] for name in names}
+        runs = table({study: points[study]}, zeros, seeds=1, criteria=[one for _, one in mine])
+        for place in zeros:
+            here = (runs["point"] == place[1]) & (runs["metric"] == place[2])
+            for row, one in mine:
+                correlation = one.statistic.rank_correlation is not None
+                if place[2] not in metrics_of(one):
+                    continue
+                if correlation or np.isnan(statistic_of(one, runs.assign(value=runs["value"].mask(here)))):
+                    column = columns.setdefault(place, np.zeros(len(criteria)))
+                    if not correlation:
+                        column[row] = statistic_of(one, runs.assign(value=runs["value"].mask(here, 1.0)))
+    return list(columns), np.column_stack(list(columns.values()))
 
 
 def statistic_of(criterion: Criterion, runs: pd.DataFrame) -> float:

@@ -29,7 +29,6 @@ from dmdpipe.copying.measure import measure
 
 Array = npt.NDArray[np.float64]
 
-HELD_OUT_PER_DIMENSION = 10
 REFERENCE_SETS = 3
 PROJECTIONS = 8
 
@@ -43,12 +42,11 @@ class Bank(NamedTuple):
     data: Array
 
 
-def noise_bank(rng: np.random.Generator, d: int, n: int) -> Bank:
-    """Draw a bank for ``n`` pairs in ``d`` dimensions, with enough held-out noise for an affine fit."""
-    held_out = max(100, HELD_OUT_PER_DIMENSION * d)
+def noise_bank(rng: np.random.Generator, d: int, n: int, held_out_per_dimension: int = 10) -> Bank:
+    """Draw a bank for ``n`` pairs in ``d`` dimensions, and held-out noise for an affine fit: at least 100 rows."""
     return Bank(
         rng.standard_normal((n, d)),
-        rng.standard_normal((held_out, d)),
+        rng.standard_normal((max(100, held_out_per_dimension * d), d)),
         rng.standard_normal((REFERENCE_SETS, n, d)),
         rng.standard_normal((n, d)),
     )
@@ -66,9 +64,14 @@ def quarter_turn(z: Array) -> Array:
     return turned
 
 
-def share_of_curvature(rho_affine: float) -> float:
-    """Return the β² at which the best affine map of the noise reads ρ(L, T) = β²/(2 − β²)."""
-    return 2 * rho_affine / (1 + rho_affine)
+def share_of_curvature(rho_affine: float, d: int, held_out: int) -> float:
+    """Return the β² at which the affine map fitted on ``held_out`` = M pairs reads ρ(L, T) = ``rho_affine``.
+
+    With the best affine map ρ = β²/(2 − β²). A fitted one errs by a share k of β² more, k ≈ (d + 5)/(M − d − 6): in each
+    coordinate d − 1 directions in which z and h(z) are independent, one with E[z²h²] = 5, and the mean.
+    """
+    k = (d + 5) / (held_out - d - 6)
+    return 2 * rho_affine / (1 + k + rho_affine * (1 - k))
 
 
 def doubling_error(rho_floor: float) -> float:
@@ -118,7 +121,7 @@ def pairs(
     ``truth`` may hold rho (1 if left out), rho_rotated (1), rho_affine (0) and rho_floor (0). ``student`` [N, d] takes
     the place of the student that they describe.
     """
-    curvature = share_of_curvature(truth.get("rho_affine", 0.0))
+    curvature = share_of_curvature(truth.get("rho_affine", 0.0), bank.z.shape[1], len(bank.held_out))
     t = teacher(bank.z, curvature)
     if student is None:
         w = student_noise(bank.z, rng, truth.get("rho", 1.0), truth.get("rho_rotated", 1.0), curvature)
