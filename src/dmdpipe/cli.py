@@ -272,7 +272,9 @@ def _sensitivity(folder: Path, verdicts: pd.DataFrame) -> pd.DataFrame:
     made = verdicts.set_index("id")["verdict"]
     for id_, declared in table.drop_duplicates("id").set_index("id")["declared"].items():
         if made.get(id_) != declared:
-            raise UserError(f"{folder / 'verdicts.csv'}: {id_} was judged by other rules than {path} has now; run again")
+            raise UserError(
+                f"{folder / 'verdicts.csv'}: {id_} was judged by other rules than {path} has now; run again"
+            )
     return table
 
 

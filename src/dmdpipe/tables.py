@@ -60,9 +60,7 @@ def sensitivity_text(table: pd.DataFrame) -> str:
         if (row["id"], row["choice"]) != (before.get("id"), before.get("choice")):
             same = [other for other in rows if (other["id"], other["choice"]) == (row["id"], row["choice"])]
             options = "; ".join(map(_option_words, same))
-            lines += textwrap.wrap(
-                options, 100, initial_indent=f"      {row['choice']:9} ", subsequent_indent=" " * 16
-            )
+            lines += textwrap.wrap(options, 100, initial_indent=f"      {row['choice']:9} ", subsequent_indent=" " * 16)
     changed = sum(bool(row["change"]) for row in rows)
     return "\n".join([*lines, "", f"{changed} of {len(rows)} readings give another verdict than the declared one"])
 

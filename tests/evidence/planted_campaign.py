@@ -53,7 +53,12 @@ from dmdpipe.evidence.results import per_seed_rows
 from dmdpipe.evidence.verdicts import FAMILYWISE_ERROR, judge_claim, judge_criterion
 from dmdpipe.specs.claims import Claim, Claims, Criterion
 
-PLANTED_IN_SAMPLES = {"rho": (0.15, 1.0), "rho_rotated": (0.15, 1.0), "rho_affine": (0.02, 0.6), "rho_floor": (0.01, 0.1)}
+PLANTED_IN_SAMPLES = {
+    "rho": (0.15, 1.0),
+    "rho_rotated": (0.15, 1.0),
+    "rho_affine": (0.02, 0.6),
+    "rho_floor": (0.01, 0.1),
+}
 NEAR = {"rho": 0.5, "rho_rotated": 0.5, "rho_affine": 0.5, "rho_floor": 0.01}
 SPREAD = 0.12  # standard deviation over seeds of a planted ρ; of other metrics a fifth
 COVERAGE_ALLOWANCE = 0.01
@@ -76,7 +81,6 @@ class Plan:
     truth: Mapping[Place, float]
     left_out: Mapping[str, str]
     pairs: int
-    skewed: bool = False
 
     @property
     def planted(self) -> list[Claim]:
@@ -84,7 +88,7 @@ class Plan:
         return [claim for claim in self.claims.tested if claim.id not in self.left_out]
 
 
-def make_plan(claims: Claims, pairs: int, skewed: bool = False) -> Plan:
+def make_plan(claims: Claims, pairs: int) -> Plan:
     """Return metric values at which as many criteria as possible lie at their thresholds at once."""
     points = declared_points(claims)
     listed = [(claim.id, one) for claim in claims.tested for one in claim.criteria]
@@ -102,7 +106,7 @@ def make_plan(claims: Claims, pairs: int, skewed: bool = False) -> Plan:
         else:
             rows, values = [*rows, row], found
     truth = dict(zip(places, values.tolist(), strict=True))
-    return Plan(claims, points, truth, left_out, pairs, skewed)
+    return Plan(claims, points, truth, left_out, pairs)
 
 
 def read_study(plan: Plan, seed: int) -> Readings:
@@ -133,7 +137,7 @@ def simulated_tables(plan: Plan, seed: int, students: int | None = None) -> pd.D
             for member in range(students or labels["seeds"]):
                 if students or d not in banks:
                     banks[d] = noise_bank(rng, d, plan.pairs * max(1, 4 // d))
-                own = {metric: around(rng, metric, value, plan.skewed) for metric, value in truth.items()}
+                own = {metric: around(rng, metric, value) for metric, value in truth.items()}
                 student = {metric: own[metric] for metric in PLANTED_IN_SAMPLES if metric in own}
                 if "rho" not in student and "rho_rotated" in student:
                     student["rho"] = 0.8
@@ -147,13 +151,12 @@ def simulated_tables(plan: Plan, seed: int, students: int | None = None) -> pd.D
     return pd.concat(tables, ignore_index=True)
 
 
-def around(rng: np.random.Generator, metric: str, centre: float, skewed: bool) -> float:
+def around(rng: np.random.Generator, metric: str, centre: float) -> float:
     """Draw one seed's true metric around the point's."""
     if metric not in PLANTED_IN_SAMPLES:
         return centre + SPREAD * rng.standard_normal()
     spread = min(SPREAD, centre / 4) if metric in ("rho", "rho_rotated") else centre / 5
-    unit = rng.exponential() - 1 if skewed else np.clip(rng.standard_normal(), -3.5, 3.5)
-    return centre + spread * unit
+    return centre + spread * np.clip(rng.standard_normal(), -3.5, 3.5)
 
 
 def drawn_studies(
@@ -250,9 +253,7 @@ def coverage(claim: Claim, truth: Mapping[str, float], readings: Sequence[Readin
             counts.runs["dropped"] += len(reading.dropped)
 
 
-def verdict_at(
-    claim: Claim, study: Readings, truths: Mapping[Key, float] | None, alpha: float, counts: Tally
-) -> str:
+def verdict_at(claim: Claim, study: Readings, truths: Mapping[Key, float] | None, alpha: float, counts: Tally) -> str:
     """Return the verdict on a claim whose criteria all lie at their thresholds, and count it."""
     if truths is not None:
         claim = claim.model_copy(
@@ -398,13 +399,14 @@ def main() -> int:
     parser.add_argument("--studies", type=int, default=2_000, help="number of simulated studies (2,000)")
     parser.add_argument("--students", type=int, default=400, help="measured at every point, to draw from (400)")
     parser.add_argument("--whole", action="store_true", help="every study measures students of its own")
-    parser.add_argument("--pairs", type=int, default=64, help="N, pairs of a student (64; at d < 4 as many coordinates)")
+    parser.add_argument(
+        "--pairs", type=int, default=64, help="N, pairs of a student (64; at d < 4 as many coordinates)"
+    )
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--skewed", action="store_true", help="seeds differ exponentially, not normally: no rate is due")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the studies")
     options = parser.parse_args()
     print(f"seed {options.seed}, {options.studies} studies of {options.pairs} pairs", flush=True)
-    plan = make_plan(declared_claims(), options.pairs, options.skewed)
+    plan = make_plan(declared_claims(), options.pairs)
     check_plan(plan)
     started = time.monotonic()
     streams = np.random.SeedSequence(options.seed).generate_state(options.studies, dtype=np.uint64).tolist()
@@ -425,7 +427,7 @@ def main() -> int:
     problems += report(plan, tally(plan, readings, truths))
     for line in problems:
         print(f"WRONG: {line}")
-    return int(bool(problems) and not options.skewed)
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def values_for(
     near: Sequence[float],
     bounds: Sequence[tuple[float, float]] | None = None,
 ) -> np.ndarray | None:
-    """Return metric values [P], within bounds and near to some, whose statistics are those wanted; None if there are none.
+    """Return metric values [P], within bounds and near to some, whose statistics are those wanted; None without any.
 
     ``matrix`` [C, P] are the weights, ``wanted`` [C], ``near`` and ``bounds`` [P].
     """

@@ -9,10 +9,10 @@ student is the same map of another standard normal noise,
 
     S(z) = T(w),   w = r·z + q·Jz + √(1 − r² − q²)·z',
 
-with z' of its own and J a quarter turn in every plane (z₁, z₂), (z₃, z₄), … So S has the teacher's distribution exactly,
-whatever it copies. (Jz)_j is another coordinate of z and independent of z_j, so w_j has correlation r with z_j and q
-with (Jz)_j, and T_j(w) has the correlation (1 − β²)·r + β²·r² with T_j(z) (Mehler's formula). Hence, for N → ∞, the
-closed forms of ``student_noise``, ``share_of_curvature`` and ``doubling_error``.
+with z' of its own and J a quarter turn in every plane (z₁, z₂), (z₃, z₄), … So S has the teacher's distribution
+exactly, whatever it copies. (Jz)_j is another coordinate of z and independent of z_j, so w_j has correlation r with z_j
+and q with (Jz)_j, and T_j(w) has the correlation (1 − β²)·r + β²·r² with T_j(z) (Mehler's formula). Hence, for N → ∞,
+the closed forms of ``student_noise``, ``share_of_curvature`` and ``doubling_error``.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def quarter_turn(z: Array) -> Array:
 def share_of_curvature(rho_affine: float, d: int, held_out: int) -> float:
     """Return the β² at which the affine map fitted on ``held_out`` = M pairs reads ρ(L, T) = ``rho_affine``.
 
-    With the best affine map ρ = β²/(2 − β²). A fitted one errs by a share k of β² more, k ≈ (d + 5)/(M − d − 6): in each
-    coordinate d − 1 directions in which z and h(z) are independent, one with E[z²h²] = 5, and the mean.
+    With the best affine map ρ = β²/(2 − β²). A fitted one errs by a share k of β² more, k ≈ (d + 5)/(M − d − 6): in
+    each coordinate d − 1 directions in which z and h(z) are independent, one with E[z²h²] = 5, and the mean.
     """
     k = (d + 5) / (held_out - d - 6)
     return 2 * rho_affine / (1 + k + rho_affine * (1 - k))

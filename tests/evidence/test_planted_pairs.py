@@ -203,7 +203,7 @@ def test_a_constant_weak_correlation_is_copying_to_delta_e_alone(weakly_correlat
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("copies", [True, False])
 def test_a_memorizing_teacher_is_neither_copied_nor_not_copied_by_that(share: float, copies: bool) -> None:
-    """A teacher whose samples are training points, in this share: ρ reads the pairing, and the gate its distribution."""
+    """Training points make up this share of its samples: ρ reads the pairing, and the gate the distribution."""
     n, d = 300, 4
     rng = np.random.default_rng(9)
     train = rng.standard_normal((40, d))

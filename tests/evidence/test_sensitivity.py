@@ -37,7 +37,9 @@ def planted(points: Mapping[str, tuple[dict[str, Any], Snapshots]], study: str =
     return results_table(study, "test", cells, {})
 
 
-def one_claim(statistic: Mapping[str, Any], threshold: float = 0.5, *others: Mapping[str, Any], **select: Any) -> Claims:
+def one_claim(
+    statistic: Mapping[str, Any], threshold: float = 0.5, *others: Mapping[str, Any], **select: Any
+) -> Claims:
     criteria = tuple(
         Criterion.model_validate(
             {"name": f"n{i}", "study": "s", "select": select, "statistic": given}
@@ -79,7 +81,11 @@ def test_a_verdict_that_hangs_on_the_gate(gate_ratio: float, declared: str, expe
 
 @pytest.mark.parametrize(
     ("differs", "flips"),
-    [({}, set()), ({"delta_e": 0.1}, {"delta_e"}), ({"cosine": 0.9, "retrieval_at_1": 0.95}, {"cosine", "retrieval_at_1"})],
+    [
+        ({}, set()),
+        ({"delta_e": 0.1}, {"delta_e"}),
+        ({"cosine": 0.9, "retrieval_at_1": 0.95}, {"cosine", "retrieval_at_1"}),
+    ],
 )
 def test_a_verdict_that_hangs_on_the_metric(differs: dict[str, float], flips: set[str]) -> None:
     """ΔE, a reconstruction, and the two others say copy where ρ says none."""
@@ -155,7 +161,9 @@ def test_nothing_planted_nothing_changes_and_the_official_verdicts_stay() -> Non
 def test_the_text_marks_every_change() -> None:
     table = sensitivity_table(one_claim(RHO), of({50: SAME, 100: SAME | {"delta_e": 0.1, "gate_ratio": 1.8}}))
     text = sensitivity_text(table)
-    assert text.startswith("X   A claim  REFUTED\n      gate      1.5: inconclusive LOST; 2 (declared): refuted; 3: refuted;")
+    assert text.startswith(
+        "X   A claim  REFUTED\n      gate      1.5: inconclusive LOST; 2 (declared): refuted; 3: refuted;"
+    )
     assert "delta_e: supported REVERSED" in " ".join(text.split())
     assert text.splitlines()[-1] == f"2 of {len(table)} readings give another verdict than the declared one"
     assert max(map(len, text.splitlines())) <= 110

@@ -541,7 +541,9 @@ def test_a_finding_says_what_its_seeds_can_decide(mean: float, level: float) -> 
     n = int(finding.seeds_needed)
     assert power(0.2, n - 1, finding.spread, level) < 0.8 <= power(0.2, n, finding.spread, level)
     assert finding.cause == "interval crosses"
-    told = f"with 5 seeds a difference of {finding.detectable:.2g} from the threshold would be seen with probability 0.8"
+    told = (
+        f"with 5 seeds a difference of {finding.detectable:.2g} from the threshold would be seen with probability 0.8"
+    )
     assert finding.reason.endswith(
         f", 5 seeds; {n} seeds would decide a difference of this size with probability 0.8; {told}"
     )
@@ -568,7 +570,9 @@ def test_a_decided_finding_never_asks_for_fewer_than_three_seeds() -> None:
     assert (finding.outcome, finding.seeds_needed) == ("holds", 3)
 
 
-SEEN = re.compile(r"with (10 and 5|\d+) seeds a difference of (\S+) from the threshold would be seen with probability 0\.8")
+SEEN = re.compile(
+    r"with (10 and 5|\d+) seeds a difference of (\S+) from the threshold would be seen with probability 0\.8"
+)
 
 
 def test_power_is_said_wherever_a_criterion_is() -> None:

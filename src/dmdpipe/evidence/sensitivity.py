@@ -3,10 +3,10 @@
 Four choices are varied, each with everything else as declared:
 
 - *gate*: a run counts up to another multiple of the floor, or whatever its distribution (``none``).
-- *metric*: where a criterion is about ρ, another metric stands in, on ρ's scale from 0, a copy, to 1, independent: ΔE (a
-  reconstruction) as it is, retrieval@1 and the cosine as 1 minus them. The threshold stays. So it is for a difference to
-  other points, a slope, a rank correlation, and for ρ − rho_floor, since all four read 0 where nothing but the
-  sampler's error parts two maps. A criterion that holds ρ against another quantity of its kind keeps ρ.
+- *metric*: where a criterion is about ρ, another metric stands in, on ρ's scale from 0, a copy, to 1, independent: ΔE
+  (a reconstruction) as it is, retrieval@1 and the cosine as 1 minus them. The threshold stays. So it is for a
+  difference to other points, a slope, a rank correlation, and for ρ − rho_floor, since all four read 0 where nothing
+  but the sampler's error parts two maps. A criterion that holds ρ against another quantity of its kind keeps ρ.
 - *read-out*: a snapshot before or after the declared one, counted for each student in its own snapshots.
 - *recipe*: another recipe of the study in place of the selected ones, where it has students that the criterion needs.
 
