@@ -188,11 +188,15 @@ def drawn_studies(
 
 def declared_seeds(plan: Plan, criterion: Criterion, reading: Reading) -> list[int]:
     """Return how many seeds a criterion has at each of its dimensions, in rising order."""
-    points = {(study, point) for study, point, metric in plan.truth if study == criterion.study}
-    chosen = [plan.points[study][point] for study, point in points]
-    for column, wanted in criterion.select.model_dump(exclude_defaults=True).items():
-        chosen = [labels for labels in chosen if labels[column] in wanted]
-    at = {labels["d"]: labels["seeds"] for labels in chosen}
+    points = [plan.points[s][point] for s, point in {(s, p) for s, p, _ in plan.truth} if s == criterion.study]
+    wanted = criterion.select.model_dump(exclude_defaults=True)
+    other = criterion.statistic.difference and criterion.statistic.difference.minus
+    at = {
+        labels["d"]: labels["seeds"]
+        for selection in (wanted, wanted | (other.model_dump(exclude_defaults=True) if other else {}))
+        for labels in points
+        if all(labels[column] in kept for column, kept in selection.items())
+    }
     assert len(at) == len(reading.groups)
     return [at[d] for d in sorted(at)]
 

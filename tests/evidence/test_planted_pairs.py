@@ -195,7 +195,8 @@ def test_a_constant_weak_correlation_is_copying_to_delta_e_alone(weakly_correlat
         index="d", columns="metric", values="value"
     )
     assert (at_readout["rho"] - 0.95).abs().max() < 0.05
-    assert at_readout["delta_e"].is_monotonic_decreasing
+    assert at_readout["delta_e"].diff().max() < 0.05  # it falls, give or take three seeds of 64 pairs
+    assert at_readout["delta_e"].loc[4] - at_readout["delta_e"].loc[784] > 0.4
     # Beside it stands what the null reads at the same d and N, and it says the same.
     assert (at_readout["delta_e"] - at_readout["delta_e_null"]).abs().max() < 0.15
 
