@@ -13,7 +13,7 @@ from dmdpipe.audit.commands import audit_app, bundle
 from dmdpipe.audit.tree import read_table
 from dmdpipe.bench.commands import bench_app
 from dmdpipe.errors import UserError, did_you_mean
-from dmdpipe.tables import RESULT_COLUMNS, VERDICT_COLUMNS, Format, render, verdict_text
+from dmdpipe.tables import RESULT_COLUMNS, VERDICT_COLUMNS, Format, render, sensitivity_text, verdict_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -231,25 +231,54 @@ def results(
 def verdicts(
     scale: ScaleOption = None,
     criteria: Annotated[bool, typer.Option("--criteria", help="every criterion with its numbers")] = False,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="what each claim's verdict would be with other choices")
+    ] = False,
     form: FormatOption = Format.table,
 ) -> None:
     """Print what became of each claim. Verdicts are computed from the results by the rules in config/claims.yaml.
+
+    With --sensitivity, the same results are judged with another gate, another metric, another snapshot or another
+    recipe, one at a time. That shows on which choices a verdict hangs; it changes none.
 
     Example: dmdpipe verdicts --format json
     """
     from dmdpipe.specs.config import load_config
 
+    if criteria and sensitivity:
+        raise UserError("--criteria and --sensitivity are two tables; ask for one")
     config = load_config({"scale": scale} if scale else {})
     folder = Path(config.results, "verdicts", config.scale)
     path = folder / ("criteria.csv" if criteria else "verdicts.csv")
     if not path.exists():
         raise UserError(f"{path}: not there yet; run ./run --config scale={config.scale} first")
     table = read_table(path, () if criteria else VERDICT_COLUMNS)
-    if form is Format.table and not criteria:
+    if sensitivity:
+        table = _sensitivity(folder, table)
+    if form is not Format.table or criteria:
+        typer.echo(render(table, form))
+    elif sensitivity:
+        typer.echo(sensitivity_text(table))
+    else:
         rows = table.astype(str).to_dict("records")
         typer.echo(verdict_text([{str(column): value for column, value in row.items()} for row in rows]))
-    else:
-        typer.echo(render(table, form))
+
+
+def _sensitivity(folder: Path, verdicts: pd.DataFrame) -> pd.DataFrame:
+    from dmdpipe.evidence.results import COLUMNS
+    from dmdpipe.evidence.sensitivity import sensitivity_table
+    from dmdpipe.specs.claims import load_claims
+    from dmdpipe.specs.config import CONFIG_FOLDER, study_names
+
+    path = CONFIG_FOLDER / "claims.yaml"
+    table = sensitivity_table(load_claims(path, study_names()), read_table(folder / "results.parquet", COLUMNS))
+    made = verdicts.set_index("id")["verdict"]
+    for id_, declared in table.drop_duplicates("id").set_index("id")["declared"].items():
+        if made.get(id_) != declared:
+            raise UserError(
+                f"{folder / 'verdicts.csv'}: {id_} was judged by other rules than {path} has now; run again"
+            )
+    return table
 
 
 @config_app.command("check")

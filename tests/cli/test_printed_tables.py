@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from dmdpipe.artifacts.tables import encode_table
+from dmdpipe.specs.config import study_names
 
 COLUMNS = [
     *["study", "scale", "point", "data", "d", "network", "init", "recipe", "sigma_max", "seed"],
@@ -190,3 +191,68 @@ def test_a_table_that_a_manifest_vouches_for_may_still_be_no_table(
 ) -> None:
     plant_artifact(results / folder, stage, {name: content})
     assert_refused(asked(dmdpipe, name), f"results/{folder}/{name}", says)
+
+
+# Other choices
+
+
+@pytest.fixture
+def judged(checkout: Any, plant_artifact: Callable[..., Path]) -> Callable[..., Path]:
+    """Make the verdicts of a planted study, in which ρ refutes C2, C3 and C7 and ΔE, a reconstruction, would not."""
+    from dmdpipe.evidence.results import results_table
+    from dmdpipe.evidence.verdicts import evaluate_claims, verdict_table
+    from dmdpipe.specs.claims import load_claims
+
+    point = {"point": "recipe=dmd2", "data": "digits-8x8", "d": 64, "network": "mlp-64x3", "init": "teacher"}
+    point |= {"recipe": "dmd2", "sigma_max": 80.0}
+    values = {"rho": 0.8, "delta_e": 0.1, "rho_affine": 0.9, "gate_ratio": 1.2, "converged": 1.0}
+    cells = [
+        (
+            point | {"seed": seed},
+            pd.DataFrame([(9, *v) for v in seen.items()], columns=["generator_step", "metric", "value"]),
+        )
+        for seed in range(5)
+        for seen in [values | {"rho": 0.8 + seed / 1_000, "delta_e": 0.1 + seed / 1_000}]
+    ]
+
+    def plant(**changed: str) -> Path:
+        results = results_table("high_dimension", "laptop", cells, {})
+        claims = load_claims(checkout / "config/claims.yaml", STUDIES_OF_CLAIMS)
+        verdicts = verdict_table(evaluate_claims(claims, results)).replace({"verdict": changed})
+        files = {"results.parquet": encode_table(results), "verdicts.csv": verdicts.to_csv(index=False).encode()}
+        return plant_artifact(checkout / "results/verdicts/laptop", "verdicts", files)
+
+    return plant
+
+
+STUDIES_OF_CLAIMS = study_names(Path(__file__).parents[2] / "config")
+
+
+def test_other_choices_are_shown_beside_the_declared_one(
+    dmdpipe: Callable[..., Any], judged: Callable[..., Path]
+) -> None:
+    folder = judged()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    done = dmdpipe("verdicts", "--sensitivity")
+    assert (done.status, done.err) == (0, "")
+    assert "metric    rho (declared): refuted; delta_e: supported REVERSED" in done.out
+    assert max(map(len, done.out.splitlines())) <= 110
+    rows = pd.read_csv(io.StringIO(dmdpipe("verdicts", "--sensitivity", "--format", "csv").out), keep_default_na=False)
+    assert rows.loc[rows["change"] != "", ["id", "option", "change"]].to_numpy().tolist() == [
+        [id_, "delta_e", "reversed"] for id_ in ("C2", "C3", "C7")
+    ]
+    assert rows["declared"].isin(["refuted", "inconclusive"]).all()
+    assert json.loads(dmdpipe("verdicts", "--sensitivity", "--format", "json").out)[0]["id"] == "C1"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_other_choices_are_not_held_against_verdicts_by_other_rules(
+    dmdpipe: Callable[..., Any], judged: Callable[..., Path]
+) -> None:
+    judged(refuted="supported")
+    done = dmdpipe("verdicts", "--sensitivity")
+    assert (done.status, done.out) == (2, "")
+    assert (
+        "results/verdicts/laptop/verdicts.csv: C2 was judged by other rules than config/claims.yaml has now" in done.err
+    )
+    assert dmdpipe("verdicts", "--sensitivity", "--criteria").status == 2

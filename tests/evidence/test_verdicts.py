@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from dmdpipe.evidence.verdicts import (
     verdict_records,
     verdict_table,
 )
+from dmdpipe.figures.verdicts import verdict_table as html_of_verdicts
 from dmdpipe.specs.claims import Criterion, load_claims
 from dmdpipe.specs.config import members_of
 
@@ -463,6 +465,7 @@ def test_a_finding_over_groups_counts_each_and_scales_them_alike() -> None:
     n = int(finding.seeds_needed)
     assert power(0.05, [2 * n - 2, n - 1], spreads, ALPHA) < 0.8 <= power(0.05, [2 * n, n], spreads, ALPHA)
     assert f", 10 and 5 seeds; {n} seeds in the smallest group, the others in proportion, would" in finding.reason
+    assert f"; with 10 and 5 seeds a difference of {finding.detectable:.2g} from the threshold would" in finding.reason
 
 
 def test_every_group_needs_three_seeds() -> None:
@@ -538,7 +541,12 @@ def test_a_finding_says_what_its_seeds_can_decide(mean: float, level: float) -> 
     n = int(finding.seeds_needed)
     assert power(0.2, n - 1, finding.spread, level) < 0.8 <= power(0.2, n, finding.spread, level)
     assert finding.cause == "interval crosses"
-    assert finding.reason.endswith(f", 5 seeds; {n} seeds would decide a difference of this size with probability 0.8")
+    told = (
+        f"with 5 seeds a difference of {finding.detectable:.2g} from the threshold would be seen with probability 0.8"
+    )
+    assert finding.reason.endswith(
+        f", 5 seeds; {n} seeds would decide a difference of this size with probability 0.8; {told}"
+    )
 
 
 def test_at_the_threshold_no_number_of_seeds_decides() -> None:
@@ -560,6 +568,28 @@ def test_a_decided_finding_never_asks_for_fewer_than_three_seeds() -> None:
     claim = next(claim for claim in CLAIMS.claims if claim.id == "C3")
     (finding,) = judge_claim(claim, [alone([0.1, 0.1, 0.1])], ALPHA).findings
     assert (finding.outcome, finding.seeds_needed) == ("holds", 3)
+
+
+SEEN = re.compile(
+    r"with (10 and 5|\d+) seeds a difference of (\S+) from the threshold would be seen with probability 0\.8"
+)
+
+
+def test_power_is_said_wherever_a_criterion_is() -> None:
+    """In the verdict's text, in every row of --criteria that has enough seeds, and in the report's table."""
+    seeds = {"low_dimension": 14, "sigma_max": 10, "high_dimension": 5, "dimension": 5, "initialisation": 5}
+    found = evaluate_claims(CLAIMS, table(as_inherited, seeds, 0.3))
+    summary = verdict_table(found)
+    findings = findings_table(found).rename(columns={"claim": "id"})
+    for finding in findings.to_dict("records"):
+        told = SEEN.search(finding["reason"])
+        assert told and told[1] == str(finding["n_seeds"])
+        assert float(told[2]) == pytest.approx(finding["detectable"], rel=0.06)
+        assert told[0] in html_of_verdicts(summary, findings)
+    for verdict in summary.to_dict("records"):
+        assert bool(SEEN.search(verdict["reason"])) == (verdict["id"] in TESTED)
+    unsaid = findings_table(evaluate_claims(CLAIMS, table(as_inherited, 2)))
+    assert not unsaid["reason"].str.contains("would be seen").any()
 
 
 def test_tables_and_records_hold_the_same_verdicts() -> None:

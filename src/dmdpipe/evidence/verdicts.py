@@ -21,8 +21,9 @@ needs no share of the 0.05. A claim whose study has not been run counts all the 
 not by what was run.
 
 What seeds could decide. Beside each finding stands how small a difference its seeds could have decided, and how many
-seeds a difference like the observed one needs (``dmdpipe.evidence.power``), both with probability 0.8. They plan the
-next run, on fresh seeds; adding seeds to a run until it decides would break its levels.
+seeds a difference like the observed one needs (``dmdpipe.evidence.power``), both with probability 0.8. Every finding's
+reason ends with the first. They plan the next run, on fresh seeds; adding seeds to a run until it decides would break
+its levels.
 """
 
 from __future__ import annotations
@@ -174,6 +175,8 @@ def judge_criterion(claim: Claim, criterion: Criterion, reading: Reading, alpha:
     bounds = decision_bounds(reading.groups, criterion.predicts, alpha, len(claim.criteria))
     spread, detectable, needed = _what_seeds_decide(criterion, reading, bounds.mean, alpha, len(claim.criteria))
     outcome, cause, reason = _decide(criterion, reading, bounds, needed)
+    if not math.isnan(detectable):
+        reason += f"; {describe_power(reading.n_seeds, detectable)}"
     return Finding(
         claim=claim.id,
         criterion=criterion.name,
@@ -195,6 +198,14 @@ def judge_criterion(claim: Claim, criterion: Criterion, reading: Reading, alpha:
         outcome=outcome,
         cause=cause,
         reason=reason,
+    )
+
+
+def describe_power(seeds: Sequence[int], detectable: float) -> str:
+    """Return in words how small a difference from the threshold so many seeds, per group, find to hold."""
+    return (
+        f"with {_each(seeds)} seeds a difference of {detectable:.2g} from the threshold would be seen with"
+        f" probability {PROBABILITY:g}"
     )
 
 
