@@ -89,7 +89,7 @@ def _packed(artifact: Artifact, checkout: Path) -> dict[str, bytes]:
         for name, described in parent.result.payload.items():
             results[f"{folder}/{name}"] = read_payload(artifact.results / folder, name, described)
     files = {f"results/{path}": content for path, content in results.items()}
-    for source in PACKAGE.rglob("*.py"):
+    for source in (path for pattern in ("*.py", "*.c", "*.h") for path in PACKAGE.rglob(pattern)):
         files[f"src/{PACKAGE.name}/{source.relative_to(PACKAGE).as_posix()}"] = read_bytes(source)
     # Where code digests look for a rule's script: it counts as code.
     script = f"workflow/scripts/{artifact.manifest.result.stage}.py"
