@@ -131,7 +131,7 @@ def test_a_run_that_was_killed_goes_on_when_it_is_started_again(unfinished: Any)
     # Long enough to be caught in the act, and with checkpoints all the time.
     constant = "SECONDS_BETWEEN_CHECKPOINTS = "
     unfinished.checkout.edit("src/dmdpipe/diffusion/state.py", f"{constant}15.0", f"{constant}0.2")
-    unfinished.checkout.edit("config/scales/tiny.yaml", "student.generator_steps: 5", "student.generator_steps: 400")
+    unfinished.checkout.edit("config/scales/tiny.yaml", "student.generator_steps: 5", "student.generator_steps: 4000")
     unfinished.checkout.edit("config/studies/dimension.yaml", '["4", "16"]', '["4"]')
     dmdpipe = str(Path(sys.executable).with_name("dmdpipe"))
     variables = {**os.environ, "PYTHONPATH": str(unfinished / "src"), "OMP_NUM_THREADS": "1"}
