@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.copying.distribution import energy_distance, fixed_projections, sample_set
 from dmdpipe.diffusion.teacher import load_teacher
 from dmdpipe.distill import adversarial
@@ -24,7 +26,7 @@ from dmdpipe.seeds import derive_seed
 from dmdpipe.specs.data import Moons
 from dmdpipe.specs.diffusion import TeacherSpec, TrainedScore
 from dmdpipe.specs.network import MLP
-from dmdpipe.specs.student import StudentSpec
+from dmdpipe.specs.student import Recipe, StudentSpec
 
 SMALL = MLP(width=8, depth=3, embedding=4)
 TEACHER = TeacherSpec(data=Moons(), score=TrainedScore(network=SMALL))
@@ -190,7 +192,7 @@ def test_noise_levels_are_those_of_the_recipe_and_real_rows_are_drawn_from_all_d
 
 
 def written_training(spec):
-    """DMD2's loop with its classifier, and FastGen's, from their descriptions; only draws and first weights are ours."""
+    """DMD2's loop with its classifier, and FastGen's, from their descriptions; draws and first weights are ours."""
     recipe, batches, frozen = spec.recipe, RandomBatches(spec, 2), teacher()
     of_fastgen = recipe.name == "fastgen-gan"
     student, fake = copy.deepcopy(frozen).requires_grad_(True), copy.deepcopy(frozen).requires_grad_(True)
@@ -239,9 +241,7 @@ def written_training(spec):
 @pytest.mark.parametrize("name", ["dmd2-gan", "gan", "fastgen-gan"])
 def test_a_training_ends_where_the_written_loop_ends(name):
     quick = {"warmup": 0, "learning_rate": 2e-3}
-    spec = student_spec(
-        recipe={"name": name, "generator": quick, "fake_score": quick, "ema": None}, generator_steps=6
-    )
+    spec = student_spec(recipe={"name": name, "generator": quick, "fake_score": quick, "ema": None}, generator_steps=6)
     snapshots, history = distil(spec, teacher(), data=DATA)
     for key, value in written_training(spec).items():
         assert_close(snapshots[f"generator.{key}"][-1], value, rtol=1e-6, atol=1e-9)
@@ -275,6 +275,12 @@ def test_the_logged_gradient_is_in_the_units_of_the_distribution_matching_one():
     _, gradient = again.gradient(x)
     expected = x.numel() * gradient.square().mean().sqrt().item()
     assert history[0, HISTORY.index("adversarial_gradient")].item() == pytest.approx(expected)
+
+
+def test_only_students_with_the_term_depend_on_its_code():
+    for name in get_args(Recipe.model_fields["name"].annotation):
+        found = STAGES["student"].code(student_spec(recipe={"name": name})).modules
+        assert ("dmdpipe.distill.adversarial" in found) == name.endswith("gan")
 
 
 def test_a_term_without_data_is_an_error():

@@ -199,7 +199,7 @@ def test_merging_goes_down_into_mappings_only() -> None:
         ({"adversarial_weight": float("nan")}, ["adversarial_weight", "finite"]),
         ({"adversarial_weight": "some"}, ["adversarial_weight", "number"]),
         ({"name": "gan", "discriminator_weight": 0}, ["discriminator_weight", "greater than 0"]),
-        ({"discriminator": "student"}, ["discriminator", "student", "'fake'"]),
+        ({"discriminator": "student"}, ["discriminator", "'student'", "fake, teacher"]),
         ({"name": "gan", "adversarial_weight": 0}, ["dm_weight", "adversarial_weight"]),
         ({"name": "fastgen-gan", "generator_every": 1}, ["generator_every 1", "fake_trains_with_generator"]),
         ({"dm_weight": 0}, ["dm_weight", "regression_weight"]),

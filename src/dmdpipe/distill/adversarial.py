@@ -129,9 +129,9 @@ class Adversary:
         return loss, gradient
 
     def learn(self, x: Tensor) -> Tensor:
-        """Return the discriminator's loss at samples x [B, d] and as many data, and put in the weighted loss's gradients.
+        """Return the discriminator's loss at samples x [B, d] and as many data, and set the weighted loss's gradients.
 
-        They replace what stands in ``grad`` of ``trained``, and are added to it in a body that is a fake score.
+        They take the place of those in ``trained``; in a body that is a fake score they are added to what is there.
         """
         self.trained.zero_grad(set_to_none=False)
         rows = self.batches.streams["adversarial-data"].integers(0, len(self.data), len(x)).to(x.device)

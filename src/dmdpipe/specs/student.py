@@ -47,8 +47,8 @@ class Recipe(Spec):
     same batch. fastgen (NVlabs/FastGen): every fifth iteration the student steps *instead of* the fake score,
     unweighted fake loss, normaliser + 1e-6, grid indices 2…998, no warm-up, an average of the student's weights is
     evaluated.
-    dmd2-gan, fastgen-gan: these with their adversarial term. gan: that of dmd2-gan alone, without distribution matching;
-    the fake network is only the discriminator's body.
+    dmd2-gan, fastgen-gan: these with their adversarial term. gan: that of dmd2-gan alone, without distribution
+    matching; the fake network is only the discriminator's body.
     regression: no distribution matching; the student regresses onto T(z) (knowledge distillation).
     """
 
