@@ -3,8 +3,8 @@
 As in DMD2 (arXiv 2405.14867, section 4.3; tianweiy/DMD2, EDM branch) the discriminator is a small head on the hidden
 state of a denoiser, the fake score, and trains together with it. NVlabs/FastGen puts the head on the frozen teacher.
 
-Unlike FastGen's, the discriminator's draws are its own, not those of the score's losses, and one bound on the gradient's
-norm holds for fake score and head together, as in DMD2.
+Unlike FastGen's, the discriminator's draws are its own, not those of the score's losses, and one bound on the
+gradient's norm holds for fake score and head together, as in DMD2.
 """
 
 from __future__ import annotations
