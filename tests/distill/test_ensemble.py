@@ -79,6 +79,8 @@ def test_members_do_not_depend_on_how_many_they_are():
     ("fields", "words"),
     [
         ({"recipe": {"regression_weight": 0.25}}, "regress"),
+        ({"recipe": {"name": "dmd2-gan"}}, "discriminators"),
+        ({"recipe": {"name": "gan"}}, "discriminators"),
         ({"init": {"kind": "kd-rotated"}}, "regress"),
         ({"recipe": {"generator": {"kind": "sgd"}}}, "AdamW"),
     ],

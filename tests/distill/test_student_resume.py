@@ -10,6 +10,7 @@ from dmdpipe.diffusion import state
 from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.diffusion.teacher import load_teacher
 from dmdpipe.distill.loop import distil
+from dmdpipe.kernels.noise import Stream
 from dmdpipe.networks.denoiser import build_network
 from dmdpipe.specs.data import Gaussian, Moons
 from dmdpipe.specs.diffusion import TeacherSpec, TrainedScore
@@ -22,9 +23,13 @@ EXACT = TeacherSpec(data=Gaussian(dim=3, n_train=4, n_held_out=1), score={"kind"
 QUICK = {"learning_rate": 1e-2, "warmup": 4}
 LEARNED = {"generator": QUICK, "fake_score": QUICK}
 POOL = {"regression_weight": 0.25, "regression_pairs": 64}
+DATA = Stream(1).normal(40, 2)
 SPECS = {
     "dmd2": {"recipe": {"name": "dmd2", **LEARNED}},
     "fastgen": {"recipe": {"name": "fastgen", **LEARNED, "ema": 0.8}},
+    "dmd2-gan": {"recipe": {"name": "dmd2-gan", **LEARNED}},
+    "fastgen-gan": {"recipe": {"name": "fastgen-gan", **LEARNED, "ema": 0.8}},
+    "gan with regression": {"recipe": {"name": "gan", **LEARNED, **POOL}},
     "dmd2 with regression": {"recipe": {"name": "dmd2", **LEARNED, **POOL}},
     "regression": {"recipe": {"name": "regression", "regression_pairs": 64}, "generator_steps": 31},
     "kd-rotated": {"init": {"kind": "kd-rotated", "regression_steps": 3}, "recipe": {**LEARNED, **POOL}},
@@ -70,7 +75,7 @@ def teacher(spec):
 
 def trained(spec, step=None):
     """Return all bytes that a distillation returns."""
-    snapshots, history = distil(spec, teacher(spec), step)
+    snapshots, history = distil(spec, teacher(spec), step, DATA)
     return {name: value.numpy().tobytes() for name, value in snapshots.items()} | {"history": history.numpy().tobytes()}
 
 

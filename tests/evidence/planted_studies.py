@@ -30,6 +30,8 @@ TWO_D = ("ring", "moons", "checkerboard", "swiss_roll")
 STUDIES: dict[str, list[dict[str, Any]]] = {
     "low_dimension": [*(labels(data, 2) for data in TWO_D), labels("ring", 2, "random-head")],
     "high_dimension": [labels("digits-8x8", 64), labels("digits-8x8", 64, recipe="regression")],
+    "adversarial": [labels("digits-8x8", 64, recipe=recipe) for recipe in ("dmd2", "dmd2-gan", "gan")],
+    "auxiliary": [labels("digits-8x8", 64) | {"point": f"weight={weight}"} for weight in ("0", "0.05", "0.25")],
     "dimension": [labels(f"digits-{side}x{side}", side**2) for side in (2, 4, 8)],
     "sigma_max": [
         labels(f"digits-{side}x{side}", side**2, sigma_max=sigma_max) for side in (2, 8) for sigma_max in (80.0, 8.0)

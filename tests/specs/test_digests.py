@@ -106,7 +106,7 @@ def students() -> st.SearchStrategy[StudentSpec]:
         StudentSpec,
         teacher=teachers(),
         init=st.builds(Init, kind=st.sampled_from(["teacher", "rotated", "random-head"])),
-        recipe=st.sampled_from([Recipe(name=name) for name in ("dmd2", "fastgen", "regression")]),
+        recipe=st.sampled_from([Recipe(name=name) for name in ("dmd2", "gan", "regression")]),
         generator_steps=st.integers(1, 3),
         seed=st.integers(0, 2),
     )

@@ -12,7 +12,7 @@ from dmdpipe.errors import UserError
 from dmdpipe.specs.problems import parse
 from dmdpipe.specs.student import PRESETS, Recipe, merged
 
-NAMES = ("dmd2", "fastgen", "regression")
+NAMES = ("dmd2", "fastgen", "dmd2-gan", "fastgen-gan", "gan", "regression")
 
 # The published recipes, as far as they are about the loop (arXiv 2405.14867, EDM branch; NVlabs/FastGen).
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -58,6 +58,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "regression": {"dm_weight": 0.0, "regression_weight": 1.0, "generator_every": 1},
 }
+# Weights and noise levels of DMD2's EDM branch (experiments/imagenet); FastGen's own loss has no weight, and the one of
+# its generator differs from experiment to experiment.
+ADVERSARIAL = {"adversarial_weight": 3e-3}
+OF_DMD2 = {"discriminator": "fake", "discriminator_weight": 1e-2, "adversarial_first": 0, "adversarial_last": 999}
+OF_FASTGEN = {"discriminator": "teacher", "discriminator_weight": 1.0, "adversarial_first": 2, "adversarial_last": 998}
+PUBLISHED["dmd2-gan"] = PUBLISHED["dmd2"] | ADVERSARIAL | OF_DMD2
+PUBLISHED["fastgen-gan"] = PUBLISHED["fastgen"] | ADVERSARIAL | OF_FASTGEN
+PUBLISHED["gan"] = PUBLISHED["dmd2-gan"] | {"dm_weight": 0.0}
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:
@@ -85,6 +93,11 @@ def nested(dotted: dict[str, Any]) -> dict[str, Any]:
 OTHERS: dict[str, Any] = {
     "dm_weight": 0.25,
     "regression_weight": 0.5,
+    "adversarial_weight": 0.5,
+    "discriminator_weight": 0.5,
+    "discriminator": "teacher",
+    "adversarial_first": 4,
+    "adversarial_last": 990,
     "regression_pairs": 77,
     "generator_every": 3,
     "normalise": False,
@@ -179,6 +192,16 @@ def test_merging_goes_down_into_mappings_only() -> None:
         ({"grid_size": 500}, ["dm_last", "grid_size", "980", "500"]),
         ({"fake_first": 1000}, ["fake_first", "fake_last"]),
         ({"fake_last": 1000}, ["fake_last", "grid_size"]),
+        ({"adversarial_first": 1000}, ["adversarial_first", "adversarial_last"]),
+        ({"adversarial_last": 1000}, ["adversarial_last", "grid_size"]),
+        ({"adversarial_last": -1}, ["adversarial_last", "greater than or equal to 0"]),
+        ({"adversarial_weight": -1e-3}, ["adversarial_weight", "greater than or equal to 0"]),
+        ({"adversarial_weight": float("nan")}, ["adversarial_weight", "finite"]),
+        ({"adversarial_weight": "some"}, ["adversarial_weight", "number"]),
+        ({"name": "gan", "discriminator_weight": 0}, ["discriminator_weight", "greater than 0"]),
+        ({"discriminator": "student"}, ["discriminator", "'student'", "fake, teacher"]),
+        ({"name": "gan", "adversarial_weight": 0}, ["dm_weight", "adversarial_weight"]),
+        ({"name": "fastgen-gan", "generator_every": 1}, ["generator_every 1", "fake_trains_with_generator"]),
         ({"dm_weight": 0}, ["dm_weight", "regression_weight"]),
         ({"name": "regression", "regression_weight": 0}, ["dm_weight", "regression_weight"]),
         ({"generator": {"beta1": 1}}, ["generator.beta1", "less than 1"]),

@@ -20,6 +20,8 @@ EXACT_RING = {"data": {"family": "ring"}, "score": {"kind": "exact"}}
 LINEAR = {"network": {"kind": "linear"}, "recipe": {"fake": "oracle"}}
 ORACLE_MLP = {"recipe": {"fake": "oracle"}}
 REGRESSION = {"recipe": {"name": "regression"}}
+GAN = {"recipe": {"name": "gan"}}
+LINEAR_GAN = {"network": {"kind": "linear"}, "recipe": {"fake": "oracle", "adversarial_weight": 1}}
 
 FINE: list[tuple[type[BaseModel], dict[str, Any]]] = [
     (TeacherSpec, TRAINED),
@@ -30,6 +32,7 @@ FINE: list[tuple[type[BaseModel], dict[str, Any]]] = [
     (StudentSpec, {"teacher": EXACT, **LINEAR, "init": {"kind": "rotated"}}),
     (StudentSpec, {"teacher": EXACT, **LINEAR, "batches": "expected"}),
     (StudentSpec, {"teacher": TRAINED, **REGRESSION}),
+    (StudentSpec, {"teacher": TRAINED, **GAN}),
     (StudentSpec, {"teacher": EXACT_RING, "init": {"kind": "random-head"}, **REGRESSION}),
     (StudentSpec, {"teacher": TRAINED, "init": {"kind": "random-head"}, "network": {"kind": "mlp", "width": 8}}),
     *((StudentSpec, {"teacher": TRAINED, "init": {"kind": kind}}) for kind in ("rotated", "edm-default", "kd-rotated")),
@@ -61,6 +64,10 @@ REFUSED: list[tuple[type[BaseModel], dict[str, Any], list[str]]] = [
         for kind in ("teacher", "rotated", "kd-rotated")
     ),
     (StudentSpec, {"teacher": EXACT, "init": {"kind": "random-head"}}, ["recipe.fake", "learned", "score.kind"]),
+    *(
+        (StudentSpec, {"teacher": EXACT, **given}, ["recipe.adversarial_weight", "score.kind", "trained"])
+        for given in ({"init": {"kind": "random-head"}, **GAN}, LINEAR_GAN)
+    ),
     (StudentSpec, {"teacher": TRAINED, "generator_steps": 0}, ["generator_steps", "greater than 0"]),
     (StudentSpec, {"teacher": TRAINED, "seed": -1}, ["seed", "greater than or equal to 0"]),
     (StudentSpec, {"teacher": TRAINED, "dtype": "float16"}, ["dtype", "float16", "did you mean 'float64'?"]),

@@ -168,7 +168,7 @@ def student_checkpoints(small: Any) -> list[Path]:
     found = []
     for path in (small / "results/.resume").glob("*/checkpoint.safetensors"):
         try:
-            if "tensor/snapshots" in decode_tensors(path.read_bytes(), str(path)):
+            if "snapshots" in decode_tensors(path.read_bytes(), str(path)):
                 found.append(path)
         except FileNotFoundError:  # its step has just ended
             continue

@@ -108,6 +108,7 @@ EDITS: dict[str, tuple[Callable[[Tree], None], set[str]]] = {
     "exact teachers": (code("diffusion/exact.py"), below("teacher", cells=("linear",))),
     "the DM loss": (code("distill/dmd.py"), below("student", cells=("digits", "ring", "linear"))),
     "the regression loss": (code("distill/regression.py"), below("student", cells=("regression",))),
+    "the adversarial loss, of no cell": (code("distill/adversarial.py"), set()),
     "the oracle": (code("distill/oracle.py"), below("student", cells=("linear",))),
     "the loop": (code("distill/loop.py"), below("student")),
     "the noise": (code("pairing/bank.py"), below("noise")),

@@ -191,6 +191,7 @@ def _network_modules(spec: StudentSpec) -> set[str]:
 
 def _student_modules(spec: StudentSpec) -> set[str]:
     selected = {
+        "dmdpipe.distill.adversarial": spec.recipe.adversarial_weight,
         "dmdpipe.distill.dmd": spec.recipe.dm_weight,
         "dmdpipe.distill.oracle": spec.recipe.fake == "oracle",
         "dmdpipe.distill.regression": spec.recipe.regression_weight or spec.init.kind == "kd-rotated",

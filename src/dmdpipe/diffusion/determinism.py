@@ -72,3 +72,8 @@ def row_mean(x: Tensor) -> Tensor:
     ``torch.mean`` adds as many entries at a time as the CPU's vectors hold.
     """
     return x.mean(dim=1, keepdim=True) if x.is_cuda else x.cumsum(dim=1)[:, -1:] / x.shape[1]
+
+
+def root_mean_square(x: Tensor) -> Tensor:
+    """Return √(mean of x²) over all entries, a scalar, likewise."""
+    return square_root(row_mean(x.square().flatten()[None])).squeeze()

@@ -15,7 +15,7 @@ from dmdpipe.seeds import derive_seed
 if TYPE_CHECKING:
     from dmdpipe.specs.student import StudentSpec
 
-PURPOSES = ("latent", "dm", "fake", "regression")
+PURPOSES = ("latent", "dm", "fake", "regression", "adversarial", "adversarial-data")
 
 
 class Diffusion(NamedTuple):
@@ -49,6 +49,7 @@ class RandomBatches:
         self.ranges = {
             "dm": (spec.recipe.dm_first, spec.recipe.dm_last + 1),
             "fake": (spec.recipe.fake_first, spec.recipe.fake_last + 1),
+            "adversarial": (spec.recipe.adversarial_first, spec.recipe.adversarial_last + 1),
         }
         self.streams = {p: Stream(derive_seed(spec.seed, "student", p)) for p in PURPOSES}
 
@@ -57,7 +58,7 @@ class RandomBatches:
         return torch.cat([self.streams["latent"].normal(*self.shape) for _ in range(count)]).to(self.device, self.dtype)
 
     def diffusion(self, purpose: str) -> Diffusion:
-        """Return noise levels, uniform over the purpose's grid indices (``dm`` or ``fake``), and noise."""
+        """Return noise levels, uniform over the purpose's grid indices (a key of ``ranges``), and noise."""
         stream = self.streams[purpose]
         rows = stream.integers(*self.ranges[purpose], self.shape[0]).to(self.device)
         noise = stream.normal(*self.shape).to(self.device, self.dtype)

@@ -50,7 +50,7 @@ class Ensemble:
     Raises:
         UserError: if the specs name a GPU and there is none.
         ValueError: if the members' specs differ in more than seeds, or ask for what members can't do together:
-            regression terms or starts, an oracle, an optimiser other than AdamW.
+            regression terms or starts, discriminators, an oracle, an optimiser other than AdamW.
     """
 
     def __init__(self, specs: Sequence[StudentSpec], teachers: Sequence[Denoiser], graph: bool = False):
@@ -150,6 +150,8 @@ def check(specs: Sequence[StudentSpec]) -> None:
     if any(without_seeds(member.model_dump()) != without_seeds(spec.model_dump()) for member in specs):
         raise ValueError("the members of an ensemble may differ in their seeds only")
     recipe = spec.recipe
+    if recipe.adversarial_weight:
+        raise ValueError("the members of an ensemble can't train discriminators")
     optimisers = {recipe.generator.kind, recipe.fake_score.kind}
     if recipe.regression_weight or not recipe.dm_weight or spec.init.kind == "kd-rotated":
         raise ValueError("the members of an ensemble can't regress onto the teacher's map")

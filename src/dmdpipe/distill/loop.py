@@ -2,7 +2,8 @@
 
 One iteration of ``dmd2``: draw z and make x = S(z). Every fifth iteration the generator first takes a step against the
 distribution-matching gradient at x; then the fake score takes a denoising step on that same x. ``fastgen`` lets the
-generator step *instead of* the fake score. A recipe without distribution matching regresses onto T(z) alone.
+generator step *instead of* the fake score. With an adversarial term a discriminator adds its gradient at x, and learns
+with the fake score. A recipe without either regresses onto T(z) alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dmdpipe.diffusion.determinism import row_mean, square_root, start_device
+from dmdpipe.diffusion.determinism import root_mean_square, start_device
 from dmdpipe.diffusion.losses import denoising_loss
 from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.state import TrainingState
@@ -34,12 +35,16 @@ if TYPE_CHECKING:
     from dmdpipe.artifacts.step import Step
     from dmdpipe.diffusion.sampler import DenoiserFunction
     from dmdpipe.diffusion.teacher import Teacher
+    from dmdpipe.distill.adversarial import Adversary
     from dmdpipe.distill.batches import RandomBatches
     from dmdpipe.distill.oracle import LinearOracle
     from dmdpipe.distill.regression import PairPool
     from dmdpipe.specs.student import Optimiser, Recipe, StudentSpec
 
-HISTORY = ("dm_gradient", "student_gradient", "fake_loss", "regression_loss")
+HISTORY = (
+    *("dm_gradient", "student_gradient", "fake_loss", "regression_loss"),
+    *("adversarial_gradient", "adversarial_loss", "discriminator_loss"),
+)
 
 
 def snapshot_steps(generator_steps: int, count: int) -> list[int]:
@@ -79,6 +84,7 @@ class Distillation:
         batches: where noise and noise levels come from.
         pool: pairs (z, T(z)) for the regression term, or None if its weight is 0.
         iterations: the length of the training, for the decay of learning rates.
+        adversary: the discriminator, or None if the weight of its term is 0.
     """
 
     def __init__(
@@ -90,6 +96,7 @@ class Distillation:
         batches: RandomBatches,
         pool: PairPool | None,
         iterations: int,
+        adversary: Adversary | None = None,
     ):
         self.recipe = recipe
         self.student = student
@@ -102,8 +109,12 @@ class Distillation:
         self.teacher_levels, self.fake_levels = (levels_of(denoiser, batches.grid) for denoiser in (teacher, fake))
         self.pool = pool
         self.iterations = iterations
+        self.adversary = adversary
         self.student_optimiser = make_optimiser(recipe.generator, student)
-        self.fake_optimiser = make_optimiser(recipe.fake_score, fake) if isinstance(fake, nn.Module) else None
+        learning = nn.ModuleList([fake] if isinstance(fake, nn.Module) else [])
+        if adversary:
+            learning.append(adversary.trained)
+        self.fake_optimiser = make_optimiser(recipe.fake_score, learning) if learning else None
         self.samples: list[Tensor] = []
         """What the student, as it is now, answered for the fake score's next iterations."""
 
@@ -132,21 +143,33 @@ class Distillation:
 
     def _generator_step(self, iteration: int, log: dict[str, float | Tensor]) -> Tensor | None:
         x = None
-        if self.fake:
+        if self.fake or self.adversary:
             x, pullback = with_pullback(self.student, self.batches.latent())
-            gradient = self._dm_gradient(x, self.fake)
-            pullback(gradient * (self.recipe.dm_weight / gradient.numel()))
-            log["dm_gradient"] = square_root(row_mean(gradient.square().flatten()[None]))
+            pullback(self._gradient_at_samples(x, log))
         if self.pool:
             z, target = self.pool.draw(self.batches.shape[0], self.batches.streams["regression"])
             answer, pullback = with_pullback(self.student, z)
             log["regression_loss"], gradient = self.pool.loss(answer, target)
-            pullback(gradient * self.recipe.regression_weight, add=bool(self.fake))
+            pullback(gradient * self.recipe.regression_weight, add=x is not None)
         rate = learning_rate(self.recipe.generator, iteration, self.iterations)
         log["student_gradient"] = self.student_optimiser.step(rate)
         if self.fake and self.recipe.fake == "oracle":
             self.fake.refresh()
         return x
+
+    def _gradient_at_samples(self, x: Tensor, log: dict[str, float | Tensor]) -> Tensor:
+        """Return the gradient of the weighted terms at the student's samples x [B, d]."""
+        gradients = []
+        if self.fake:
+            gradient = self._dm_gradient(x, self.fake)
+            gradients.append(gradient * (self.recipe.dm_weight / gradient.numel()))
+            log["dm_gradient"] = root_mean_square(gradient)
+        if self.adversary:
+            log["adversarial_loss"], gradient = self.adversary.gradient(x)
+            gradients.append(gradient)
+            # In the units of dm_gradient, whose loss is a mean over all entries.
+            log["adversarial_gradient"] = x.numel() * root_mean_square(gradient)
+        return gradients[0] if len(gradients) == 1 else gradients[0] + gradients[1]
 
     def _dm_gradient(self, x: Tensor, fake: DenoiserFunction) -> Tensor:
         rows, sigma, noise = self.batches.diffusion("dm")
@@ -161,19 +184,25 @@ class Distillation:
         )
 
     def _fake_step(self, x: Tensor, optimiser: FlatOptimiser, iteration: int, log: dict[str, float | Tensor]) -> None:
-        rows, sigma, noise = self.batches.diffusion("fake")
-        noisy = torch.addcmul(x, sigma, noise)
-        log["fake_loss"] = denoising_loss(self.fake, noisy, self.fake_levels(rows), x, self.fake_weight)
+        if self.fake:
+            rows, sigma, noise = self.batches.diffusion("fake")
+            noisy = torch.addcmul(x, sigma, noise)
+            log["fake_loss"] = denoising_loss(self.fake, noisy, self.fake_levels(rows), x, self.fake_weight)
+        if self.adversary:
+            log["discriminator_loss"] = self.adversary.learn(x)
         optimiser.step(learning_rate(self.recipe.fake_score, iteration, self.iterations))
 
 
-def distil(spec: StudentSpec, teacher: Teacher, step: Step | None = None) -> tuple[dict[str, Tensor], Tensor]:
+def distil(
+    spec: StudentSpec, teacher: Teacher, step: Step | None = None, data: Tensor | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
     """Distil one student; return its snapshots and the history of its training.
 
     Args:
         spec: the student, and the device and precision of its training.
         teacher: D_teacher(x, σ), with frozen parameters of the student's dtype, on the CPU.
         step: where checkpoints and progress go; without one, the training just runs.
+        data: what the teacher trained on [n, d], which a recipe with an adversarial term needs.
 
     Returns:
         snapshots: ``generator_step`` [K] and every parameter at these steps, stacked [K, …], on the CPU.
@@ -181,6 +210,7 @@ def distil(spec: StudentSpec, teacher: Teacher, step: Step | None = None) -> tup
 
     Raises:
         UserError: if the spec names a GPU and there is none.
+        ValueError: if the recipe has an adversarial term and there are no data.
     """
     device = start_device(spec, "student.device")
     teacher = placed(teacher, device, spec.precision)
@@ -202,7 +232,14 @@ def distil(spec: StudentSpec, teacher: Teacher, step: Step | None = None) -> tup
         fake = copy.deepcopy(teacher).requires_grad_(True)
     iterations = (spec.generator_steps - 1) * recipe.generator_every + 1
     pool = make_pool() if recipe.regression_weight else None
-    loop = Distillation(recipe, student, teacher, fake, make_batches(spec, dim, device), pool, iterations)
+    batches = make_batches(spec, dim, device)
+    adversary: Any = None
+    if recipe.adversarial_weight:
+        if data is None:
+            raise ValueError("an adversarial term needs the data that the teacher trained on")
+        make_adversary = import_module("dmdpipe.distill.adversarial").Adversary
+        adversary = make_adversary(spec, teacher, fake, data.to(device), batches)
+    loop = Distillation(recipe, student, teacher, fake, batches, pool, iterations, adversary)
 
     current = loop.student_optimiser.parameters.values
     evaluated = current.clone()
@@ -259,7 +296,10 @@ def distil_student(step: Step) -> None:
 
     spec: StudentSpec = step.spec
     teacher = load_teacher(spec.teacher, step.read_tensors("teacher", "model.safetensors"), getattr(torch, spec.dtype))
-    snapshots, history = distil(spec, teacher, step)
+    data = None
+    if spec.recipe.adversarial_weight:
+        data = torch.from_numpy(step.read_tensors("data", "data.safetensors")["train"])
+    snapshots, history = distil(spec, teacher, step, data)
     step.write_tensors("snapshots.safetensors", {name: value.numpy() for name, value in snapshots.items()})
     table = pd.DataFrame(history.numpy(), columns=list(HISTORY))
     table.insert(0, "generator_step", range(1, spec.generator_steps + 1))

@@ -47,13 +47,20 @@ class Recipe(Spec):
     same batch. fastgen (NVlabs/FastGen): every fifth iteration the student steps *instead of* the fake score,
     unweighted fake loss, normaliser + 1e-6, grid indices 2…998, no warm-up, an average of the student's weights is
     evaluated.
+    dmd2-gan, fastgen-gan: these with their adversarial term. gan: that of dmd2-gan alone, without distribution
+    matching; the fake network is only the discriminator's body.
     regression: no distribution matching; the student regresses onto T(z) (knowledge distillation).
     """
 
-    name: Literal["dmd2", "fastgen", "regression"] = "dmd2"
+    name: Literal["dmd2", "fastgen", "dmd2-gan", "fastgen-gan", "gan", "regression"] = "dmd2"
     dm_weight: NonNegativeFloat = Field(1.0, description="weight of the distribution-matching term")
     regression_weight: NonNegativeFloat = Field(0.0, description="weight of ‖S(z) − T(z)‖² (DMD1's term, L2)")
     regression_pairs: PositiveInt = Field(8_192, description="size of the pool of pairs (z, T(z)) to regress onto")
+    adversarial_weight: NonNegativeFloat = Field(0.0, description="weight of the discriminator's verdict on S(z) + σε")
+    discriminator_weight: PositiveFloat = Field(0.01, description="weight of its own loss, beside the fake score's")
+    discriminator: Literal["fake", "teacher"] = Field("fake", description="the network whose hidden state it reads")
+    adversarial_first: int = Field(0, ge=0, description="first grid index of the discriminator's noise levels")
+    adversarial_last: int = Field(999, ge=0, description="last grid index of these, included")
     generator_every: PositiveInt = Field(5, description="iterations per generator step")
     fake_trains_with_generator: bool = Field(True, description="the fake score also trains in a generator iteration")
     normalise: bool = Field(True, description="divide the gradient by mean|x − μ_real| per sample")
@@ -85,13 +92,21 @@ class Recipe(Spec):
         for first, last, what in (
             (self.dm_first, self.dm_last, "dm"),
             (self.fake_first, self.fake_last, "fake"),
+            (self.adversarial_first, self.adversarial_last, "adversarial"),
         ):
             if not first <= last < self.grid_size:
                 raise ValueError(
                     f"{what}_first ≤ {what}_last < grid_size must hold, got {first}, {last}, {self.grid_size}"
                 )
-        if self.dm_weight == 0 and self.regression_weight == 0:
-            raise ValueError("dm_weight and regression_weight are both 0: nothing would train the student")
+        if self.dm_weight == self.regression_weight == self.adversarial_weight == 0:
+            raise ValueError(
+                "dm_weight, regression_weight and adversarial_weight are all 0: nothing would train the student"
+            )
+        if self.adversarial_weight and self.generator_every == 1 and not self.fake_trains_with_generator:
+            raise ValueError(
+                "adversarial_weight with generator_every 1 needs fake_trains_with_generator: nothing would train the"
+                " discriminator"
+            )
         return self
 
 
@@ -105,21 +120,30 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return {**below, **above, **both}
 
 
-_LEARNING_RATES = {"generator": {"learning_rate": 1e-4}, "fake_score": {"learning_rate": 5e-4}}
+_DMD2 = {"generator": {"learning_rate": 1e-4}, "fake_score": {"learning_rate": 5e-4}}
+_FASTGEN = {
+    "fake_trains_with_generator": False,
+    "normaliser_offset": 1e-6,
+    "dm_first": 2,
+    "dm_last": 998,
+    "fake_first": 2,
+    "fake_last": 998,
+    "fake_weighting": "none",
+    "discriminator": "teacher",
+    "discriminator_weight": 1.0,
+    "adversarial_first": 2,
+    "adversarial_last": 998,
+    "ema": 0.9996,
+    "generator": {"learning_rate": 1e-4, "warmup": 0},
+    "fake_score": {"learning_rate": 5e-4, "warmup": 0},
+}
+_ADVERSARIAL = {"adversarial_weight": 3e-3}
 PRESETS: dict[str, dict[str, Any]] = {
-    "dmd2": _LEARNING_RATES,
-    "fastgen": {
-        "fake_trains_with_generator": False,
-        "normaliser_offset": 1e-6,
-        "dm_first": 2,
-        "dm_last": 998,
-        "fake_first": 2,
-        "fake_last": 998,
-        "fake_weighting": "none",
-        "ema": 0.9996,
-        "generator": {"learning_rate": 1e-4, "warmup": 0},
-        "fake_score": {"learning_rate": 5e-4, "warmup": 0},
-    },
+    "dmd2": _DMD2,
+    "fastgen": _FASTGEN,
+    "dmd2-gan": _DMD2 | _ADVERSARIAL,
+    "fastgen-gan": _FASTGEN | _ADVERSARIAL,
+    "gan": _DMD2 | _ADVERSARIAL | {"dm_weight": 0.0},
     "regression": {
         "dm_weight": 0.0,
         "regression_weight": 1.0,
@@ -170,6 +194,11 @@ class StudentSpec(Hardware):
                 )
             if self.network != self.teacher.score.network:
                 raise ValueError(f"init.kind '{self.init.kind}' copies weights: network must equal the teacher's")
+        if self.recipe.adversarial_weight and self.teacher.score.kind != "trained":
+            raise ValueError(
+                "recipe.adversarial_weight needs a teacher whose score.kind is 'trained': the discriminator reads the"
+                " hidden state of its network"
+            )
         learns_fake = self.recipe.dm_weight > 0 and self.recipe.fake == "learned"
         if learns_fake and self.teacher.score.kind != "trained":
             raise ValueError(
