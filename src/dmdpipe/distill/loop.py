@@ -167,13 +167,16 @@ class Distillation:
         optimiser.step(learning_rate(self.recipe.fake_score, iteration, self.iterations))
 
 
-def distil(spec: StudentSpec, teacher: Teacher, step: Step | None = None) -> tuple[dict[str, Tensor], Tensor]:
+def distil(
+    spec: StudentSpec, teacher: Teacher, step: Step | None = None, start: Teacher | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
     """Distil one student; return its snapshots and the history of its training.
 
     Args:
         spec: the student, and the device and precision of its training.
         teacher: D_teacher(x, σ), with frozen parameters of the student's dtype, on the CPU.
         step: where checkpoints and progress go; without one, the training just runs.
+        start: the denoiser of ``spec.start``, if it names one.
 
     Returns:
         snapshots: ``generator_step`` [K] and every parameter at these steps, stacked [K, …], on the CPU.
@@ -194,7 +197,7 @@ def distil(spec: StudentSpec, teacher: Teacher, step: Step | None = None) -> tup
         return make_pair_pool(teacher, spec.noise_range, (recipe.regression_pairs, dim), seed, dtype, turn, device)
 
     student = student_to_train(spec, device)
-    initialise(student, spec, teacher, make_pool)
+    initialise(student, spec, placed(start, device, spec.precision) if start else teacher, make_pool)
     fake: Any = None
     if recipe.dm_weight and recipe.fake == "oracle":
         fake = import_module("dmdpipe.distill.oracle").LinearOracle(student.get_parameter("generator.matrix"))
@@ -258,8 +261,10 @@ def distil_student(step: Step) -> None:
     import pandas as pd
 
     spec: StudentSpec = step.spec
-    teacher = load_teacher(spec.teacher, step.read_tensors("teacher", "model.safetensors"), getattr(torch, spec.dtype))
-    snapshots, history = distil(spec, teacher, step)
+    dtype = getattr(torch, spec.dtype)
+    teacher = load_teacher(spec.teacher, step.read_tensors("teacher", "model.safetensors"), dtype)
+    start = spec.start and load_teacher(spec.start, step.read_tensors("start", "model.safetensors"), dtype)
+    snapshots, history = distil(spec, teacher, step, start)
     step.write_tensors("snapshots.safetensors", {name: value.numpy() for name, value in snapshots.items()})
     table = pd.DataFrame(history.numpy(), columns=list(HISTORY))
     table.insert(0, "generator_step", range(1, spec.generator_steps + 1))
