@@ -263,7 +263,7 @@ def distil_student(step: Step) -> None:
     spec: StudentSpec = step.spec
     dtype = getattr(torch, spec.dtype)
     teacher = load_teacher(spec.teacher, step.read_tensors("teacher", "model.safetensors"), dtype)
-    start = spec.start and load_teacher(spec.start, step.read_tensors("start", "model.safetensors"), dtype)
+    start = load_teacher(spec.start, step.read_tensors("start", "model.safetensors"), dtype) if spec.start else None
     snapshots, history = distil(spec, teacher, step, start)
     step.write_tensors("snapshots.safetensors", {name: value.numpy() for name, value in snapshots.items()})
     table = pd.DataFrame(history.numpy(), columns=list(HISTORY))

@@ -152,7 +152,9 @@ class Criterion(Spec):
     statistic: Statistic = Field(description="the number that every seed yields")
     predicts: Literal["below", "above"] = Field(description="the side of the threshold on which the claim puts it")
     threshold: FiniteFloat = Field(description="in the units of the statistic")
-    premise: bool = Field(False, description="what the claim's test takes for granted: unless it holds, nothing is tested")
+    premise: bool = Field(
+        False, description="what the claim's test takes for granted: unless it holds, nothing is tested"
+    )
     because: str = Field(min_length=1, description="why this statistic and this threshold")
 
 
