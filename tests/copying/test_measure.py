@@ -275,7 +275,7 @@ def test_of_images_the_distinct_ones_are_the_training_points():
     data["train"] = np.repeat(data["images"], 3, axis=0) + 1e-3 * draw(300, D, seed=8)
     measure_copying(step)
     memorized = wide(step.tables["metrics.parquet"]).iloc[0]["memorized"]
-    assert memorized > 0.5
+    assert memorized >= 0.5
     del data["images"]
     measure_copying(step)
     assert wide(step.tables["metrics.parquet"]).iloc[0]["memorized"] < memorized - 0.2

@@ -19,8 +19,8 @@ MEMORIZED = 1 / 3  # a sample counts as memorized below this ratio, as in Yoon e
 def nearest_ratios(samples: npt.ArrayLike, training: npt.ArrayLike) -> Array:
     """Return d₁/d₂ [N]: a sample's distance to the nearest training point over that to the second nearest.
 
-    0: the sample is a training point. Near 1: it lies no nearer to one of them than to others. Of N points spread evenly
-    in d dimensions the ratio is below r with probability r^d. Equal training points count once.
+    0: the sample is a training point. Near 1: it lies no nearer to one of them than to others. Among many points spread
+    evenly in d dimensions the ratio is below r with probability r^d. Equal training points count once.
 
     Args:
         samples: points [N, d].

@@ -8,8 +8,8 @@ the claim, a criterion *holds* if a one-sided t test over seeds puts the statist
 threshold at level 0.05/K, and *fails* if it puts it on the other side at level 0.05/(K·m); else, and below three
 counting seeds in any group, it is *undecided*. The test is Student's for one group, Welch's for several: their spreads
 and numbers of seeds may differ. A claim is supported if all of its criteria hold, refuted if any fails, inconclusive
-otherwise. Some criteria are *premises*, which say that the test is one, e.g. that some teacher does memorize: unless all
-of them hold, the claim is inconclusive, whatever its other criteria say. That only takes decisive verdicts away.
+otherwise. Some criteria are *premises*, which say that the test is one, e.g. that some teacher does memorize: unless
+all of them hold, the claim is inconclusive, whatever its other criteria say. That only takes decisive verdicts away.
 
 Why these levels. All m criteria must hold at once, so a claim that is false in one of them is supported with
 probability at most 0.05/K (an intersection–union test: no correction for m). Any one of m suffices to refute,
