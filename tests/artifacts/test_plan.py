@@ -139,11 +139,16 @@ def test_a_loss_term_and_a_start_are_the_code_of_the_students_that_use_them_alon
     regressed = usual.model_copy(update={"recipe": Recipe(name="dmd2", regression_weight=0.25)})
     distilled = usual.model_copy(update={"recipe": Recipe(name="regression")})
     turned = usual.model_copy(update={"init": Init(kind="kd-rotated")})
+    longer = usual.teacher.score.model_copy(update={"steps": 99})
+    other = usual.teacher.model_copy(update={"score": longer})
+    elsewhere = usual.model_copy(update={"init": Init(kind="other-teacher"), "start": other})
+    assert plan("student", elsewhere).parents["start"] is plan("teacher", other)
     for spec, used in (
         (usual, {"dmd"}),
         (regressed, {"dmd", "regression"}),
         (distilled, {"regression"}),
         (turned, {"dmd", "regression"}),
+        (elsewhere, {"dmd"}),
         (LINEAR.pairs.student, {"dmd", "oracle"}),
     ):
         assert terms & set(plan("student", spec).code.modules) == {f"dmdpipe.distill.{term}" for term in used}

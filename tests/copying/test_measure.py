@@ -39,6 +39,7 @@ def arrays():
         "reference": teacher_map(draw(3, N, D, seed=4)),
         "noise_held_out": held_out,
         "data_held_out": teacher_map(draw(300, D, seed=5)),
+        "training": teacher_map(draw(400, D, seed=6)),
         "modes": MODES,
     }
 
@@ -109,6 +110,16 @@ def test_a_diverged_start_leaves_the_rest_measured():
     readings = wide(measure(**given))
     assert readings["rho_initial"].isna().all()
     assert readings["rho"].notna().tolist() == [False, True, True]
+
+
+def test_a_teacher_that_repeats_its_training_data_is_told_from_one_that_does_not(readings):
+    fresh = readings.iloc[0]
+    assert fresh["nearest_ratio"] == pytest.approx(fresh["nearest_ratio_held_out"], abs=0.05)
+    assert fresh["memorized"] == pytest.approx(fresh["memorized_held_out"], abs=0.05)
+    given = arrays()
+    repeating = wide(measure(**(given | {"training": given["teacher"] + 1e-5}))).iloc[0]
+    assert (repeating["memorized"], repeating["nearest_ratio"]) == (1, pytest.approx(0, abs=0.01))
+    assert repeating["memorized_held_out"] == pytest.approx(fresh["memorized_held_out"], abs=0.1)
 
 
 def test_constants_repeat_at_every_generator_step(readings):
@@ -239,7 +250,11 @@ class FakeStep:
                 "reference": given["reference"],
             },
             ("noise", "noise.safetensors"): {"paired": given["z"], "held_out": given["noise_held_out"]},
-            ("data", "data.safetensors"): {"held_out": given["data_held_out"], "modes": given["modes"]},
+            ("data", "data.safetensors"): {
+                "held_out": given["data_held_out"],
+                "train": given["training"],
+                "modes": given["modes"],
+            },
         }
 
     def read_tensors(self, role, name):
@@ -250,6 +265,20 @@ class FakeStep:
 
     def progress(self, done, total):
         self.told.append((done, total))
+
+
+def test_of_images_the_distinct_ones_are_the_training_points():
+    """Rows show one image under many noises, so a teacher that repeats it is as near to the second as to the first."""
+    step = FakeStep()
+    data = step.files["data", "data.safetensors"]
+    data["images"] = step.files["pairs", "pairs.safetensors"]["teacher"][:100]
+    data["train"] = np.repeat(data["images"], 3, axis=0) + 1e-3 * draw(300, D, seed=8)
+    measure_copying(step)
+    memorized = wide(step.tables["metrics.parquet"]).iloc[0]["memorized"]
+    assert memorized >= 0.5
+    del data["images"]
+    measure_copying(step)
+    assert wide(step.tables["metrics.parquet"]).iloc[0]["memorized"] < memorized - 0.2
 
 
 def test_the_step_writes_what_measure_returns():

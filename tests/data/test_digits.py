@@ -8,7 +8,8 @@ from numpy.testing import assert_allclose
 from sklearn.datasets import load_digits
 
 from dmdpipe.data.digits import draw, split_images
-from dmdpipe.specs.data import Digits
+from dmdpipe.errors import UserError
+from dmdpipe.specs.data import Digits, data_name
 
 
 def rng():
@@ -74,3 +75,38 @@ def test_lower_resolutions_show_the_same_rows():
 def test_raw_spread(side, spread):
     raw = draw(Digits(side=side), rng())
     assert round(float(np.sqrt(raw.train.var(axis=0).mean())), 2) == spread
+
+
+def test_halves_are_disjoint_and_together_all_images():
+    both, first, second = (draw(Digits(half=half), rng()).images for half in ("both", "first", "second"))
+    assert (len(first), len(second)) == (718, 719)
+    assert np.array_equal(np.concatenate([first, second]), both)
+    rows = {half.tobytes() for half in first} & {half.tobytes() for half in second}
+    assert not rows
+
+
+@pytest.mark.parametrize("half", ["both", "first", "second"])
+def test_few_images_are_the_first_of_those_there_are(half):
+    few, all_ = draw(Digits(half=half, n_images=30), rng()), draw(Digits(half=half), rng())
+    assert np.array_equal(few.images, all_.images[:30])
+    assert few.n_images == 30
+    # Twenty thousand rows of thirty images, each with noise of its own.
+    assert len(few.train) == len(all_.train) == len(np.unique(few.train, axis=0))
+    assert np.abs(few.train[:30] - few.images).max() <= 0.5 / 16
+    assert np.abs(few.train[30:60] - few.images).max() <= 0.5 / 16
+
+
+def test_subsets_change_neither_the_held_out_rows_nor_the_noise():
+    whole, part = draw(Digits(), rng()), draw(Digits(half="second", n_images=7), rng())
+    assert np.array_equal(whole.held_out, part.held_out)
+    assert_allclose(whole.train[0] - whole.images[0], part.train[0] - part.images[0], atol=1e-12)
+
+
+def test_more_images_than_there_are_is_one_line():
+    with pytest.raises(UserError, match=r"data.n_images: 719, but digits-8x8-first-half-n719 has 718; take fewer"):
+        draw(Digits(half="first", n_images=719), rng())
+
+
+def test_names_tell_subsets_apart():
+    assert data_name(Digits()) == "digits-8x8"
+    assert data_name(Digits(half="second", n_images=50)) == "digits-8x8-second-half-n50"

@@ -95,6 +95,22 @@ def test_rows_are_the_pooled_images_of_the_right_file(chosen):
         assert not np.allclose(rows, expected)  # shuffled: a small pool is a random subset
 
 
+def test_halves_are_disjoint_and_few_images_are_repeated(chosen):
+    sizes = {"side": 4, "n_train": 40, "n_held_out": 12}
+    first, second = (prepare_raw(half=half, **sizes) for half in ("first", "second"))
+    assert len(first.images) == len(second.images) == 15
+    assert not {row.tobytes() for row in first.images} & {row.tobytes() for row in second.images}
+    few = prepare_raw(n_images=7, **sizes)
+    assert (few.n_images, len(few.train)) == (7, 40)
+    assert np.abs(few.train[7:14] - few.images).max() <= 0.5 / 256
+    with one_line_error():
+        prepare_raw(n_images=31, **sizes)
+
+
+def prepare_raw(**fields):
+    return fashion.draw(Fashion(**fields), np.random.default_rng(0))
+
+
 @pytest.mark.parametrize("side", [1, 5, 28])
 def test_prepared(chosen, side):
     tensors, facts = prepare(Fashion(side=side, n_train=50, n_held_out=20))

@@ -13,8 +13,15 @@ from dmdpipe.evidence.results import results_table
 Labels = Mapping[str, Any]
 
 
-def labels(data: str, d: int, init: str = "teacher", sigma_max: float = 80.0, recipe: str = "dmd2") -> dict[str, Any]:
-    point = f"{data}, d={d}, start={init}, sigma_max={sigma_max:g}, {recipe}"
+def labels(
+    data: str,
+    d: int,
+    init: str = "teacher",
+    sigma_max: float = 80.0,
+    recipe: str = "dmd2",
+    point: str | None = None,
+) -> dict[str, Any]:
+    point = point or f"{data}, d={d}, start={init}, sigma_max={sigma_max:g}, {recipe}"
     return {
         "point": point,
         "data": data,
@@ -39,6 +46,16 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
     "initialisation": [
         labels("digits-4x4", 16, init)
         for init in ("teacher", "edm-default", "random-head", "random-no-skip", "kd-rotated")
+    ],
+    "memorization": [
+        labels("digits-4x4-n50", 16, point="case=50 images"),
+        labels("digits-4x4", 16, point="case=all images"),
+        labels("mixture-16", 16, point="case=no data set"),
+    ],
+    "convergence": [
+        labels("digits-4x4", 16, point=f"start={start}, score={score}")
+        for start in (1000, 4000)
+        for score in (1000, 4000)
     ],
 }
 

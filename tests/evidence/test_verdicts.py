@@ -30,12 +30,12 @@ from dmdpipe.evidence.verdicts import (
     verdict_table,
 )
 from dmdpipe.figures.verdicts import verdict_table as html_of_verdicts
-from dmdpipe.specs.claims import Criterion, load_claims
+from dmdpipe.specs.claims import Claims, Criterion, load_claims
 from dmdpipe.specs.config import members_of
 
 CONFIG = Path(__file__).parents[2] / "config"
 CLAIMS = load_claims(CONFIG / "claims.yaml", STUDIES)
-TESTED = {"C1", "C2", "C3", "C5", "C7", "H1"}
+TESTED = {"C1", "C2", "C3", "C4", "C5", "C6", "C7", "H1"}
 ALPHA = FAMILYWISE_ERROR / len(TESTED)
 
 
@@ -59,10 +59,15 @@ FLOOR = 0.01
 SIGMAS = (80.0, 40.0, 20.0, 10.0)
 
 
+def memorized(point: Mapping[str, Any]) -> dict[str, float]:
+    return {"memorized": 0.7 if point["point"] == "case=50 images" else 0.01, "memorized_held_out": 0.01}
+
+
 def as_the_paper_says(point: Mapping[str, Any]) -> dict[str, float]:
     """Freedom in 2-D, copying in high dimension whatever the start."""
     rho = {2: 0.95, 4: 0.8, 16: 0.4, 64: 0.1}[point["d"]]
-    return {"rho": rho, "rho_floor": FLOOR, "rho_affine": rho + 0.2, "rho_rotated": 1.0}
+    rho += 0.3 * ("score=1000" in point["point"])
+    return {"rho": rho, "rho_floor": FLOOR, "rho_affine": rho + 0.2, "rho_rotated": 1.0} | memorized(point)
 
 
 def as_inherited(point: Mapping[str, Any]) -> dict[str, float]:
@@ -73,16 +78,16 @@ def as_inherited(point: Mapping[str, Any]) -> dict[str, float]:
         return {"rho": 1.0, "rho_floor": FLOOR, "rho_affine": 0.2, "rho_rotated": 0.1}
     if point["sigma_max"] == 80:
         return {
-            "rho": {2: 0.05, 4: 0.8, 16: 0.3, 64: 0.25}[point["d"]],
+            "rho": {2: 0.05, 4: 0.8, 16: 0.3, 64: 0.25}[point["d"]] + 0.3 * ("start=1000" in point["point"]),
             "rho_floor": FLOOR,
             "rho_affine": 0.18,
             "rho_rotated": 1.0,
-        }
+        } | memorized(point)
     return {"rho": 0.22, "rho_floor": FLOOR, "rho_affine": 0.18, "rho_rotated": 1.0}
 
 
 def without_copying(point: Mapping[str, Any]) -> dict[str, float]:
-    return {"rho": 1.0, "rho_floor": FLOOR, "rho_affine": 0.2, "rho_rotated": 1.0}
+    return {"rho": 1.0, "rho_floor": FLOOR, "rho_affine": 0.2, "rho_rotated": 1.0} | memorized(point)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +99,9 @@ def without_copying(point: Mapping[str, Any]) -> dict[str, float]:
                 "C1": "supported",
                 "C2": "supported",
                 "C3": "supported",
+                "C4": "supported",
                 "C5": "supported",
+                "C6": "supported",
                 "C7": "supported",
                 "H1": "refuted",
             },
@@ -105,7 +112,9 @@ def without_copying(point: Mapping[str, Any]) -> dict[str, float]:
                 "C1": "refuted",
                 "C2": "refuted",
                 "C3": "supported",
+                "C4": "supported",
                 "C5": "refuted",
+                "C6": "refuted",
                 "C7": "supported",
                 "H1": "supported",
             },
@@ -116,7 +125,9 @@ def without_copying(point: Mapping[str, Any]) -> dict[str, float]:
                 "C1": "supported",
                 "C2": "refuted",
                 "C3": "refuted",
+                "C4": "refuted",
                 "C5": "refuted",
+                "C6": "refuted",
                 "C7": "refuted",
                 "H1": "refuted",
             },
@@ -177,8 +188,75 @@ def test_c3_compares_a_student_without_a_gan_with_one_that_has_it(
     assert verdict.findings[1].threshold == 0.1
 
 
+MEMORIZATION = ("50 images", "all images", "no data set")
+
+
+@pytest.mark.parametrize(
+    ("rho", "share", "spread", "expected"),
+    [
+        ((0.3, 0.3, 0.3), (0.7, 0.01), 0.005, "supported"),
+        ((0.4, 0.3, 0.3), (0.7, 0.01), 0.005, "supported"),  # copies less where the teacher memorizes
+        ((0.1, 0.4, 0.3), (0.7, 0.01), 0.005, "refuted"),  # copies less without memorization
+        ((0.9, 0.9, 0.3), (0.7, 0.01), 0.005, "refuted"),  # no copying where the teacher does not memorize
+        ((0.3, 0.3, 0.9), (0.7, 0.01), 0.005, "refuted"),  # none of a teacher without data
+        ((0.3, 0.39, 0.3), (0.7, 0.01), 0.1, "inconclusive"),  # at the margin
+        ((0.3, 0.3, 0.3), (0.02, 0.01), 0.005, "inconclusive"),  # no teacher memorizes, so nothing is tested
+        ((0.1, 0.4, 0.9), (0.02, 0.01), 0.005, "inconclusive"),  # which no other criterion makes good
+        ((0.3, 0.3, 0.3), (0.7, 0.6), 0.005, "inconclusive"),  # all teachers memorize
+    ],
+)
+def test_c4_compares_teachers_that_memorize_with_teachers_that_do_not(
+    rho: tuple[float, ...], share: tuple[float, float], spread: float, expected: str
+) -> None:
+    def world(point: Mapping[str, Any]) -> dict[str, float]:
+        case = MEMORIZATION.index(point["point"].removeprefix("case="))
+        return {"rho": rho[case], "memorized": (*share, 0.01)[case], "memorized_held_out": 0.01}
+
+    verdict = verdicts(table(world, 5, spread, studies=only("memorization")))["C4"]
+    assert verdict.verdict == expected
+    if share != (0.7, 0.01):
+        assert verdict.reason.startswith("Not tested, for want of a premise: a teacher of ")
+
+
+@pytest.mark.parametrize(
+    ("of_start", "of_score", "spread", "expected", "inherited"),
+    [
+        (0.0, 0.3, 0.02, "supported", "fails"),
+        (0.2, 0.2, 0.02, "supported", "holds"),
+        (0.3, 0.0, 0.02, "refuted", "holds"),  # the effect is the start's alone
+        (0.0, 0.0, 0.02, "refuted", "fails"),  # there is none
+        (-0.3, -0.3, 0.02, "refuted", "fails"),  # it goes the other way
+        (0.1, 0.1, 0.1, "inconclusive", "undecided"),
+    ],
+)
+def test_c6_is_the_scores_effect_and_not_the_starts(
+    of_start: float, of_score: float, spread: float, expected: str, inherited: str
+) -> None:
+    def world(point: Mapping[str, Any]) -> dict[str, float]:
+        return {"rho": 0.4 + of_start * ("start=1000" in point["point"]) + of_score * ("score=1000" in point["point"])}
+
+    found = verdicts(table(world, 5, spread, studies=only("convergence")))
+    assert found["C6"].verdict == expected
+    assert found["H1"].findings[-1].outcome == inherited
+
+
+def test_premises_alone_are_no_claim() -> None:
+    claim = next(claim for claim in CLAIMS.claims if claim.id == "C4")
+    premises = [one.model_dump() for one in claim.criteria if one.premise]
+    with pytest.raises(ValueError, match="all criteria are premises"):
+        type(claim).model_validate({**claim.model_dump(), "criteria": premises})
+
+
+def untested(*ids: str) -> Claims:
+    """The project's claims, with no study for some of them."""
+    nothing = {"criteria": (), "without_study": "needs a study"}
+    claims = tuple(claim.model_copy(update=nothing) if claim.id in ids else claim for claim in CLAIMS.claims)
+    return CLAIMS.model_copy(update={"claims": claims})
+
+
 def test_claims_without_a_study_are_inconclusive() -> None:
-    found = verdicts(pd.DataFrame(columns=COLUMNS))
+    listed = untested("C4", "C6")
+    found = {verdict.id: verdict for verdict in evaluate_claims(listed, pd.DataFrame(columns=COLUMNS))}
     for id_ in ("C4", "C6"):
         assert found[id_].verdict == "inconclusive"
         assert found[id_].reason.startswith("No study has been run: needs ")
@@ -188,17 +266,20 @@ def test_claims_without_a_study_are_inconclusive() -> None:
 def test_only_tested_claims_share_the_error() -> None:
     """The bounds are those of 0.05 over six claims, though eight are listed and most of their studies were not run."""
     results = table(as_the_paper_says, studies=only("high_dimension"))
-    (finding,) = verdicts(results)["C7"].findings
+    listed = untested("C4", "C6")
+    found = {verdict.id: verdict for verdict in evaluate_claims(listed, results)}
+    (finding,) = found["C7"].findings
     rho = results[(results["metric"] == "rho") & (results["recipe"] == "dmd2") & (results["seed"] >= 0)]["value"]
     half = stats.t.ppf(1 - 0.05 / 6, 4) * rho.std() / np.sqrt(5)
     assert (finding.low, finding.high) == pytest.approx((rho.mean() - half, rho.mean() + half), rel=1e-12)
 
-    fewer = CLAIMS.model_copy(update={"claims": tuple(claim for claim in CLAIMS.claims if claim.criteria)})
-    assert [v for v in evaluate_claims(CLAIMS, results) if v.id in TESTED] == evaluate_claims(fewer, results)
+    fewer = listed.model_copy(update={"claims": listed.tested})
+    assert [verdict for verdict in found.values() if verdict.findings] == evaluate_claims(fewer, results)
 
 
 def test_a_list_without_tested_claims_has_verdicts_too() -> None:
-    listed = CLAIMS.model_copy(update={"claims": tuple(claim for claim in CLAIMS.claims if not claim.criteria)})
+    some = untested("C4", "C6")
+    listed = some.model_copy(update={"claims": tuple(claim for claim in some.claims if not claim.criteria)})
     found = evaluate_claims(listed, pd.DataFrame(columns=COLUMNS))
     assert [verdict.verdict for verdict in found] == ["inconclusive", "inconclusive"]
 
@@ -224,7 +305,7 @@ def test_without_studies_nothing_is_decided() -> None:
 
 
 def test_wide_intervals_decide_nothing() -> None:
-    found = verdicts(table(as_the_paper_says, spread=4.0))
+    found = verdicts(table(as_the_paper_says, seeds=3, spread=4.0))
     assert set(outcomes(found).values()) == {"inconclusive"}
     assert all(cause == {"interval crosses"} for cause in causes(found).values())
 
@@ -297,15 +378,14 @@ def test_the_declared_studies_hold_every_point_that_a_claim_needs() -> None:
     for name in names:
         points = {member.point: member.labels() for member in members_of(name, "laptop", CONFIG)}
         declared[name] = list(points.values())
-    found = verdicts(
-        table(lambda point: {"rho": 0.5, "rho_floor": 0.4, "rho_affine": 0.5, "rho_rotated": 0.5}, 3, studies=declared)
-    )
+    names = ("rho", "rho_floor", "rho_affine", "rho_rotated", "memorized", "memorized_held_out")
+    found = verdicts(table(lambda point: dict.fromkeys(names, 0.5) | {"rho_floor": 0.4}, 3, studies=declared))
     assert {one.cause for verdict in found.values() for one in verdict.findings} <= {"", "interval crosses"}
 
 
 def test_studies_may_differ_in_their_number_of_seeds() -> None:
     """Each criterion counts its own study's, and what another study has more of changes nothing."""
-    seeds = dict.fromkeys(STUDIES, 5) | {"low_dimension": 14, "sigma_max": 10}
+    seeds = dict.fromkeys(STUDIES, 5) | {"low_dimension": 14, "sigma_max": 10, "memorization": 6, "convergence": 7}
     results = table(as_inherited, seeds, first_seed=5)
     found = verdicts(results)
     assert outcomes(found) == outcomes(verdicts(table(as_inherited)))
@@ -515,7 +595,7 @@ def alone(per_seed: npt.ArrayLike) -> Reading:
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_wrong_decisive_verdicts_are_rare(seeds: int) -> None:
-    """With every criterion exactly at its threshold, any support or refutation is by chance."""
+    """With every criterion at its threshold and every premise met, any support or refutation is by chance."""
     rng = np.random.default_rng(6)
     studies = 1_000
     counts = {claim.id: {"supported": 0, "refuted": 0, "inconclusive": 0} for claim in CLAIMS.claims}
@@ -523,7 +603,11 @@ def test_wrong_decisive_verdicts_are_rare(seeds: int) -> None:
     for _ in range(studies):
         found = set()
         for claim in CLAIMS.claims:
-            readings = [alone(one.threshold + 0.1 * rng.standard_normal(seeds)) for one in claim.criteria]
+            met = [5.0 * one.premise * (1 if one.predicts == "above" else -1) for one in claim.criteria]
+            readings = [
+                alone(one.threshold + shift + 0.1 * rng.standard_normal(seeds))
+                for one, shift in zip(claim.criteria, met, strict=True)
+            ]
             verdict = judge_claim(claim, readings, ALPHA).verdict
             counts[claim.id][verdict] += 1
             found.add(verdict)
@@ -553,11 +637,11 @@ def test_support_is_rare_where_one_criterion_is_at_its_threshold() -> None:
     assert 0 < supported / 1_000 < 2 * ALPHA
 
 
-@pytest.mark.parametrize(("mean", "level"), [(-0.2, 0.05 / 6), (0.2, 0.05 / 6 / 4)])
+@pytest.mark.parametrize(("mean", "level"), [(-0.2, 0.05 / 8), (0.2, 0.05 / 8 / 5)])
 def test_a_finding_says_what_its_seeds_can_decide(mean: float, level: float) -> None:
-    """H1's first criterion: predicted below −0.1, one of four criteria."""
+    """H1's first criterion: predicted below −0.1, one of five criteria."""
     claim = next(claim for claim in CLAIMS.claims if claim.id == "H1")
-    readings = [alone([])] * 4
+    readings = [alone([])] * 5
     per_seed = mean - 0.1 + 0.4 * np.array([-1.5, -0.5, 0.0, 0.5, 1.5])
     readings[0] = alone(per_seed)
     finding = judge_claim(claim, readings, ALPHA).findings[0]
@@ -623,7 +707,7 @@ def test_tables_and_records_hold_the_same_verdicts() -> None:
     summary, findings, records = verdict_table(found), findings_table(found), verdict_records(found)
     assert summary["id"].tolist() == [record["id"] for record in records]
     assert len(findings) == sum(len(record["findings"]) for record in records)
-    assert findings["claim"].value_counts()["H1"] == 4
+    assert findings["claim"].value_counts()["H1"] == 5
     assert json.loads(json.dumps(records, allow_nan=False)) == records
     assert next(r for r in records if r["id"] == "H1")["findings"][3]["low"] is None
     for columns in ("spread", "detectable", "seeds_needed"):

@@ -147,7 +147,8 @@ def _teacher_samples_parents(spec: TeacherSamplesSpec) -> Parents:
 
 
 def _student_parents(spec: StudentSpec) -> Parents:
-    return {"teacher": ("teacher", spec.teacher), "data": ("data", spec.teacher.data)}
+    start = {"start": ("teacher", spec.start)} if spec.start else {}
+    return {"teacher": ("teacher", spec.teacher), "data": ("data", spec.teacher.data)} | start
 
 
 def _pairs_parents(spec: PairsSpec) -> Parents:
@@ -178,7 +179,10 @@ def _teacher_modules(spec: TeacherSpec) -> set[str]:
 
 
 def _teacher_training_modules(spec: TeacherSpec) -> set[str]:
-    return _teacher_modules(spec) | (_precision_modules(spec.score) if spec.score.kind == "trained" else set())
+    if spec.score.kind == "exact":
+        return _teacher_modules(spec)
+    fresh = {"dmdpipe.diffusion.fresh"} if spec.score.samples == "fresh" else set()
+    return _teacher_modules(spec) | _precision_modules(spec.score) | fresh
 
 
 def _precision_modules(spec: Hardware) -> set[str]:

@@ -29,6 +29,7 @@ from dmdpipe.copying.distribution import (
     reference_floors,
     sample_set,
 )
+from dmdpipe.copying.memorization import memorized_share, nearest_ratios
 from dmdpipe.copying.nulls import dimension_matched_null, shuffled_pairing
 from dmdpipe.copying.pairing_metrics import (
     ASSIGNMENT_LIMIT,
@@ -90,6 +91,10 @@ CONSTANT_METRICS = (
     "energy_floor",
     "delta_e_null",
     "retrieval_null",
+    "nearest_ratio",
+    "nearest_ratio_held_out",
+    "memorized",
+    "memorized_held_out",
     "assignment_pairs",
 )
 """Baselines, floors and nulls: they don't depend on the student and are repeated at every generator step."""
@@ -117,9 +122,11 @@ SOURCES = {
     "reference": Source("teacher_samples", "samples.safetensors", "reference"),
     "noise_held_out": Source("noise", "noise.safetensors", "held_out"),
     "data_held_out": Source("data", "data.safetensors", "held_out"),
+    "training": Source("data", "data.safetensors", "train"),
+    "images": Source("data", "data.safetensors", "images"),
     "modes": Source("data", "data.safetensors", "modes"),
 }
-"""Where each array of ``measure`` comes from; only ``modes`` may be missing."""
+"""Where each array of ``measure`` comes from; ``modes`` and ``images`` may be missing."""
 
 PAIRED_WITH = {
     "z": Source("noise", "noise.safetensors", "paired"),
@@ -210,6 +217,7 @@ def measure(
     reference: npt.ArrayLike,
     noise_held_out: npt.ArrayLike,
     data_held_out: npt.ArrayLike,
+    training: npt.ArrayLike,
     modes: npt.ArrayLike | None = None,
     projections: int = 128,
     whitened_variance: float = 0.99,
@@ -233,6 +241,7 @@ def measure(
         reference: R independent teacher sets [R, N, d], R ≥ 2.
         noise_held_out: [M, d].
         data_held_out: real data [m, d].
+        training: what the teacher was trained on [n, d]: rows, or the distinct images behind them.
         modes: known mode centres [k, d].
         projections: directions of the sliced distance.
         whitened_variance: share of variance that the whitened cosine keeps, in (0, 1].
@@ -259,6 +268,7 @@ def measure(
         "reference": reference,
         "noise_held_out": noise_held_out,
         "data_held_out": data_held_out,
+        "training": training,
     } | ({} if modes is None else {"modes": modes})
     # The student has K snapshots and may be large: it is converted one snapshot at a time.
     as_stored = ("student", "generator_step")
@@ -292,6 +302,8 @@ def _set_up(arrays: Mapping[str, npt.NDArray], projections: int, whitened_varian
     affine = fit_affine(noise_held_out, teacher_held_out)
     matched = match_variance(affine, noise_held_out, teacher_held_out)
     axes = whitening(teacher_held_out, whitened_variance)
+    ratios = nearest_ratios(teacher, arrays["training"])
+    ratios_held_out = nearest_ratios(arrays["data_held_out"][:n], arrays["training"])
     null = dimension_matched_null(d, n, seed=derive_seed(SEED, "copying", "null"))
     return _Instrument(
         z=z,
@@ -314,6 +326,10 @@ def _set_up(arrays: Mapping[str, npt.NDArray], projections: int, whitened_varian
             "energy_floor": floors.energy,
             "delta_e_null": null.delta_e,
             "retrieval_null": null.retrieval_at_1,
+            "nearest_ratio": float(ratios.mean()),
+            "nearest_ratio_held_out": float(ratios_held_out.mean()),
+            "memorized": memorized_share(ratios),
+            "memorized_held_out": memorized_share(ratios_held_out),
             "assignment_pairs": float(min(n, ASSIGNMENT_LIMIT)),
         },
     )
@@ -336,6 +352,7 @@ def _check(arrays: Mapping[str, npt.NDArray]) -> None:
         "reference": "R N d",
         "noise_held_out": "M d",
         "data_held_out": "m d",
+        "training": "n d",
         "modes": "k d",
     }
     for name, axes in shapes.items():
@@ -381,7 +398,10 @@ def measure_copying(step: Step) -> None:
             raise UserError(f"{source} is missing; rebuild that step")
         return held[source.tensor]
 
-    arrays = {name: array(source) for name, source in SOURCES.items() if name != "modes"}
+    arrays = {name: array(source) for name, source in SOURCES.items() if name not in ("images", "modes")}
+    images = SOURCES["images"]
+    # Rows show an image many times under other noise: the nearest two would be one image.
+    arrays["training"] = tensors[images.role, images.file].get(images.tensor, arrays["training"])
     for name, source in PAIRED_WITH.items():
         if not np.array_equal(arrays[name], array(source), equal_nan=True):
             raise UserError(f"{SOURCES[name]} differs from {source}: not its pairs; rebuild the step pairs")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sklearn.datasets import load_digits
 
-from dmdpipe.data.images import describe_dequantisation, image_rows
+from dmdpipe.data.images import chosen, describe_dequantisation, distinct_rows, image_rows
 from dmdpipe.data.raw import RawData
 from dmdpipe.seeds import derive_seed
 
@@ -38,6 +38,7 @@ def draw(spec: Digits, rng: np.random.Generator) -> RawData:
     The images are split before anything else, so no held-out row shows a training image.
     """
     train, held_out = split_images()
+    train = chosen(train, spec)
     settings = (spec.side, GREY_LEVELS, spec.dequantisation, rng)
     return RawData(
         train=image_rows(train, spec.n_train, *settings),
@@ -47,4 +48,5 @@ def draw(spec: Digits, rng: np.random.Generator) -> RawData:
         licence="CC BY 4.0",
         dequantisation=describe_dequantisation(spec.dequantisation, GREY_LEVELS, train.shape[-1]),
         n_images=min(len(train), spec.n_train),
+        images=distinct_rows(train, spec.n_train, spec.side, GREY_LEVELS),
     )

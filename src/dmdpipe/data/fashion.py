@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dmdpipe.data.images import describe_dequantisation, image_rows
+from dmdpipe.data.images import chosen, describe_dequantisation, distinct_rows, image_rows
 from dmdpipe.data.raw import RawData
 from dmdpipe.errors import UserError
 
@@ -57,6 +57,7 @@ def draw(spec: Fashion, rng: np.random.Generator) -> RawData:
     """
     train, held_out = load_images(TRAIN_FILE), load_images(HELD_OUT_FILE)
     train, held_out = train[rng.permutation(len(train))], held_out[rng.permutation(len(held_out))]
+    train = chosen(train, spec)
     settings = (spec.side, GREY_LEVELS, spec.dequantisation, rng)
     return RawData(
         train=image_rows(train, spec.n_train, *settings),
@@ -65,6 +66,7 @@ def draw(spec: Fashion, rng: np.random.Generator) -> RawData:
         licence="MIT",
         dequantisation=describe_dequantisation(spec.dequantisation, GREY_LEVELS, train.shape[-1]),
         n_images=min(len(train), spec.n_train),
+        images=distinct_rows(train, spec.n_train, spec.side, GREY_LEVELS),
     )
 
 

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dmdpipe.data.pooling import area_pool
+from dmdpipe.errors import UserError
+from dmdpipe.specs.data import data_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from dmdpipe.specs.data import Digits, Fashion
 
 _CHUNK = 4096
 
@@ -38,6 +42,25 @@ def image_rows(
         noise = (rng.random(chunk.shape) - 0.5) * dequantisation
         rows[start:stop] = area_pool((chunk + noise) / grey_levels, side).reshape(stop - start, -1)
     return rows
+
+
+def chosen(images: NDArray, spec: Digits | Fashion) -> NDArray:
+    """Return those training images [n, size, size] that ``spec.half`` and ``spec.n_images`` name, in their order.
+
+    Raises:
+        UserError: if there are fewer.
+    """
+    middle = len(images) // 2
+    half = {"both": images, "first": images[:middle], "second": images[middle:]}[spec.half]
+    if spec.n_images is not None and spec.n_images > len(half):
+        raise UserError(f"data.n_images: {spec.n_images}, but {data_name(spec)} has {len(half)}; take fewer")
+    return half[: spec.n_images]
+
+
+def distinct_rows(images: NDArray, n: int, side: int, grey_levels: int) -> NDArray[np.float64]:
+    """Return the images behind n rows of ``image_rows`` without their noise, each once: [min(n, m), side²]."""
+    shown = images[:n]
+    return area_pool(shown / grey_levels, side).reshape(len(shown), -1)
 
 
 def describe_dequantisation(dequantisation: float, grey_levels: int, size: int) -> str:

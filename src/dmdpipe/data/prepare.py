@@ -36,7 +36,8 @@ def prepare(spec: DataSpec) -> tuple[dict[str, NDArray], dict[str, Any]]:
 
     Returns:
         tensors: ``train`` [n, d] and ``held_out`` [m, d], float32; ``modes`` [k, d], float32, where the modes
-            are known; ``exact.weights`` [k], ``exact.means`` [k, d], ``exact.basis`` [d, d] and
+            are known; ``images`` [n_images, d], float32, the distinct training images without noise, of image
+            families; ``exact.weights`` [k], ``exact.means`` [k, d], ``exact.basis`` [d, d] and
             ``exact.variances`` [k, d], float64, where the distribution is a known Gaussian mixture.
         facts: name, dimension, the shift (``raw_mean``, where d ≤ 784), the spread in raw units, the factor
             (``scale``), source, licence, dequantisation and the number of distinct training images (or null).
@@ -56,8 +57,9 @@ def prepare(spec: DataSpec) -> tuple[dict[str, NDArray], dict[str, Any]]:
         "train": ((raw.train - mean) * scale).astype(np.float32),
         "held_out": ((raw.held_out - mean) * scale).astype(np.float32),
     }
-    if raw.modes is not None:
-        tensors["modes"] = ((raw.modes - mean) * scale).astype(np.float32)
+    for name, rows in (("modes", raw.modes), ("images", raw.images)):
+        if rows is not None:
+            tensors[name] = ((rows - mean) * scale).astype(np.float32)
     if raw.exact is not None:
         tensors |= {f"exact.{name}": array for name, array in vars(raw.exact.scaled(mean, scale)).items()}
 

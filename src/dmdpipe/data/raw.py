@@ -69,6 +69,8 @@ class RawData:
     dequantisation: str = "none: the values are continuous"
     n_images: int | None = None
     """How many distinct images stand behind ``train``, for image families."""
+    images: NDArray[np.float64] | None = None
+    """[n_images, d], those images without noise."""
 
 
 def draw_mixture(mixture: GaussianMixture, n_train: int, n_held_out: int, rng: np.random.Generator) -> RawData:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,7 @@ from dmdpipe.seeds import derive_seed
 
 if TYPE_CHECKING:
     from dmdpipe.artifacts.step import Step
+    from dmdpipe.diffusion.fresh import FreshSamples
     from dmdpipe.specs.diffusion import TrainedScore
 
 HISTORY_EVERY = 50
@@ -30,8 +32,12 @@ def zero_output_layer(network: nn.Module) -> None:
 
 
 @torch.no_grad()
-def train_denoiser(spec: TrainedScore, data: Tensor, step: Step) -> tuple[nn.Module, Tensor]:
+def train_denoiser(
+    spec: TrainedScore, data: Tensor, step: Step, fresh: FreshSamples | None = None
+) -> tuple[nn.Module, Tensor]:
     """Train a denoiser on ``data`` [n, d]; return its averaged (EMA) network and the loss history [H], on the CPU.
+
+    With ``fresh``, every batch is drawn from there, and of ``data`` only the dimension counts.
 
     Each entry of the history is the mean loss of ``HISTORY_EVERY`` steps, the last one of those that are left.
     Resumes from the step's checkpoint if there is one; the result is the same to the byte. Batches and noise are drawn
@@ -47,7 +53,8 @@ def train_denoiser(spec: TrainedScore, data: Tensor, step: Step) -> tuple[nn.Mod
     denoiser = in_precision(Denoiser(network.to(device)), spec.precision)
     optimiser = FlatOptimiser(FlatParameters(network))
     average = optimiser.parameters.values.clone()
-    streams = {purpose: Stream(derive_seed(spec.seed, "teacher", purpose)) for purpose in PURPOSES}
+    purposes = [*PURPOSES, *(("fresh",) if fresh else ())]
+    streams = {purpose: Stream(derive_seed(spec.seed, "teacher", purpose)) for purpose in purposes}
     losses = torch.zeros(-(-spec.steps // HISTORY_EVERY), device=device)
     state = TrainingState(
         step.resume,
@@ -55,7 +62,10 @@ def train_denoiser(spec: TrainedScore, data: Tensor, step: Step) -> tuple[nn.Mod
         | {f"streams/{purpose}": stream.position for purpose, stream in streams.items()},
     )
     for i in range(state.resume(spec.steps), spec.steps):
-        x = data.index_select(0, streams["batches"].integers(0, len(data), spec.batch).to(device))
+        if fresh:
+            x = fresh.draw(spec.batch, streams["batches"], streams["fresh"]).to(device)
+        else:
+            x = data.index_select(0, streams["batches"].integers(0, len(data), spec.batch).to(device))
         sigma = (streams["levels"].normal(spec.batch, 1) * spec.log_sigma_std + spec.log_sigma_mean).exp().to(device)
         noisy = torch.addcmul(x, sigma, streams["noise"].normal(*x.shape).to(device))
         loss = denoising_loss(denoiser, noisy, denoiser.conditions(sigma), x, edm_weight(sigma))
@@ -83,7 +93,11 @@ def train_teacher(step: Step) -> None:
         step.write_tensors("model.safetensors", {k: v for k, v in arrays.items() if k.startswith("exact.")})
         losses = torch.zeros(0)
     else:
-        average, losses = train_denoiser(score, torch.from_numpy(arrays["train"]), step)
+        fresh = None
+        if score.samples == "fresh":
+            # By name, so that an edit of it does not touch the teachers of finite pools.
+            fresh = import_module("dmdpipe.diffusion.fresh").FreshSamples(arrays)
+        average, losses = train_denoiser(score, torch.from_numpy(arrays["train"]), step, fresh)
         step.write_tensors("model.safetensors", {k: v.numpy() for k, v in average.state_dict().items()})
     steps = [min((i + 1) * HISTORY_EVERY, score.steps) for i in range(len(losses))] if len(losses) else []
     step.write_table("history.parquet", pd.DataFrame({"step": steps, "loss": losses.double().numpy()}))

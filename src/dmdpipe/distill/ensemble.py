@@ -155,6 +155,8 @@ def check(specs: Sequence[StudentSpec]) -> None:
     optimisers = {recipe.generator.kind, recipe.fake_score.kind}
     if recipe.regression_weight or not recipe.dm_weight or spec.init.kind == "kd-rotated":
         raise ValueError("the members of an ensemble can't regress onto the teacher's map")
+    if spec.start:
+        raise ValueError("the members of an ensemble start with their own teachers' weights")
     if recipe.fake != "learned" or optimisers != {"adamw"}:
         raise ValueError("an ensemble needs learned fake scores and AdamW")
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def initialise(
     student: Student,
     spec: StudentSpec,
-    teacher: Teacher,
+    source: Teacher,
     make_pool: Callable[[Callable[[Tensor], Tensor] | None], PairPool],
 ) -> None:
     """Set the student's weights to the start that ``spec.init`` names (see ``dmdpipe.specs.student.Init``).
@@ -30,15 +30,16 @@ def initialise(
     Args:
         student: a student with fresh weights, on whatever device, changed in place.
         spec: the student's spec.
-        teacher: D(x, σ), the source of copied weights; for a linear student an exact Gaussian teacher.
+        source: D(x, σ), whose weights are copied: the teacher, or that of ``spec.start``; for a linear student an
+            exact Gaussian teacher.
         make_pool: makes the pool of pairs (z, T(Qz)) to regress onto, given z ↦ Qz; called for ``kd-rotated`` only.
     """
     if spec.init.kind == "edm-default":
         zero_output_layer(student.get_submodule("generator.network"))
-    elif spec.init.kind in ("teacher", "rotated", "kd-rotated") and isinstance(teacher, nn.Module):
-        student.generator.load_state_dict(teacher.state_dict())
-    elif spec.network.kind == "linear" and not isinstance(teacher, nn.Module):
-        start_linear(student.get_parameter("generator.matrix"), spec, teacher)
+    elif spec.init.kind in ("teacher", "rotated", "kd-rotated", "other-teacher") and isinstance(source, nn.Module):
+        student.generator.load_state_dict(source.state_dict())
+    elif spec.network.kind == "linear" and not isinstance(source, nn.Module):
+        start_linear(student.get_parameter("generator.matrix"), spec, source)
     if spec.init.kind == "kd-rotated":
         rotation = rotation_of(spec, getattr(torch, spec.dtype)).to(next(student.parameters()).device)
         # By name, so that an edit of it does not touch the other starts.

@@ -194,7 +194,12 @@ class Distillation:
 
 
 def distil(
-    spec: StudentSpec, teacher: Teacher, step: Step | None = None, data: Tensor | None = None
+    spec: StudentSpec,
+    teacher: Teacher,
+    step: Step | None = None,
+    *,
+    start: Teacher | None = None,
+    data: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Distil one student; return its snapshots and the history of its training.
 
@@ -202,6 +207,7 @@ def distil(
         spec: the student, and the device and precision of its training.
         teacher: D_teacher(x, σ), with frozen parameters of the student's dtype, on the CPU.
         step: where checkpoints and progress go; without one, the training just runs.
+        start: the denoiser of ``spec.start``, if it names one.
         data: what the teacher trained on [n, d], which a recipe with an adversarial term needs.
 
     Returns:
@@ -224,7 +230,7 @@ def distil(
         return make_pair_pool(teacher, spec.noise_range, (recipe.regression_pairs, dim), seed, dtype, turn, device)
 
     student = student_to_train(spec, device)
-    initialise(student, spec, teacher, make_pool)
+    initialise(student, spec, placed(start, device, spec.precision) if start else teacher, make_pool)
     fake: Any = None
     if recipe.dm_weight and recipe.fake == "oracle":
         fake = import_module("dmdpipe.distill.oracle").LinearOracle(student.get_parameter("generator.matrix"))
@@ -295,11 +301,13 @@ def distil_student(step: Step) -> None:
     import pandas as pd
 
     spec: StudentSpec = step.spec
-    teacher = load_teacher(spec.teacher, step.read_tensors("teacher", "model.safetensors"), getattr(torch, spec.dtype))
+    dtype = getattr(torch, spec.dtype)
+    teacher = load_teacher(spec.teacher, step.read_tensors("teacher", "model.safetensors"), dtype)
+    start = load_teacher(spec.start, step.read_tensors("start", "model.safetensors"), dtype) if spec.start else None
     data = None
     if spec.recipe.adversarial_weight:
         data = torch.from_numpy(step.read_tensors("data", "data.safetensors")["train"])
-    snapshots, history = distil(spec, teacher, step, data)
+    snapshots, history = distil(spec, teacher, step, start=start, data=data)
     step.write_tensors("snapshots.safetensors", {name: value.numpy() for name, value in snapshots.items()})
     table = pd.DataFrame(history.numpy(), columns=list(HISTORY))
     table.insert(0, "generator_step", range(1, spec.generator_steps + 1))

@@ -8,7 +8,8 @@ the claim, a criterion *holds* if a one-sided t test over seeds puts the statist
 threshold at level 0.05/K, and *fails* if it puts it on the other side at level 0.05/(K·m); else, and below three
 counting seeds in any group, it is *undecided*. The test is Student's for one group, Welch's for several: their spreads
 and numbers of seeds may differ. A claim is supported if all of its criteria hold, refuted if any fails, inconclusive
-otherwise.
+otherwise. Some criteria are *premises*, which say that the test is one, e.g. that some teacher does memorize: unless
+all of them hold, the claim is inconclusive, whatever its other criteria say. That only takes decisive verdicts away.
 
 Why these levels. All m criteria must hold at once, so a claim that is false in one of them is supported with
 probability at most 0.05/K (an intersection–union test: no correction for m). Any one of m suffices to refute,
@@ -152,11 +153,15 @@ def judge_claim(claim: Claim, readings: Sequence[Reading], alpha: float) -> Verd
         judge_criterion(claim, criterion, reading, alpha)
         for criterion, reading in zip(claim.criteria, readings, strict=True)
     )
+    premises = [finding for finding, criterion in zip(findings, claim.criteria, strict=True) if criterion.premise]
+    missing = [finding for finding in premises if finding.outcome != "holds"]
     failing = [finding for finding in findings if finding.outcome == "fails"]
     undecided = [finding for finding in findings if finding.outcome == "undecided"]
     verdict: Literal["supported", "refuted", "inconclusive"]
     if claim.without_study is not None:
         verdict, reason = "inconclusive", f"No study has been run: {claim.without_study}."
+    elif missing:
+        verdict, reason = "inconclusive", _sentence("Not tested, for want of a premise", missing)
     elif failing:
         verdict, reason = "refuted", _sentence("Fails", failing)
     elif undecided:

@@ -36,6 +36,7 @@ INIT_COLOURS = {
     "random-head": ORANGE,
     "random-no-skip": VERMILLION,
     "kd-rotated": PURPLE,
+    "other-teacher": BLACK,
 }
 INIT_MARKERS = {
     "teacher": "o",
@@ -44,6 +45,7 @@ INIT_MARKERS = {
     "random-head": "^",
     "random-no-skip": "v",
     "kd-rotated": "D",
+    "other-teacher": "X",
 }
 DATA_COLOURS = {
     "digits": BLUE,

@@ -43,6 +43,10 @@ MetricName = Literal[
     "gate_ratio",
     "scale_ratio",
     "jacobian_alignment",
+    "nearest_ratio",
+    "nearest_ratio_held_out",
+    "memorized",
+    "memorized_held_out",
 ]
 
 
@@ -148,6 +152,9 @@ class Criterion(Spec):
     statistic: Statistic = Field(description="the number that every seed yields")
     predicts: Literal["below", "above"] = Field(description="the side of the threshold on which the claim puts it")
     threshold: FiniteFloat = Field(description="in the units of the statistic")
+    premise: bool = Field(
+        False, description="what the claim's test takes for granted: unless it holds, nothing is tested"
+    )
     because: str = Field(min_length=1, description="why this statistic and this threshold")
 
 
@@ -167,6 +174,8 @@ class Claim(Spec):
     def _criteria_or_a_reason(self) -> Claim:
         if bool(self.criteria) == (self.without_study is not None):
             raise ValueError("give either criteria or without_study")
+        if self.criteria and all(criterion.premise for criterion in self.criteria):
+            raise ValueError("all criteria are premises: nothing would be tested")
         names = [criterion.name for criterion in self.criteria]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two criteria are named '{twice[0]}'")

@@ -20,7 +20,16 @@ class _Family(Spec):
     n_held_out: PositiveInt = Field(2_000, description="size of the stored held-out set, never trained on")
 
 
-class Digits(_Family):
+class _Images(_Family):
+    n_images: PositiveInt | None = Field(
+        None, description="distinct images behind the training pool: the first n of those there are; none: all"
+    )
+    half: Literal["both", "first", "second"] = Field(
+        "both", description="which of two disjoint halves of the training images; held-out images are the same"
+    )
+
+
+class Digits(_Images):
     """scikit-learn's 8×8 digits (1,797 images), average-pooled to side×side; d = side²."""
 
     family: Literal["digits"] = "digits"
@@ -30,7 +39,7 @@ class Digits(_Family):
     )
 
 
-class Fashion(_Family):
+class Fashion(_Images):
     """Fashion-MNIST (70,000 images of 28×28), area-pooled to side×side; d = side²."""
 
     family: Literal["fashion"] = "fashion"
@@ -116,10 +125,12 @@ def dimension(data: DataSpec) -> int:
 
 
 def data_name(data: DataSpec) -> str:
-    """Return a short readable name, e.g. ``digits-8x8`` or ``gaussian-16``."""
+    """Return a short readable name, e.g. ``digits-8x8``, ``digits-8x8-first-half-n50`` or ``gaussian-16``."""
     match data:
         case Digits() | Fashion():
-            return f"{data.family}-{data.side}x{data.side}"
+            half = "" if data.half == "both" else f"-{data.half}-half"
+            few = "" if data.n_images is None else f"-n{data.n_images}"
+            return f"{data.family}-{data.side}x{data.side}{half}{few}"
         case Gaussian() | Mixture():
             return f"{data.family}-{data.dim}"
         case _:

@@ -33,6 +33,9 @@ class TrainedScore(Hardware):
     network: MLP = MLP()
     steps: PositiveInt = 4_000
     batch: PositiveInt = 256
+    samples: Literal["pool", "fresh"] = Field(
+        "pool", description="fresh: every batch is drawn anew from the exact distribution, so no sample comes twice"
+    )
     learning_rate: PositiveFloat = 1e-3
     warmup: int = Field(200, ge=0, description="steps over which the learning rate rises from 0")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights, which are the teacher")
@@ -55,8 +58,13 @@ class TeacherSpec(Spec):
 
     @model_validator(mode="after")
     def _score_is_known(self) -> TeacherSpec:
-        if self.score.kind == "exact" and self.data.family not in ("ring", "gaussian", "mixture"):
+        known = self.data.family in ("ring", "gaussian", "mixture")
+        if self.score.kind == "exact" and not known:
             raise ValueError(f"score.kind 'exact': the exact score of '{self.data.family}' is not known; use 'trained'")
+        if self.score.kind == "trained" and self.score.samples == "fresh" and not known:
+            raise ValueError(
+                f"score.samples 'fresh': the distribution of '{self.data.family}' is not known; use 'pool'"
+            )
         return self
 
 

@@ -14,7 +14,7 @@ from dmdpipe.specs.diffusion import ExactScore, NoiseBankSpec, TeacherSamplesSpe
 from dmdpipe.specs.network import MLP, Linear
 from dmdpipe.specs.pairs import MetricsSpec, PairsSpec
 from dmdpipe.specs.problems import parse
-from dmdpipe.specs.student import StudentSpec
+from dmdpipe.specs.student import Init, StudentSpec
 from dmdpipe.specs.study import Cell, Scale, ScaleOverlay, Study
 
 
@@ -247,7 +247,31 @@ def resolve(cell: Cell, seed: int, where: str) -> MetricsSpec:
         settings["network"] = cell.score.network if cell.score.kind == "trained" else settings["network"]
     if settings["network"] is None:
         raise UserError(f"{where}: student.network: an exact teacher has no network to copy; name one")
-    student = parse(StudentSpec, {**settings, "teacher": teacher, "noise_range": cell.noise_range, "seed": seed}, where)
+    start = start_of(cell, teacher, where)
+    kind = "teacher" if cell.student.init.kind == "other-teacher" and start is None else cell.student.init.kind
+    settings["init"] = Init(kind=kind, regression_steps=cell.student.init.regression_steps)
+    own = {"teacher": teacher, "start": start, "noise_range": cell.noise_range, "seed": seed}
+    student = parse(StudentSpec, {**settings, **own}, where)
     bank = parse(NoiseBankSpec, {"dim": dimension(cell.data), **cell.bank.model_dump()}, f"{where}: bank")
     samples = TeacherSamplesSpec(teacher=teacher, bank=bank, noise_range=cell.noise_range, sampler=cell.sampler)
     return MetricsSpec(pairs=PairsSpec(student=student, teacher_samples=samples), **cell.metrics.model_dump())
+
+
+def start_of(cell: Cell, teacher: TeacherSpec, where: str) -> TeacherSpec | None:
+    """Return the other teacher that a student starts with, or None if that is its own: equal students are one step.
+
+    Raises:
+        UserError: if the data have no halves, or the teacher was not trained.
+    """
+    source = cell.student.init.source
+    if source is None:
+        return None
+    place = f"{where}: student.init.source"
+    score, data = teacher.score, teacher.data
+    if score.kind != "trained":
+        raise UserError(f"{place}: an exact teacher has no steps, seed or data to change; use score.kind 'trained'")
+    if source.half and "half" not in type(data).model_fields:
+        raise UserError(f"{place}.half: data of the family '{data.family}' have no halves; digits and fashion have")
+    other = score.model_copy(update={"steps": source.steps or score.steps, "seed": score.seed + source.seed_offset})
+    start = TeacherSpec(data=data.model_copy(update={"half": source.half}) if source.half else data, score=other)
+    return None if start == teacher else start

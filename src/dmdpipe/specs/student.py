@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from dmdpipe.specs.base import Spec
+from dmdpipe.specs.data import dimension
 from dmdpipe.specs.diffusion import NoiseRange, TeacherSpec
 from dmdpipe.specs.hardware import Hardware
 from dmdpipe.specs.network import MLP, Linear
 
-InitKind = Literal["teacher", "rotated", "edm-default", "random-head", "random-no-skip", "kd-rotated"]
+InitKind = Literal["teacher", "rotated", "edm-default", "random-head", "random-no-skip", "kd-rotated", "other-teacher"]
 
 
 class Init(Spec):
@@ -20,11 +21,36 @@ class Init(Spec):
     teacher: the teacher's weights. rotated: the teacher's denoiser behind a fixed rotation of its input, S₀(z) =
     D(σ_max·Qz, σ_max) (an equivariance check, exact for any network). edm-default: fresh weights with a zero output
     layer, S₀ = c_skip·σ_max·z. random-head: fresh weights, random output layer, skip kept. random-no-skip: the same
-    without the skip. kd-rotated: the teacher's weights, first regressed onto T∘Q.
+    without the skip. kd-rotated: the teacher's weights, first regressed onto T∘Q. other-teacher: the weights of another
+    teacher than the one whose score the student follows.
     """
 
     kind: InitKind = "teacher"
     regression_steps: PositiveInt = Field(2_000, description="kd-rotated only: steps of the regression onto T∘Q")
+
+
+class StartSource(Spec):
+    """How the teacher whose weights a student starts with differs from the one whose score it follows."""
+
+    steps: PositiveInt | None = Field(None, description="its training steps; none: as many")
+    seed_offset: NonNegativeInt = Field(0, description="added to its seed")
+    half: Literal["first", "second"] | None = Field(
+        None, description="the half of the training images that it has seen; none: the same images"
+    )
+
+
+class InitSettings(Init):
+    """What a study may say about a start; ``StudentSpec.start`` follows from it."""
+
+    source: StartSource | None = Field(None, description="other-teacher only: which one")
+
+    @model_validator(mode="after")
+    def _source_where_it_counts(self) -> InitSettings:
+        if (self.kind == "other-teacher") != (self.source is not None):
+            raise ValueError(
+                f"kind '{self.kind}' and source: give a source to the kind 'other-teacher', and to no other"
+            )
+        return self
 
 
 class Optimiser(Spec):
@@ -158,6 +184,7 @@ class StudentSpec(Hardware):
     """One student: its teacher, its start, its recipe, its length, its seed, and on what it trains."""
 
     teacher: TeacherSpec
+    start: TeacherSpec | None = Field(None, description="init.kind other-teacher: whose weights it starts with")
     network: Annotated[MLP | Linear, Field(discriminator="kind")] = MLP()
     noise_range: NoiseRange = NoiseRange()
     init: Init = Init()
@@ -199,6 +226,15 @@ class StudentSpec(Hardware):
                 "recipe.adversarial_weight needs a teacher whose score.kind is 'trained': the discriminator reads the"
                 " hidden state of its network"
             )
+        if (self.init.kind == "other-teacher") != (self.start is not None):
+            raise ValueError("start names the teacher of init.kind 'other-teacher': give both or neither")
+        if self.start is not None:
+            if self.start == self.teacher:
+                raise ValueError("start is the student's own teacher: that is init.kind 'teacher'")
+            if self.start.score.kind != "trained" or self.network != self.start.score.network:
+                raise ValueError("init.kind 'other-teacher' copies weights: start must be trained, on the same network")
+            if dimension(self.start.data) != dimension(self.teacher.data):
+                raise ValueError("init.kind 'other-teacher' copies weights: start must have data of the same dimension")
         learns_fake = self.recipe.dm_weight > 0 and self.recipe.fake == "learned"
         if learns_fake and self.teacher.score.kind != "trained":
             raise ValueError(

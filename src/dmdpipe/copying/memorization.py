@@ -1,0 +1,46 @@
+"""Whether a teacher repeats its training data: how its samples lie among the training points."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dmdpipe.copying.distances import as_points, squared_distance_tiles
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from dmdpipe.copying.distances import Array
+
+MEMORIZED = 1 / 3  # a sample counts as memorized below this ratio, as in Yoon et al. (2023)
+
+
+def nearest_ratios(samples: npt.ArrayLike, training: npt.ArrayLike) -> Array:
+    """Return d₁/d₂ [N]: a sample's distance to the nearest training point over that to the second nearest.
+
+    0: the sample is a training point. Near 1: it lies no nearer to one of them than to others. Among many points spread
+    evenly in d dimensions the ratio is below r with probability r^d. Equal training points count once.
+
+    Args:
+        samples: points [N, d].
+        training: points [m, d].
+
+    Returns:
+        Ratios in 0…1; NaN if fewer than two training points differ.
+    """
+    x, points = as_points(samples), np.unique(as_points(training), axis=0)
+    if len(points) < 2:
+        return np.full(len(x), np.nan)
+    nearest = np.full((len(x), 2), np.inf)
+    for rows, _, tile in squared_distance_tiles(x, points):
+        least = np.partition(tile, 1, axis=1)[:, :2] if tile.shape[1] > 1 else tile
+        both = np.concatenate([nearest[rows], least], axis=1)
+        nearest[rows] = np.partition(both, 1, axis=1)[:, :2]
+    first, second = np.sqrt(nearest.T)
+    return first / second
+
+
+def memorized_share(ratios: Array) -> float:
+    """Return the share of samples whose ratio is below 1/3, 0…1; NaN if the ratios are."""
+    return float(np.mean(ratios < MEMORIZED)) if np.isfinite(ratios).all() else float("nan")
