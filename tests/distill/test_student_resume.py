@@ -75,7 +75,7 @@ def teacher(spec):
 
 def trained(spec, step=None):
     """Return all bytes that a distillation returns."""
-    snapshots, history = distil(spec, teacher(spec), step, DATA)
+    snapshots, history = distil(spec, teacher(spec), step, data=DATA)
     return {name: value.numpy().tobytes() for name, value in snapshots.items()} | {"history": history.numpy().tobytes()}
 
 
