@@ -137,6 +137,7 @@ def pairs(
         "reference": teacher(bank.reference, curvature),
         "noise_held_out": bank.held_out,
         "data_held_out": teacher(bank.data, curvature),
+        "training": teacher(bank.data, curvature),
         "projections": PROJECTIONS,
     }
 
