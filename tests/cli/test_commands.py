@@ -72,7 +72,8 @@ def test_every_example_in_the_help_is_understood(dmdpipe: Callable[..., Any], pa
         done = dmdpipe(*words)
         asks_results = words[0] in ("results", "verdicts", "audit", "bundle") or words[:2] == ["bench", "gate"]
         no_run_yet = asks_results and re.search("not there yet|no artifact|holds no results|is no folder", done.err)
-        assert done.status == 0 or no_run_yet, (example, done)
+        no_gpu = words[:2] == ["bench", "gpu"] and "finds no GPU" in done.err
+        assert done.status == 0 or no_run_yet or no_gpu, (example, done)
 
 
 def test_csv_and_json_of_the_studies_agree_and_name_every_study(dmdpipe: Callable[..., Any], checkout: Any) -> None:

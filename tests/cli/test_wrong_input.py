@@ -25,8 +25,7 @@ WRONG_FILES: dict[str, tuple[str, str, str, list[str]]] = {
     "config: unknown study": (CONFIG, "dynamics", "dynamic", [CONFIG, "studies", "did you mean 'dynamics'?"]),
     "config: no studies": (
         CONFIG,
-        "[validity, low_dimension, high_dimension, dimension, initialisation, adversarial, auxiliary, dynamics,"
-        " sigma_max]",
+        "[validity, low_dimension, high_dimension, dimension, initialisation, adversarial, dynamics, sigma_max]",
         "[]",
         [CONFIG, "studies"],
     ),

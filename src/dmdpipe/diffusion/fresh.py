@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dmdpipe.diffusion.determinism import square_root
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -28,7 +30,7 @@ class FreshSamples:
         weights, means, basis, variances = (
             torch.as_tensor(tensors[f"exact.{name}"]) for name in ("weights", "means", "basis", "variances")
         )
-        self.means, self.axes, self.spread = means.float(), basis.T.float(), variances.sqrt().float()
+        self.means, self.axes, self.spread = means.float(), basis.T.float(), square_root(variances).float()
         self.upper = (weights.cumsum(0) * LEVELS).round().long()
         self.upper[-1] = LEVELS
 
