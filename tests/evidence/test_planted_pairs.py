@@ -104,6 +104,7 @@ def ring(
         "reference": sample(rng.integers(modes, size=(3, n))),
         "noise_held_out": bank.held_out,
         "data_held_out": sample(rng.integers(modes, size=n)),
+        "training": sample(rng.integers(modes, size=n)),
         "modes": centres,
         "projections": 8,
     }
