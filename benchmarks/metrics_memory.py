@@ -46,6 +46,7 @@ def main() -> None:
         reference=draw(options.references, n),
         noise_held_out=held_out,
         data_held_out=draw(n),
+        training=draw(4_000),
     )
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
