@@ -29,8 +29,8 @@ def state(size):
 @pytest.mark.parametrize("size", SIZES)
 def test_one_step_is_the_plain_one(size, changed):
     found, exact = state(size), [tensor.double() for tensor in state(size)]
-    kernel.adamw(*found, **NUMBERS | changed)
-    plain_adamw(*exact, **NUMBERS | changed)
+    kernel.adamw(*found, kernel.AdamWSizes(**NUMBERS | changed))
+    plain_adamw(*exact, kernel.AdamWSizes(**NUMBERS | changed))
     assert torch.equal(found[1], state(size)[1])
     for one, expected in zip(found, exact, strict=True):
         assert_close(one.double(), expected, rtol=1e-6, atol=5e-7)
@@ -50,13 +50,13 @@ def test_the_norm_is_summed_in_double_precision(size):
 def test_an_entry_moves_on_its_own():
     """Neither its neighbours nor its place count; what is not a number stays where it is."""
     whole = state(103)
-    kernel.adamw(*whole, **NUMBERS)
+    kernel.adamw(*whole, kernel.AdamWSizes(**NUMBERS))
     pieces = [tensor[5:97].clone() for tensor in state(103)]
-    kernel.adamw(*pieces, **NUMBERS)
+    kernel.adamw(*pieces, kernel.AdamWSizes(**NUMBERS))
     assert all(torch.equal(one, other[5:97]) for one, other in zip(pieces, whole, strict=True))
     spoiled = state(103)
     spoiled[1][40] = math.nan
-    kernel.adamw(*spoiled, **NUMBERS)
+    kernel.adamw(*spoiled, kernel.AdamWSizes(**NUMBERS))
     others = torch.arange(103) != 40
     for one, other in zip(spoiled, whole, strict=True):
         assert torch.equal(one[others], other[others]) and torch.isnan(one[40])

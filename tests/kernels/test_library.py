@@ -84,7 +84,7 @@ def everything():
     stream = Stream(2**63 + 5)
     values, gradient, first, second = draw(4, 1003)
     numbers = {"scale": 0.3, "keep": 0.99, "beta1": 0.9, "beta2": 0.99, "rate": 0.01, "epsilon": 1e-6}
-    optimiser.adamw(values, gradient, first, second.square_(), **numbers)
+    optimiser.adamw(values, gradient, first, second.square_(), optimiser.AdamWSizes(**numbers))
     x, y = draw(2, 70, 5).double().numpy()
     near = np.linspace(0.1, 9, 70)
     found = [

@@ -82,33 +82,21 @@ class FlatOptimiser:
         steps, second = int(self.state["steps"]), self.state["second"]
         # m̂/(√v̂ + ε) with the bias correction of v pulled out of the denominator: one pass less over the parameters.
         correction = math.sqrt(1 - self.beta2**steps)
-        sizes = {
-            "scale": scale,
-            "keep": 1 - learning_rate * self.weight_decay,
-            "beta1": self.beta1,
-            "beta2": self.beta2,
-            "rate": learning_rate * correction / (1 - self.beta1**steps),
-            "epsilon": ADAM_EPSILON * correction,
-        }
-        (kernel.adamw if compiled else plain_adamw)(values, gradient, first, second, **sizes)
+        sizes = kernel.AdamWSizes(
+            scale=scale,
+            keep=1 - learning_rate * self.weight_decay,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            rate=learning_rate * correction / (1 - self.beta1**steps),
+            epsilon=ADAM_EPSILON * correction,
+        )
+        (kernel.adamw if compiled else plain_adamw)(values, gradient, first, second, sizes)
         return norm
 
 
-def plain_adamw(
-    values: Tensor,
-    gradient: Tensor,
-    first: Tensor,
-    second: Tensor,
-    *,
-    scale: float,
-    keep: float,
-    beta1: float,
-    beta2: float,
-    rate: float,
-    epsilon: float,
-) -> None:
+def plain_adamw(values: Tensor, gradient: Tensor, first: Tensor, second: Tensor, sizes: kernel.AdamWSizes) -> None:
     """Do what ``dmdpipe.kernels.optimiser.adamw`` does, on any device and in any precision."""
-    scaled = gradient * scale
-    first.lerp_(scaled, 1 - beta1)
-    second.mul_(beta2).addcmul_(scaled, scaled, value=1 - beta2)
-    values.mul_(keep).addcdiv_(first, square_root(second).add_(epsilon), value=-rate)
+    scaled = gradient * sizes.scale
+    first.lerp_(scaled, 1 - sizes.beta1)
+    second.mul_(sizes.beta2).addcmul_(scaled, scaled, value=1 - sizes.beta2)
+    values.mul_(sizes.keep).addcdiv_(first, square_root(second).add_(sizes.epsilon), value=-sizes.rate)

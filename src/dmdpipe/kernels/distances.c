@@ -74,66 +74,70 @@ EACH void tile_of(count rows, count dim, const double *x, const double *norms, c
 
 EACH count smaller(count a, count b) { return a < b ? a : b; }
 
-/* Return Σ ‖x_i − y_j‖ over all i < n and j < m; x is [n × dim], `packed` all of y. Rows are taken in blocks, so that each
- * pack is used many times before the next one takes its place in the cache. */
-double distances_sum(count n, count m, count dim, const double *x, const double *packed) {
-    double total = 0;
+/* What is done with the squared distances of row i, of the points, from `here` of the packed ones. */
+typedef void (*Use)(count i, count here, const double *squares, void *state);
+
+/* Use every squared distance between x [n × dim] and the m points in `packed`. Rows are taken in blocks, so that each pack
+ * is used many times before the next one takes its place in the cache. `use` is told how many of a whole pack there are
+ * by a constant wherever it can be. */
+EACH void use_all(count n, count m, count dim, const double *x, const double *packed, const Use use, void *state) {
     for (count block = 0; block < n; block += BLOCK) {
         count rows = smaller(BLOCK, n - block);
-        double norms[BLOCK], squares[ROWS][COLUMNS], sums[COLUMNS] = {0};
+        double norms[BLOCK], squares[ROWS][COLUMNS];
         for (count r = 0; r < rows; r++) norms[r] = squared_norm(dim, x + (block + r) * dim);
         const double *pack = packed;
-        for (count j = 0; j < m; j += COLUMNS, pack += (dim + 1) * COLUMNS) {
-            count here = smaller(COLUMNS, m - j);
+        for (count j = 0; j < m; j += COLUMNS, pack += (dim + 1) * COLUMNS)
             for (count first = 0; first < rows; first += ROWS) {
-                count own = smaller(ROWS, rows - first);
-                tile_of(own, dim, x + (block + first) * dim, norms + first, pack, squares);
+                count own = smaller(ROWS, rows - first), i = block + first;
+                tile_of(own, dim, x + i * dim, norms + first, pack, squares);
                 for (count r = 0; r < own; r++)
-                    if (here == COLUMNS)
-                        for (count c = 0; c < COLUMNS; c++) sums[c] += __builtin_sqrt(squares[r][c]);
+                    if (m - j >= COLUMNS)
+                        use(i + r, COLUMNS, squares[r], state);
                     else
-                        for (count c = 0; c < here; c++) sums[c] += __builtin_sqrt(squares[r][c]);
+                        use(i + r, m - j, squares[r], state);
             }
-        }
+    }
+}
+
+EACH void add_roots(count i, count here, const double *squares, void *state) {
+    (void)i;
+    double *sums = state;
+    for (count c = 0; c < here; c++) sums[c] += __builtin_sqrt(squares[c]);
+}
+
+/* Return Σ ‖x_i − y_j‖ over all i < n and j < m; x is [n × dim], `packed` all of y. */
+double distances_sum(count n, count m, count dim, const double *x, const double *packed) {
+    double total = 0;
+    /* Block by block, so that no sum grows so long that it loses digits. */
+    for (count first = 0; first < n; first += BLOCK) {
+        double sums[COLUMNS] = {0};
+        use_all(smaller(BLOCK, n - first), m, dim, x + first * dim, packed, add_roots, sums);
         for (count c = 0; c < COLUMNS; c++) total += sums[c];
     }
     return total;
 }
 
-EACH void count_row(count here, const double *squares, double near, double far, int64_t *below, int64_t *within) {
+typedef struct {
+    const double *near, *far;
+    int64_t *nearer, *not_farther;
+} Counts;
+
+EACH void count_row(count i, count here, const double *squares, void *state) {
+    const Counts *counts = state;
+    int64_t nearer = 0, not_farther = 0;
     for (count c = 0; c < here; c++) {
-        below[c] += squares[c] < near;
-        within[c] += squares[c] <= far;
+        nearer += squares[c] < counts->near[i];
+        not_farther += squares[c] <= counts->far[i];
     }
+    counts->nearer[i] += nearer;
+    counts->not_farther[i] += not_farther;
 }
 
 /* For every i count how many y_j are nearer than near[i], and how many not farther than far[i] (squared distances). */
 void distances_count(count n, count m, count dim, const double *x, const double *packed, const double *near,
                      const double *far, int64_t *nearer, int64_t *not_farther) {
-    for (count block = 0; block < n; block += BLOCK) {
-        count rows = smaller(BLOCK, n - block);
-        double norms[BLOCK], squares[ROWS][COLUMNS];
-        int64_t below[BLOCK][COLUMNS] = {0}, within[BLOCK][COLUMNS] = {0};
-        for (count r = 0; r < rows; r++) norms[r] = squared_norm(dim, x + (block + r) * dim);
-        const double *pack = packed;
-        for (count j = 0; j < m; j += COLUMNS, pack += (dim + 1) * COLUMNS) {
-            count here = smaller(COLUMNS, m - j);
-            for (count first = 0; first < rows; first += ROWS) {
-                count own = smaller(ROWS, rows - first);
-                tile_of(own, dim, x + (block + first) * dim, norms + first, pack, squares);
-                for (count r = 0, at = block + first; r < own; r++, at++)
-                    if (here == COLUMNS)
-                        count_row(COLUMNS, squares[r], near[at], far[at], below[first + r], within[first + r]);
-                    else
-                        count_row(here, squares[r], near[at], far[at], below[first + r], within[first + r]);
-            }
-        }
-        for (count r = 0; r < rows; r++) {
-            nearer[block + r] = not_farther[block + r] = 0;
-            for (count c = 0; c < COLUMNS; c++) {
-                nearer[block + r] += below[r][c];
-                not_farther[block + r] += within[r][c];
-            }
-        }
-    }
+    Counts counts = {near, far, nearer, not_farther};
+    memset(nearer, 0, (size_t)n * sizeof *nearer);
+    memset(not_farther, 0, (size_t)n * sizeof *not_farther);
+    use_all(n, m, dim, x, packed, count_row, &counts);
 }
