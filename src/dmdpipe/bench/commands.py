@@ -24,15 +24,21 @@ bench_app = typer.Typer(
     """,
 )
 
+Widths = Annotated[list[int] | None, typer.Option("--width", min=1, help="of the network; 64, 128 and 256")]
+Dim = Annotated[int, typer.Option("--dim", min=1, help="number of coordinates d")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="samples a step")]
+Turns = Annotated[int, typer.Option("--turns", min=1, help="how often each is timed")]
+Form = Annotated[Format, typer.Option("--format", help="table, json or csv")]
+
 
 @bench_app.command("training")
 def training(
-    widths: Annotated[list[int] | None, typer.Option("--width", min=1, help="of the network; 64, 128 and 256")] = None,
-    dim: Annotated[int, typer.Option("--dim", min=1, help="number of coordinates d")] = 64,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="samples a step")] = 256,
-    turns: Annotated[int, typer.Option("--turns", min=1, help="how often each is timed")] = 5,
+    widths: Widths = None,
+    dim: Dim = 64,
+    batch: Batch = 256,
+    turns: Turns = 5,
     seconds: Annotated[float, typer.Option("--seconds", min=0.01, help="about how long one turn trains")] = 2.0,
-    form: Annotated[Format, typer.Option("--format", help="table, json or csv")] = Format.table,
+    form: Form = Format.table,
 ) -> None:
     """Train on one thread, everything included, and time the bare matrix products of that training beside it.
 
@@ -57,12 +63,12 @@ def training(
 
 @bench_app.command("sampling")
 def sampling(
-    widths: Annotated[list[int] | None, typer.Option("--width", min=1, help="of the network; 64, 128 and 256")] = None,
-    dim: Annotated[int, typer.Option("--dim", min=1, help="number of coordinates d")] = 64,
+    widths: Widths = None,
+    dim: Dim = 64,
     samples: Annotated[int, typer.Option("--samples", min=1, help="number of noises N")] = 4_096,
     steps: Annotated[int, typer.Option("--steps", min=1, help="intervals of the sampler")] = 32,
-    turns: Annotated[int, typer.Option("--turns", min=1, help="how often each is timed")] = 5,
-    form: Annotated[Format, typer.Option("--format", help="table, json or csv")] = Format.table,
+    turns: Turns = 5,
+    form: Form = Format.table,
 ) -> None:
     """Map noise to samples by Heun's method on one thread, and time the denoiser's calls in it beside it.
 
@@ -89,7 +95,7 @@ def sampling(
 @bench_app.command("gate")
 def gate(
     results: Annotated[Path, typer.Argument(help="a folder of results")] = Path("results"),
-    form: Annotated[Format, typer.Option("--format", help="table, json or csv")] = Format.table,
+    form: Form = Format.table,
 ) -> None:
     """Read off finished results how long students train until their distribution is within the gate.
 
@@ -113,11 +119,11 @@ def gpu(
     precisions: Annotated[list[str] | None, typer.Option("--precision", help="full, tf32, bf16; on a GPU all")] = None,
     device: Annotated[str, typer.Option("--device", help="cuda, or cpu to see what it prints")] = "cuda",
     width: Annotated[int, typer.Option("--width", min=1, help="of the network")] = 64,
-    dim: Annotated[int, typer.Option("--dim", min=1, help="number of coordinates d")] = 64,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="samples a step")] = 256,
+    dim: Dim = 64,
+    batch: Batch = 256,
     steps: Annotated[int, typer.Option("--steps", min=2, help="generator steps that are timed")] = 100,
-    turns: Annotated[int, typer.Option("--turns", min=1, help="how often each is timed")] = 3,
-    form: Annotated[Format, typer.Option("--format", help="table, json or csv")] = Format.table,
+    turns: Turns = 3,
+    form: Form = Format.table,
 ) -> None:
     """Check students that a GPU trained, then time them: one by one, and many at once as a CUDA graph.
 
@@ -155,7 +161,7 @@ def growth(
     turns: Annotated[int, typer.Option("--turns", min=1, help="how often each is timed; the shortest counts")] = 3,
     values: Annotated[int | None, typer.Option("--values", min=2, help="how many values of each, from below")] = None,
     output: Annotated[Path | None, typer.Option("--output", help="a folder for growth.png, .pdf and .csv")] = None,
-    form: Annotated[Format, typer.Option("--format", help="table, json or csv")] = Format.table,
+    form: Form = Format.table,
 ) -> None:
     """Time training, sampling and metrics while one thing grows: dimension, width, batch, members, pairs, steps.
 
