@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.func import vmap
 from torch.testing import assert_close
 
 from dmdpipe.distill.ensemble import Ensemble
 from dmdpipe.distill.loop import distil
+from dmdpipe.distill.student import build_student
 from dmdpipe.networks.denoiser import Denoiser, build_network
-from dmdpipe.specs.data import Gaussian
+from dmdpipe.specs.data import Gaussian, dimension
 from dmdpipe.specs.diffusion import TeacherSpec, TrainedScore
 from dmdpipe.specs.network import MLP
 from dmdpipe.specs.student import StudentSpec
@@ -68,6 +70,16 @@ def test_a_member_that_is_not_a_number_leaves_its_neighbours_as_they_are():
     ill = together(specs, teachers)
     assert ill[1].isnan().any()
     assert torch.equal(ill[0], well[0]) and torch.equal(ill[2], well[2])
+
+
+def test_a_student_answers_after_it_was_mapped_over_members():
+    """What it remembers of its noise level is no member's own, which ends with the map."""
+    student = build_student(member(0))
+    student.generator.plain = True
+    z = torch.ones(2, 3, dimension(member(0).teacher.data), dtype=next(student.parameters()).dtype)
+    with torch.no_grad():
+        vmap(student)(z)
+        assert student(z[0]).shape == z[0].shape
 
 
 def test_members_do_not_depend_on_how_many_they_are():

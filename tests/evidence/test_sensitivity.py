@@ -137,6 +137,14 @@ def test_a_verdict_that_hangs_on_the_recipe() -> None:
     assert changes(sensitivity_table(one_claim(RHO), of({100: SAME})), "recipe") == {}
 
 
+def test_a_difference_between_recipes_is_read_with_no_other_recipe() -> None:
+    """With one recipe on both sides it would be 0, which proves nothing."""
+    told = {"b": (labels("digits-8x8", 64, recipe="regression"), {100: SAME | {"rho": 0.05}})}
+    difference = {"difference": {"metric": "rho", "minus": {"recipe": "regression"}}}
+    table = sensitivity_table(one_claim(difference, recipe="dmd2"), of({100: SAME}, **told))
+    assert changes(table, "recipe") == {}
+
+
 def test_nothing_planted_nothing_changes_and_the_official_verdicts_stay() -> None:
     claims = declared_claims()
     studies = [

@@ -287,12 +287,19 @@ def test_who_answers_is_chosen_by_precision_gradients_and_request():
     assert asked == ["C"]
 
 
+def cut(given):
+    """Conditions whose features [B, E] end one too soon."""
+    return given._replace(features=given.features[:, :-1])
+
+
 WRONG = {
     "a coordinate more": lambda denoiser, x, sigma: denoiser(draw(6, 4), sigma),
     "a coordinate less": lambda denoiser, x, sigma: denoiser(draw(6, 2), sigma),
     "too few noise levels": lambda denoiser, x, sigma: denoiser(x, sigma[:4]),
     "too few rows of the table": lambda denoiser, x, sigma: denoiser(x, denoiser.conditions(sigma).at(torch.arange(2))),
     "a row beyond the table": lambda denoiser, x, sigma: denoiser(x, denoiser.conditions(sigma).at(torch.arange(1, 7))),
+    "a noise feature less": lambda denoiser, x, sigma: denoiser(x, cut(denoiser.conditions(sigma))),
+    "rows in single precision": lambda denoiser, x, sigma: denoiser(x, denoiser.conditions(sigma).at(torch.zeros(6))),
     "weights in double precision": lambda denoiser, x, sigma: denoiser.double()(x, sigma),
 }
 

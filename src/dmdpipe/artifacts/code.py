@@ -208,7 +208,9 @@ def _c_beside(file: Path) -> dict[str, str]:
     if not c_file.exists():
         return {}
     try:
-        return {source.name: digest(_without_comments(source.read_text())) for source in sources_of(c_file)}
+        return {
+            source.name: digest(_without_comments(source.read_text(encoding="utf-8"))) for source in sources_of(c_file)
+        }
     except (OSError, ValueError) as error:
         raise _unreadable(error) from None
 

@@ -18,12 +18,12 @@ TILE = (128, 512)  # half a MiB of float64, so that a tile stays in the cache un
 
 
 def as_points(points: npt.ArrayLike) -> Array:
-    """Return points [N, d] in float64.
+    """Return points [N, d] in float64, row by row in memory, as the kernels in C read them.
 
     Raises:
         ValueError: if the array is not two-dimensional, or is empty.
     """
-    array = np.asarray(points, dtype=np.float64)
+    array = np.asarray(points, dtype=np.float64, order="C")
     if array.ndim != 2 or array.size == 0:
         raise ValueError(f"expected points of shape [N, d], got {array.shape}")
     return array

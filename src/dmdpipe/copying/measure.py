@@ -302,8 +302,8 @@ def _set_up(arrays: Mapping[str, npt.NDArray], projections: int, whitened_varian
     affine = fit_affine(noise_held_out, teacher_held_out)
     matched = match_variance(affine, noise_held_out, teacher_held_out)
     axes = whitening(teacher_held_out, whitened_variance)
-    ratios = nearest_ratios(teacher, arrays["training"])
-    ratios_held_out = nearest_ratios(arrays["data_held_out"][:n], arrays["training"])
+    both = np.concatenate([teacher, arrays["data_held_out"][:n]])
+    ratios, ratios_held_out = np.split(nearest_ratios(both, arrays["training"]), [n])
     null = dimension_matched_null(d, n, seed=derive_seed(SEED, "copying", "null"))
     return _Instrument(
         z=z,

@@ -79,19 +79,20 @@ class FlatOptimiser:
             first.mul_(self.beta1).add_(gradient, alpha=scale).add_(values, alpha=self.weight_decay)
             values.add_(first, alpha=-learning_rate)
             return norm
-        steps, second = int(self.state["steps"]), self.state["second"]
-        # m̂/(√v̂ + ε) with the bias correction of v pulled out of the denominator: one pass less over the parameters.
-        correction = math.sqrt(1 - self.beta2**steps)
-        sizes = kernel.AdamWSizes(
-            scale=scale,
-            keep=1 - learning_rate * self.weight_decay,
-            beta1=self.beta1,
-            beta2=self.beta2,
-            rate=learning_rate * correction / (1 - self.beta1**steps),
-            epsilon=ADAM_EPSILON * correction,
-        )
-        (kernel.adamw if compiled else plain_adamw)(values, gradient, first, second, sizes)
+        rate, epsilon = bias_corrected(learning_rate, self.beta1, self.beta2, int(self.state["steps"]))
+        keep = 1 - learning_rate * self.weight_decay
+        sizes = kernel.AdamWSizes(scale, keep, self.beta1, self.beta2, rate, epsilon)
+        (kernel.adamw if compiled else plain_adamw)(values, gradient, first, self.state["second"], sizes)
         return norm
+
+
+def bias_corrected(learning_rate: float, beta1: float, beta2: float, step: int) -> tuple[float, float]:
+    """Return Adam's learning rate and ε at a step, 1 for the first, with both bias corrections.
+
+    m̂/(√v̂ + ε) with the bias correction of v pulled out of the denominator: one pass less over the parameters.
+    """
+    correction = math.sqrt(1 - beta2**step)
+    return learning_rate * correction / (1 - beta1**step), ADAM_EPSILON * correction
 
 
 def plain_adamw(values: Tensor, gradient: Tensor, first: Tensor, second: Tensor, sizes: kernel.AdamWSizes) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dmdpipe.specs.diffusion import NoiseRange
 
 DenoiserFunction = Callable[[Tensor, Tensor], Tensor]
-CHUNK = 1_024  # rows, so that a layer of 64 units stays in a CPU's cache
+CHUNK = 1_024  # rows
 
 
 def probability_flow(denoiser: DenoiserFunction, x: Tensor, noise_range: NoiseRange, steps: int) -> Tensor:

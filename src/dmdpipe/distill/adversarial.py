@@ -10,7 +10,6 @@ gradient's norm holds for fake score and head together, as in DMD2.
 from __future__ import annotations
 
 import copy
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,10 +68,7 @@ def hidden_state(denoiser: Denoiser, noisy: Tensor, sigma: Any) -> Tensor:
     """
     network: Any = denoiser.network
     given = denoiser.told(sigma).looked_up()
-    embedding = F.silu(network.noise_embedding(given.features))
-    h: Tensor = network.input(given.c_in * noisy)
-    for block in islice(network.blocks, (len(network.blocks) + 1) // 2):
-        h = h + F.silu(block(h) + embedding)
+    h: Tensor = network.hidden_state(given.c_in * noisy, given.features, (len(network.blocks) + 1) // 2)
     return h
 
 

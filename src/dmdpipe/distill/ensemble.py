@@ -9,7 +9,6 @@ neighbours nor the device, to rounding. A member that diverges leaves its neighb
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from dmdpipe.diffusion.determinism import square_root, start_device
-from dmdpipe.diffusion.optimiser import ADAM_EPSILON
+from dmdpipe.diffusion.optimiser import bias_corrected
 from dmdpipe.distill.batches import RandomBatches
 from dmdpipe.distill.cuda_graph import Replayed
 from dmdpipe.distill.dmd import dm_gradient, fake_score_loss
@@ -227,11 +226,10 @@ def draw_round(batches: RandomBatches, recipe: Recipe) -> Tensors:
 
 
 def step_sizes(optimiser: Optimiser, iteration: int, iterations: int, count: int) -> Tensor:
-    """Return what changes from step to step of AdamW: learning rate, bias-corrected rate, and its correction of ε."""
+    """Return what changes from step to step of AdamW: learning rate, and both ``bias_corrected`` numbers."""
     rate = learning_rate(optimiser, iteration, iterations)
-    correction = math.sqrt(1 - optimiser.beta2**count)
-    sizes = (rate, rate * correction / (1 - optimiser.beta1**count), ADAM_EPSILON * correction)
-    return torch.tensor(sizes, dtype=torch.float64)
+    corrected = bias_corrected(rate, optimiser.beta1, optimiser.beta2, count)
+    return torch.tensor((rate, *corrected), dtype=torch.float64)
 
 
 def step(member: Tensors, name: str, gradient: Tensor, optimiser: Optimiser, sizes: Tensor) -> None:

@@ -173,7 +173,10 @@ def _recipes(runs: pd.DataFrame) -> Iterator[_Option]:
 
 def _with_recipe(runs: pd.DataFrame, recipe: str) -> Callable[[Criterion], Reading | None]:
     def read(criterion: Criterion) -> Reading | None:
-        if runs.loc[runs["study"] == criterion.study, "recipe"].nunique() < 2:
+        difference = criterion.statistic.difference
+        # Where recipes are compared, one recipe would be compared with itself.
+        compares = difference is not None and difference.minus is not None and difference.minus.recipe
+        if compares or runs.loc[runs["study"] == criterion.study, "recipe"].nunique() < 2:
             return None
         select = criterion.select.model_copy(update={"recipe": (recipe,)})
         reading = read_criterion(criterion.model_copy(update={"select": select}), runs)

@@ -21,7 +21,7 @@ STATUS = struct.Struct("!i")
 def main(command: list[str]) -> int:
     """Run ``command``; return its exit status."""
     address = os.environ.get(ADDRESS)
-    connection = connect_to(address) if address and command[1].endswith(".py") else None
+    connection = connect_to(address) if address and len(command) > 1 and command[1].endswith(".py") else None
     if connection is None:
         os.execvp(command[0], command)
     with connection:

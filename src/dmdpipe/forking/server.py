@@ -139,8 +139,10 @@ class Server:
             connection.close()
             return
         if str(request["command"][0]).endswith(PAGE):
-            for library in PAGE_LIBRARIES:
-                import_module(library)
+            # What can't be imported fails again in the page's own process, which can say so.
+            with suppress(ImportError):
+                for library in PAGE_LIBRARIES:
+                    import_module(library)
         sys.stderr.flush()
         # Else every step's garbage collections walk through all libraries, and copy their memory on the way.
         gc.freeze()

@@ -22,6 +22,8 @@
 
 typedef int64_t count;
 
+EACH count smaller(count a, count b) { return a < b ? a : b; }
+
 EACH float fma1(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
 EACH uint32_t bits_of(float x) {

@@ -72,8 +72,6 @@ EACH void tile_of(count rows, count dim, const double *x, const double *norms, c
     }
 }
 
-EACH count smaller(count a, count b) { return a < b ? a : b; }
-
 /* What is done with the squared distances of row i, of the points, from `here` of the packed ones. */
 typedef void (*Use)(count i, count here, const double *squares, void *state);
 

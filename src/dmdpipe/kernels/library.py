@@ -56,7 +56,7 @@ def sources_of(file: Path) -> list[Path]:
     """Return a C file and the headers of its folder that it includes, directly or not, each once."""
     found = [file]
     for source in found:
-        included = re.findall(r'^#include "([\w.]+)"', source.read_text(), re.MULTILINE)
+        included = re.findall(r'^#include "([\w.]+)"', source.read_text(encoding="utf-8"), re.MULTILINE)
         found += [path for path in (file.parent / header for header in included) if path not in found]
     return found
 

@@ -256,8 +256,6 @@ static Memory memory_at(const Shape *s, float *memory) {
     return m;
 }
 
-EACH count smaller(count a, count b) { return a < b ? a : b; }
-
 /* answer [rows × d] = D(x). */
 void mlp_denoise(const Shape *s, const Layer *layers, const Conditions *given, count rows, const float *x, float *answer,
                  float *memory) {

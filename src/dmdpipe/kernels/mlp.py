@@ -77,8 +77,8 @@ class CompiledMLP:
         """
         shape, layers, conditions = self._question(x, given)
         _same_shape(clean, x)
-        if weight is not None and len(weight) != len(given.c_in):
-            raise ValueError(f"{len(weight)} weights for {len(given.c_in)} noise levels")
+        if weight is not None:
+            _same_shape(weight, given.c_in)
         x, clean, memory = x.contiguous(), clean.contiguous(), self._memory()
         call = function("mlp", "mlp_denoising_loss", ctypes.c_float, *[MEMORY] * 4, SIZE, *[MEMORY] * 4)
         places = x.data_ptr(), clean.data_ptr(), _place(weight), memory.data_ptr()
@@ -113,8 +113,12 @@ class CompiledMLP:
             rows.data_ptr(), len(rows), entries
         ):
             raise ValueError(f"rows {list(rows.shape)} are not one for each of {len(x)} samples, below {entries}")
-        if not self.layers[0][0].dtype == given.c_in.dtype == torch.float32:
-            raise ValueError("expected layers and conditions in float32")
+        if rows is not None and rows.dtype != torch.int64:
+            raise ValueError(f"expected rows in int64, got {rows.dtype}")
+        if given.features.shape != (entries, self.sizes[3]):
+            raise ValueError(f"expected features [{entries}, {self.sizes[3]}], got {list(given.features.shape)}")
+        if any(one.dtype != torch.float32 for one in (self.layers[0][0], x, given.c_in, given.features)):
+            raise ValueError("expected layers, samples and conditions in float32")
 
     def _gradients(self) -> Any:
         """Where the gradients are to go.

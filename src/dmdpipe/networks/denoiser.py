@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dmdpipe.kernels.mlp import CompiledMLP
 from dmdpipe.networks.pullback import Pullback, pullback_by_autograd
 from dmdpipe.seeds import derive_seed
 
 if TYPE_CHECKING:
+    from dmdpipe.kernels.mlp import CompiledMLP
     from dmdpipe.specs.network import NetworkSpec
 
 SIGMA_DATA = 0.5
@@ -58,7 +59,7 @@ class Denoiser(nn.Module):
 
     Attributes:
         plain: whether everything is left to PyTorch.
-        kernel: what computes the same in C, if the network is an MLP.
+        kernel: what computes the same in C, of a network that has such a ``compiled_denoiser``.
     """
 
     def __init__(self, network: nn.Module, skip: bool = True):
@@ -66,8 +67,8 @@ class Denoiser(nn.Module):
         self.network = network
         self.skip = skip
         self.plain = False
-        layers = getattr(network, "layers", None)
-        self.kernel = None if layers is None else CompiledMLP(layers, skip)
+        compiled: Callable[[bool], CompiledMLP] | None = getattr(network, "compiled_denoiser", None)
+        self.kernel = compiled(skip) if compiled else None
 
     def conditions(self, sigma: Tensor) -> Conditions:
         """Return the conditions at noise levels σ [B, 1]; they depend on no weight."""

@@ -5,11 +5,14 @@ On the CPU, in single precision, ``dmdpipe.kernels.mlp`` computes the same, seve
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dmdpipe.kernels.mlp import CompiledMLP
 
 if TYPE_CHECKING:
     from dmdpipe.specs.network import MLP as MLPSpec
@@ -36,9 +39,15 @@ class MLP(nn.Module):
         self.input = nn.Linear(dim, spec.width)
         self.blocks = nn.ModuleList([nn.Linear(spec.width, spec.width) for _ in range(spec.depth)])
         self.output = nn.Linear(spec.width, dim)
+
+    def compiled_denoiser(self, skip: bool) -> CompiledMLP:
+        """Return what computes the answers of this network's ``Denoiser`` in C.
+
+        Args:
+            skip: whether the denoiser adds c_skip·x.
+        """
         linear = [self.noise_embedding, self.input, *self.blocks, self.output]
-        self.layers = [cast("Layer", (layer.weight, layer.bias)) for layer in linear]
-        """Each layer's weight [out, in] and bias [out], in the order of the parameters."""
+        return CompiledMLP([cast("Layer", (layer.weight, layer.bias)) for layer in linear], skip)
 
     def noise_features(self, c_noise: Tensor) -> Tensor:
         """Return the Fourier features [B, E] of noise labels c_noise [B, 1]; they depend on no weight."""
@@ -47,12 +56,16 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
         """Map inputs [B, d] and their noise features [B, E], or [1, E] for all rows, to outputs [B, d]."""
-        embedding = F.silu(self.noise_embedding(features))
-        h = self.input(x)
-        for block in self.blocks:
-            h = h + F.silu(block(h) + embedding)
-        answer: Tensor = self.output(h)
+        answer: Tensor = self.output(self.hidden_state(x, features, len(self.blocks)))
         return answer
+
+    def hidden_state(self, x: Tensor, features: Tensor, blocks: int) -> Tensor:
+        """Return what the first so many residual blocks make of inputs [B, d] and their features: [B, width]."""
+        embedding = F.silu(self.noise_embedding(features))
+        h: Tensor = self.input(x)
+        for block in islice(self.blocks, blocks):
+            h = h + F.silu(block(h) + embedding)
+        return h
 
 
 def build(dim: int, spec: MLPSpec) -> MLP:

@@ -18,7 +18,7 @@ class Hardware(Spec):
 
     device: Literal["cpu", "cuda"] = Field("cpu", description="noise is drawn on the CPU either way")
     precision: Literal["full", "tf32", "bf16"] = "full"
-    threads: PositiveInt = Field(1, description="of the CPU")
+    threads: PositiveInt = Field(1, description="of PyTorch on the CPU; the kernels in C use one")
 
     @model_validator(mode="after")
     def _device_has_the_precision(self) -> Hardware:
