@@ -15,7 +15,6 @@ from torch.testing import assert_close
 from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.copying.distribution import energy_distance, fixed_projections, sample_set
 from dmdpipe.diffusion.teacher import load_teacher
-from dmdpipe.distill import adversarial
 from dmdpipe.distill.adversarial import Adversary, build_head, discriminator_loss, generator_loss, hidden_state
 from dmdpipe.distill.batches import RandomBatches
 from dmdpipe.distill.loop import HISTORY, distil
