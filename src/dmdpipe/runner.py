@@ -44,8 +44,10 @@ from dmdpipe.snakemake_arguments import (
     plans_all_steps,
     plans_steps,
     runs_nothing,
+    with_config,
     with_forced,
 )
+from dmdpipe.specs.config import study_names
 from dmdpipe.tables import verdict_text
 
 PR_SET_PDEATHSIG = 1
@@ -64,9 +66,7 @@ def run_workflow(arguments: list[str]) -> int:
     """
     if not Path("Snakefile").exists():
         raise UserError("there is no Snakefile here; run this in the folder of your checkout")
-    overrides = config_overrides(arguments)
-    run_plan = plan_run(overrides)
-    check_study_targets(arguments, run_plan)
+    arguments, run_plan = with_studies_named(arguments)
     results = Path(run_plan.config.results)
     steps = wanted_steps(arguments, run_plan)
     refuse_links(results)
@@ -80,7 +80,7 @@ def run_workflow(arguments: list[str]) -> int:
             os.environ.update(portable.VARIABLES)
         status = _run_steps(arguments, steps, results)
         if status == 0 and is_whole_run(arguments, run_plan):
-            _report(run_plan, results, overrides)
+            _report(run_plan, results, config_overrides(arguments))
     return status
 
 
@@ -209,16 +209,24 @@ def _check_snakemake_folder() -> None:
             file.write(b"0")
 
 
-def check_study_targets(arguments: list[str], run_plan: RunPlan) -> None:
-    """Check that every target like ``study_dimension`` is a study of this run.
+def with_studies_named(arguments: list[str]) -> tuple[list[str], RunPlan]:
+    """Return the arguments, with every study that a target like ``study_dimension`` names among those that run, and
+    the plan of that run.
 
     Raises:
-        UserError: naming the nearest one that is.
+        UserError: if the configuration is wrong, or a target names no study; it says which is nearest.
     """
-    known = [f"study_{name}" for name in run_plan.studies]
-    for word in arguments:
-        if word.startswith("study_") and word not in known:
-            raise UserError(f"there is no target '{word}' in this run{did_you_mean(word, known)}")
+    run_plan = plan_run(config_overrides(arguments))
+    known = [f"study_{name}" for name in study_names()]
+    named = [word for word in arguments if word.startswith("study_")]
+    for word in named:
+        if word not in known:
+            raise UserError(f"there is no study for the target '{word}'{did_you_mean(word, known)}")
+    others = dict.fromkeys(name for word in named if (name := word.removeprefix("study_")) not in run_plan.studies)
+    if not others:
+        return arguments, run_plan
+    arguments = with_config(arguments, f"studies=[{', '.join([*run_plan.studies, *others])}]")
+    return arguments, plan_run(config_overrides(arguments))
 
 
 def is_whole_run(arguments: list[str], run_plan: RunPlan) -> bool:

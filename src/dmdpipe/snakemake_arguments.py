@@ -82,6 +82,17 @@ def with_forced(arguments: list[str], names: list[str]) -> list[str]:
     return [*arguments, *quiet, *(["--forcerun", *names] if names else [])]
 
 
+def with_config(arguments: list[str], pair: str) -> list[str]:
+    """Return arguments with one more ``key=value`` of configuration, which overrules an earlier one of that key."""
+    for place in range(len(arguments) - 1, -1, -1):
+        if arguments[place].partition("=")[0] in ("--config", "-C"):
+            end = place + 1
+            while end < len(arguments) and not arguments[end].startswith("-"):
+                end += 1
+            return [*arguments[:end], pair, *arguments[end:]]
+    return [*arguments, "--config", pair]
+
+
 def config_overrides(arguments: list[str]) -> dict[str, Any]:
     """Return the ``key=value`` pairs after ``--config`` or ``-C``, values read as YAML as Snakemake does.
 

@@ -13,10 +13,12 @@ from dmdpipe import runner
 from dmdpipe.errors import UserError
 from dmdpipe.snakemake_arguments import (
     asks_for_all,
+    config_overrides,
     forces,
     plans_all_steps,
     plans_steps,
     runs_nothing,
+    with_config,
     with_forced,
 )
 
@@ -78,6 +80,20 @@ def test_without_forced_words_ours_come_last() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "more"),
+    [
+        ("study_a", "study_a --config studies=[b]"),
+        ("study_a --config scale=smoke", "study_a --config scale=smoke studies=[b]"),
+        ("study_a -C studies=[a] scale=smoke -n", "study_a -C studies=[a] scale=smoke studies=[b] -n"),
+        ("--config=scale=smoke --cores 2 study_a", "--config=scale=smoke studies=[b] --cores 2 study_a"),
+    ],
+)
+def test_one_more_pair_of_configuration_overrules_what_stands_before(words: str, more: str) -> None:
+    assert with_config(words.split(), "studies=[b]") == more.split()
+    assert config_overrides(more.split())["studies"] == ["b"]
+
+
+@pytest.mark.parametrize(
     ("words", "is_plain"),
     [
         ("", True),
@@ -135,3 +151,16 @@ def test_a_file_in_the_place_of_snakemakes_folder_is_named(dmdpipe: Callable[...
 def test_a_word_after_config_that_is_no_pair_is_refused() -> None:
     with pytest.raises(UserError, match="'scale' is no key=value pair"):
         runner.config_overrides(["--config", "scale"])
+
+
+def test_a_study_that_is_not_configured_runs_when_it_is_named(
+    dmdpipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(runner, "_snakemake", lambda arguments: started.append(arguments) or 0)
+    monkeypatch.setattr(runner, "fork_server", nullcontext)
+    words = ("study_auxiliary", "--config", "scale=smoke", "studies=[validity]")
+    assert dmdpipe("run", *words).status == 0
+    assert started[0][: len(words) + 1] == [*words, "studies=[validity, auxiliary]"]
+    refused = dmdpipe("run", "study_auxilary")
+    assert refused.status == 1 and "did you mean 'study_auxiliary'?" in refused.err
