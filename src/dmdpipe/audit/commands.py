@@ -292,6 +292,26 @@ def bundle(
     typer.echo(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB; unpack it, then: python rerun.py")
 
 
+def findings(
+    scale: Annotated[str | None, typer.Option(help="the configured one if left out")] = None,
+    out: Annotated[Path, typer.Option(help="the folder of findings.md and reference/")] = Path("docs"),
+    results: ResultsOption = None,
+) -> None:
+    """Write what a finished run found, to commit it: the scale's block in docs/findings.md, and docs/reference/.
+
+    Every number with its interval, every verdict, the commands and the digests; per study its numbers at the read-out,
+    figures and manifests. No weights. Equal results give equal files. Refused if a study or a page is not the one that
+    the verdicts stand on.
+
+    Example: dmdpipe findings --scale laptop
+    """
+    from dmdpipe.audit.findings import write_findings
+
+    written = write_findings(results or results_folder(), scale or load_config().scale, out)
+    size = sum(path.stat().st_size for path in written)
+    typer.echo(f"{out / 'findings.md'}, and {len(written) - 1} files in {out / 'reference'}: {size / 2**20:.1f} MiB")
+
+
 @contextmanager
 def progress_bar() -> Iterator[Callable[[int, int], None]]:
     """Show on a terminal how many steps are done; the block is given what to tell: how many, and how many of them."""

@@ -47,8 +47,8 @@ class StudyFigure:
 FIGURES = (
     StudyFigure(
         "Against the dimension",
-        "Left: ρ. Middle and right: ΔE (a reconstruction) and retrieval@1 with their dimension-matched null, dotted: what"
-        " they read for a fixed weak correlation of teacher and student (0.05 per coordinate). Both drift with the"
+        "Left: ρ. Middle and right: ΔE (a reconstruction) and retrieval@1 with their dimension-matched null, dotted:"
+        " what they read for a fixed weak correlation of teacher and student (0.05 per coordinate). Both drift with the"
         " dimension at equal copying, so they are never read without it. The start changes with the dimension too.",
         curves.rho_against_dimension,
         by=("study", "family"),
@@ -112,7 +112,8 @@ def read(page: StudyPage, results: pd.DataFrame, verdicts: pd.DataFrame, criteri
     known = verdicts.set_index("id")["verdict"]
     lines = []
     for reader, row in _judged(page, criteria):
-        about = f"<b>{escape(reader.claim)} {escape(reader.title)}</b> ({escape(str(known.get(reader.claim, 'not judged')))})"
+        verdict = escape(str(known.get(reader.claim, "not judged")))
+        about = f"<b>{escape(reader.claim)} {escape(reader.title)}</b> ({verdict})"
         lines.append(
             f"<li>{about}: {badge(row['outcome'])} {escape(reader.criterion.name)}. {escape(sentence(row))}</li>"
         )
@@ -128,7 +129,8 @@ def change_minds(page: StudyPage, criteria: pd.DataFrame) -> None:
         report.say(page.changes_mind)
     lines = [
         f"<li><b>{escape(reader.claim)}</b>, {escape(reader.criterion.name)}: {escape(turning_point(row))}"
-        f'<br><span style="color:#6B6B6B;font-size:.9em">Why this threshold: {escape(reader.criterion.because)}</span></li>'
+        '<br><span style="color:#6B6B6B;font-size:.9em">'
+        f"Why this threshold: {escape(reader.criterion.because)}</span></li>"
         for reader, row in _judged(page, criteria)
     ]
     if lines:
@@ -189,7 +191,7 @@ def _in_spreads(gap: float, spread: Any) -> str:
 
 
 def point_table(results: pd.DataFrame) -> str:
-    """Return an HTML table of every point at its read-out: ρ over all seeds, its levels, and how many passed the gate."""
+    """Return an HTML table of every point at its read-out: ρ over all seeds, its levels, and how many passed."""
     shown = tables.at_readout(results, "rho", "rho_floor", "rho_affine")
     means, seeds = tables.over_seeds(shown), tables.per_seed(shown)
     cell = "padding:.25em .7em;text-align:left;border-bottom:1px solid #ddd"
