@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dmdpipe.artifacts.disk import failures_told
-from dmdpipe.audit.commands import audit_app, bundle
+from dmdpipe.audit.commands import audit_app, bundle, findings
 from dmdpipe.audit.tree import read_table
 from dmdpipe.bench.commands import bench_app
 from dmdpipe.errors import UserError, did_you_mean
@@ -31,6 +31,7 @@ app = typer.Typer(
     dmdpipe run                   run the configured studies and make the report
     dmdpipe verdicts              what became of the claims
     dmdpipe results --format csv  every number behind them
+    dmdpipe findings              what to commit of it: docs/findings.md, docs/reference/
     dmdpipe audit verify          whether all of it can be trusted
     dmdpipe bench training        what training costs on this machine
     """,
@@ -60,6 +61,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(audit_app, name="audit")
 app.add_typer(bench_app, name="bench")
 app.command()(bundle)
+app.command()(findings)
 
 ScaleOption = Annotated[str | None, typer.Option("--scale", help="smoke, laptop, …; the configured one if left out")]
 FormatOption = Annotated[Format, typer.Option("--format", help="how to print")]

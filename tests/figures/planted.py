@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from dmdpipe.specs.claims import Criterion
+from dmdpipe.specs.report import Axis, Reader, StudyPage
+
 STEPS = (0, 1, 4, 16, 63, 250, 1000)
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
@@ -148,4 +151,23 @@ def criteria() -> pd.DataFrame:
                 "seeds_needed",
             ),
         ],
+    )
+
+
+def study_page(name: str) -> StudyPage:
+    """What a study declares that C2 reads, by the criteria of ``criteria``."""
+    words = {"study": name, "statistic": {"value": {"metric": "rho"}}, "predicts": "below", "because": "x < y"}
+    readers = [("C2", "ρ at d = 64", 0.5), ("C2", "ρ less affine", 0.0), ("C1", "ρ at d = 2", 0.5)]
+    return StudyPage(
+        name=name,
+        number=1,
+        title="Planted",
+        question="Is it so?",
+        prediction="It is < 1.",
+        changes_mind="",
+        axes=(Axis(name="start", labels=("teacher", "random-head")),),
+        readers=tuple(
+            Reader(claim=claim, title="t", criterion=Criterion.model_validate({**words, "name": one, "threshold": at}))
+            for claim, one, at in readers
+        ),
     )

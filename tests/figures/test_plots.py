@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgba
 
 from dmdpipe.artifacts.tables import encode_table
 from dmdpipe.errors import UserError
-from dmdpipe.figures import curves, gate, grids, starts, style, tables, verdicts
+from dmdpipe.figures import curves, gate, grids, pages, readout, starts, style, tables, verdicts
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def faces(axes) -> dict[float, bool]:
 
 RESULT_PLOTS = [
     curves.rho_against_dimension, curves.rho_over_time, starts.initialisation_controls, starts.start_quality,
-    gate.gate,
+    gate.gate, readout.read_out,
 ]  # fmt: skip
 
 
@@ -114,6 +114,37 @@ def test_runs_that_did_not_converge_are_hollow_and_the_others_filled(results: pd
     filled = faces(figure.axes[0])
     assert {value: filled[value] for value in rho["value"]} == dict(zip(rho["value"], rho["converged"], strict=True))
     assert style.NOT_CONVERGED in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_the_read_out_shows_every_point_with_its_levels_and_thresholds(results: pd.DataFrame) -> None:
+    thresholds = [("rho", 0.5, "C2"), ("rho", 0.5, "C7"), ("gate_ratio", 2.0, "C1")]
+    figure, data = readout.read_out(study(results, "start"), ["rho", "rho_rotated", "rho_floor"], thresholds)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["rho", "rho_rotated"]
+    for axes, metrics in zip(figure.axes, (["rho", "rho_floor", "rho_affine"], ["rho_rotated"]), strict=True):
+        rows = data[data["metric"].isin(metrics) & ((data["seed"] == -1) | data["metric"].str.startswith("rho_r"))]
+        rows = pd.concat([rows, data[data["metric"] == metrics[0]]])
+        assert {round(x, 12) for x, _ in drawn_points(axes)} == {round(value, 12) for value in rows["value"]}
+    assert [text.get_text() for text in figure.axes[0].texts] == ["C2, C7"]
+    assert not figure.axes[1].texts
+
+
+@pytest.mark.parametrize(
+    ("predicts", "outcome", "low", "high", "bound", "side"),
+    [
+        ("below", "holds", 0.1, 0.3, "0.3", "above"), ("below", "fails", 0.7, 0.9, "0.7", "below"),
+        ("above", "holds", 0.7, 0.9, "0.7", "below"), ("above", "fails", 0.1, 0.3, "0.3", "above"),
+    ],
+)  # fmt: skip
+def test_what_would_change_our_mind_is_the_bound_next_to_the_threshold(
+    predicts: str, outcome: str, low: float, high: float, bound: str, side: str
+) -> None:
+    row = {"predicts": predicts, "outcome": outcome, "threshold": 0.5, "value": (low + high) / 2, "low": low}
+    words = pages.turning_point({**row, "high": high, "n_seeds": 5, "spread": 0.1, "detectable": 0.2})
+    assert f"mean lies {side} 0.5" in words and f"decides, {bound}, leaves a margin of 0.2, or 2 times" in words
+    open_words = pages.turning_point(
+        {**row, "outcome": "undecided", "n_seeds": 5, "detectable": 0.2, "seeds_needed": 34.0}
+    )
+    assert "5 seeds see a difference of 0.2" in open_words and "takes 34 fresh seeds" in open_words
 
 
 def test_time_starts_at_step_0_and_has_a_panel_per_data_and_sigma_max(results: pd.DataFrame) -> None:

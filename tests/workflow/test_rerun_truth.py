@@ -134,7 +134,7 @@ EDITS: dict[str, tuple[Callable[[Tree], None], set[str]]] = {
     ),
     "an option of the metrics": (add(SECONDS, "  metrics.projections: 8"), below("metrics")),
     "a label": (replace(CELLS_YAML, "    ring: {", "    circle: {"), REPORT),
-    "a study's words": (replace(CELLS_YAML, "What runs again?", "What does not?"), set()),
+    "a study's words": (replace(CELLS_YAML, "What runs again?", "What does not?"), {"figures study_cells"}),
     "a study's name": (rename_study, REPORT),
     "a cell taken away": (replace(CELLS_YAML, "    ring: {data.family: ring}\n", ""), REPORT),
     "a threshold": (replace("config/claims.yaml", "threshold: 0.5", "threshold: 0.45"), REPORT - {"evidence"}),

@@ -58,8 +58,8 @@ CELLS = ("digits", "ring", "regression", "linear")
 # Which cells' steps there are of each stage: digits and regression share what they are made from.
 SHARED = {"data": "digits", "noise": "digits", "teacher": "digits", "teacher_samples": "digits"}
 CELL_STAGES = ("data", "noise", "teacher", "teacher_samples", "student", "pairs", "metrics")
-PAGES = ("overview", "gate")
-REPORT = {"evidence", "verdicts", *(f"figures {page}" for page in PAGES)}
+PAGES = ("gate",)
+REPORT = {"evidence", "verdicts", "figures study_cells", *(f"figures {page}" for page in PAGES)}
 
 
 def steps(*stages: str, cells: tuple[str, ...] = CELLS) -> set[str]:

@@ -11,14 +11,16 @@ from typing import Any
 
 from dmdpipe.artifacts.plan import PlannedStep, plan
 from dmdpipe.errors import UserError
-from dmdpipe.specs.claims import load_claims
-from dmdpipe.specs.config import CONFIG_FOLDER, load_config, members_of, study_names
+from dmdpipe.specs.claims import Claims, load_claims
+from dmdpipe.specs.config import CONFIG_FOLDER, load_config, load_study, members_of, study_names
 from dmdpipe.specs.grid import Member
-from dmdpipe.specs.report import FigureSpec, VerdictsSpec
-from dmdpipe.specs.study import CellRef, Config, EvidenceSpec
+from dmdpipe.specs.report import Axis, FigureSpec, Reader, StudyFigureSpec, StudyPage, VerdictsSpec
+from dmdpipe.specs.study import CellRef, Config, EvidenceSpec, ScaleOverlay
 
 REPORTS_FOLDER = Path("reports")
-NOTEBOOKS = ("overview", "dimension", "dynamics", "paired_grids", "initialisation", "start_quality", "gate")
+# Pages over all studies; every study has a page of its own beside them, from one notebook.
+NOTEBOOKS = ("overview", "start_quality", "gate")
+STUDY_NOTEBOOK = "study"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class StudyPlan:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Everything that one configuration asks for."""
+    """Everything that one configuration asks for; ``notebooks`` are the pages of the report, by name."""
 
     config: Config
     studies: dict[str, StudyPlan]
@@ -97,8 +99,9 @@ def plan_run(overrides: Mapping[str, Any] | None = None, folder: Path = CONFIG_F
         VerdictsSpec(scale=config.scale, studies=tuple(studies), claims=claims),
         {name: study.evidence for name, study in studies.items()},
     )
-    notebooks = {name: plan_notebook(name, config.scale, verdicts) for name in NOTEBOOKS}
-    return RunPlan(config, studies, verdicts, notebooks)
+    pages = [plan_notebook(name, config.scale, verdicts) for name in NOTEBOOKS]
+    pages += [plan_study_page(name, config.scale, claims, verdicts, folder) for name in studies]
+    return RunPlan(config, studies, verdicts, {step.spec.page: step for step in pages})
 
 
 def plan_study(name: str, scale: str, folder: Path = CONFIG_FOLDER) -> StudyPlan:
@@ -117,10 +120,47 @@ def plan_study(name: str, scale: str, folder: Path = CONFIG_FOLDER) -> StudyPlan
 
 def plan_notebook(name: str, scale: str, verdicts: PlannedStep) -> PlannedStep:
     """Return the step that runs one notebook of the report on the verdicts step's tables."""
-    source = REPORTS_FOLDER / f"{name}.ipynb"
+    spec = FigureSpec(notebook=name, scale=scale, source_sha256=_source_digest(name))
+    return PlannedStep("figures", spec, {"verdicts": verdicts})
+
+
+def plan_study_page(
+    name: str, scale: str, claims: Claims, verdicts: PlannedStep, folder: Path = CONFIG_FOLDER
+) -> PlannedStep:
+    """Return the step that runs the notebook which all studies share for one of them, on the verdicts step's tables."""
+    spec = StudyFigureSpec(
+        notebook=STUDY_NOTEBOOK,
+        scale=scale,
+        source_sha256=_source_digest(STUDY_NOTEBOOK),
+        study=study_page(name, scale, claims, folder),
+    )
+    return PlannedStep("figures", spec, {"verdicts": verdicts})
+
+
+def study_page(name: str, scale: str, claims: Claims, folder: Path = CONFIG_FOLDER) -> StudyPage:
+    """Return what a study's page says before any result: the study's words, its grid at a scale, who reads it."""
+    study = load_study(name, folder)
+    kept = study.scales.get(scale, ScaleOverlay()).axes
+    return StudyPage(
+        name=name,
+        number=study.number,
+        title=study.title,
+        question=study.question,
+        prediction=study.prediction,
+        changes_mind=study.changes_mind,
+        axes=tuple(Axis(name=axis, labels=tuple(kept.get(axis, labels))) for axis, labels in study.axes.items()),
+        readers=tuple(
+            Reader(claim=claim.id, title=claim.title, criterion=criterion)
+            for claim in claims.claims
+            for criterion in claim.criteria
+            if criterion.study == name
+        ),
+    )
+
+
+def _source_digest(notebook: str) -> str:
+    source = REPORTS_FOLDER / f"{notebook}.ipynb"
     try:
-        sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
+        return hashlib.sha256(source.read_bytes()).hexdigest()
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror}); the report needs it") from None
-    spec = FigureSpec(notebook=name, scale=scale, source_sha256=sha256)
-    return PlannedStep("figures", spec, {"verdicts": verdicts})

@@ -18,7 +18,7 @@ from dmdpipe.specs.data import DataSpec, data_name
 from dmdpipe.specs.diffusion import NoiseBankSpec, TeacherSamplesSpec, TeacherSpec
 from dmdpipe.specs.hardware import Hardware
 from dmdpipe.specs.pairs import MetricsSpec, PairsSpec
-from dmdpipe.specs.report import FigureSpec, VerdictsSpec
+from dmdpipe.specs.report import FigureSpec, StudyFigureSpec, VerdictsSpec
 from dmdpipe.specs.student import StudentSpec
 from dmdpipe.specs.study import EvidenceSpec
 
@@ -32,7 +32,7 @@ TRAINING_ON_A_GPU = Equality(
     " are deterministic, which has not been measured yet",
 )
 # What the notebooks of the report import.
-FIGURE_MODULES = ("curves", "gate", "grids", "report", "starts", "tables", "verdicts")
+FIGURE_MODULES = ("curves", "gate", "pages", "report", "starts", "tables", "verdicts")
 
 
 def _nothing(spec: Any) -> Any:
@@ -303,11 +303,11 @@ _ROWS = (
     ),
     Stage(
         name="figures",
-        spec=FigureSpec,
+        spec=FigureSpec | StudyFigureSpec,
         folder="report",
         payload=("notebook.ipynb", "notebook.html"),
         entry="dmdpipe.figures.step:draw_figures",
-        label=lambda spec: f"{spec.scale}/{spec.notebook}",
+        label=lambda spec: f"{spec.scale}/{spec.page}",
         modules=lambda spec: {f"dmdpipe.figures.{module}" for module in FIGURE_MODULES},
         equality=ROUNDING,
         keyed=False,

@@ -28,7 +28,7 @@ audit_app = typer.Typer(
 
     \b
     dmdpipe audit verify                                    is every file what its manifest says, and up to date?
-    dmdpipe audit explain results/report/smoke/dimension    what it was made from, and why it would run again
+    dmdpipe audit explain results/report/smoke/study_dimension    what it was made from, and why it would run again
     dmdpipe audit reproduce --sample 10                     run ten random steps again and compare the bytes
     dmdpipe audit diff results elsewhere                    two trees of results, artifact by artifact
     dmdpipe audit accept results/students --reason cosmetic  for the record: a change of the code alters nothing
@@ -70,7 +70,7 @@ def verify(
 
     \b
     dmdpipe audit verify                                         everything in the configured results
-    dmdpipe audit verify results/report/smoke/dimension          one page, with all that it was made from
+    dmdpipe audit verify results/report/smoke/study_dimension          one page, with all that it was made from
     dmdpipe audit verify --format json > audit.json
     """
     from dmdpipe.audit.verify import verify_tree
@@ -99,7 +99,7 @@ def explain(
     how long. Reasons are named differences: "recipe.generator.learning_rate: 0.0001 → 0.0002",
     "code: distill/dmd.py::dm_gradient changed".
 
-    Example: dmdpipe audit explain results/report/smoke/dimension/notebook.html
+    Example: dmdpipe audit explain results/report/smoke/study_dimension/notebook.html
     """
     from dmdpipe.audit.explain import explain_artifact, explanation_text
 
@@ -290,6 +290,26 @@ def bundle(
     archive = output or Path(f"{bundle_name(step)}.tar.gz")
     write_bundle(step, archive, today=today)
     typer.echo(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB; unpack it, then: python rerun.py")
+
+
+def findings(
+    scale: Annotated[str | None, typer.Option(help="the configured one if left out")] = None,
+    out: Annotated[Path, typer.Option(help="the folder of findings.md and reference/")] = Path("docs"),
+    results: ResultsOption = None,
+) -> None:
+    """Write what a finished run found, to commit it: the scale's block in docs/findings.md, and docs/reference/.
+
+    Every number with its interval, every verdict, the commands and the digests; per study its numbers at the read-out,
+    figures and manifests. No weights. Equal results give equal files. Refused if a study or a page is not the one that
+    the verdicts stand on.
+
+    Example: dmdpipe findings --scale laptop
+    """
+    from dmdpipe.audit.findings import write_findings
+
+    written = write_findings(results or results_folder(), scale or load_config().scale, out)
+    size = sum(path.stat().st_size for path in written)
+    typer.echo(f"{out / 'findings.md'}, and {len(written) - 1} files in {out / 'reference'}: {size / 2**20:.1f} MiB")
 
 
 @contextmanager

@@ -35,11 +35,19 @@ from dmdpipe.specs.config import CONFIG_FOLDER, scale_names
 # What a run leaves beside its steps, outside of every promise.
 OUTSIDE = ("logs",)
 REPORT_FILES = ("report.html", "audit.html")
+
+
+def page_name(spec: Mapping[str, object]) -> str:
+    """Return the name of a page of the report, as a manifest has its spec."""
+    study = spec.get("study")
+    return f"study_{study.get('name')}" if isinstance(study, Mapping) else str(spec.get("notebook"))
+
+
 # What has a root of its own, and how it is called, given its spec.
 ROOT_NAMES: dict[str, Callable[[Mapping[str, object]], str]] = {
     "evidence": lambda spec: str(spec.get("study")),
     "verdicts": lambda spec: "verdicts",
-    "figures": lambda spec: f"page {spec.get('notebook')}",
+    "figures": lambda spec: f"page {page_name(spec)}",
 }
 
 

@@ -53,7 +53,12 @@ label {{ color: #6b6b6b; font-size: .85rem; cursor: pointer }}
 
 
 def run_notebook(
-    source: Path, parameters: dict[str, Any], folder: Path, log: Path | None = None, timeout: int = 600
+    source: Path,
+    parameters: dict[str, Any],
+    folder: Path,
+    log: Path | None = None,
+    timeout: int = 600,
+    title: str | None = None,
 ) -> None:
     """Execute a notebook in ``folder`` and write ``<stem>.ipynb`` and ``<stem>.html`` there.
 
@@ -69,6 +74,7 @@ def run_notebook(
         log: where to keep the raw executed notebook; without it, it is kept only after a failure, in
             ``folder`` as ``<stem>.failed.ipynb``.
         timeout: longest time for one cell in seconds.
+        title: of the page; made from the notebook's name if left out.
 
     Raises:
         UserError: the notebook is missing, has no such parameter, fails, or shows the address of an object.
@@ -109,7 +115,7 @@ def run_notebook(
         notebook = _read(raw)
         if log is not None:
             _keep(raw, log)
-    _publish(normalise(notebook, source, folder), source, folder)
+    _publish(normalise(notebook, source, folder), source, folder, title)
 
 
 def normalise(notebook: NotebookNode, source: Path, folder: Path) -> NotebookNode:
@@ -189,12 +195,12 @@ def _kernel_manager(private: Path) -> type:
     return PrivateKernel
 
 
-def _publish(notebook: NotebookNode, source: Path, folder: Path) -> None:
+def _publish(notebook: NotebookNode, source: Path, folder: Path, title: str | None) -> None:
     import nbformat
 
     nbformat.validate(notebook)
     (folder / f"{source.stem}.ipynb").write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
-    page = to_html(notebook, title=source.stem.replace("_", " "))
+    page = to_html(notebook, title=title or source.stem.replace("_", " "))
     (folder / f"{source.stem}.html").write_text(page, encoding="utf-8")
 
 

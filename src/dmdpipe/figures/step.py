@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dmdpipe.errors import UserError
 from dmdpipe.figures.notebooks import run_notebook
+from dmdpipe.specs.report import StudyFigureSpec
 
 if TYPE_CHECKING:
     from dmdpipe.artifacts.step import Step
@@ -32,6 +33,9 @@ def draw_figures(step: Step) -> None:
     parameters: dict[str, object] = {
         table: step.parent_file("verdicts", f"{table}.parquet") for table in TABLES if table in known
     }
-    run_notebook(source, {**parameters, "scale": spec.scale, "output": "."}, step.folder)
+    if isinstance(spec, StudyFigureSpec):
+        parameters["study"] = spec.study.model_dump(mode="json")
+    parameters |= {"scale": spec.scale, "output": "."}
+    run_notebook(source, parameters, step.folder, title=spec.page.replace("_", " "))
     for suffix in (".ipynb", ".html"):
         (step.folder / f"{spec.notebook}{suffix}").rename(step.folder / f"notebook{suffix}")

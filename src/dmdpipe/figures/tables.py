@@ -75,6 +75,11 @@ def read_gallery(path: Path | str) -> pd.DataFrame:
     return with_family(read_table(path, GALLERY_COLUMNS))
 
 
+def of_study(table: pd.DataFrame, study: str) -> pd.DataFrame:
+    """Return the rows of one study."""
+    return table[table["study"] == study].reset_index(drop=True)
+
+
 def with_family(table: pd.DataFrame) -> pd.DataFrame:
     """Return the table with the column ``family``: ``digits`` for the data ``digits-4x4``."""
     return table.assign(family=table["data"].astype(str).str.split("-").str[0])

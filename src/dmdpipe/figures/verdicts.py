@@ -49,7 +49,7 @@ def _row(claim: Mapping[Any, Any], criteria: pd.DataFrame | None) -> str:
         if _known(claim.get(column)):
             name += f'<br><span style="color:#555;font-size:.9em">{before}{_text(claim[column])}</span>'
     mine = criteria[criteria["id"] == claim["id"]] if criteria is not None else pd.DataFrame()
-    return _cells("td", name, _badge(claim["verdict"]), _text(claim["reason"]) + _criteria(mine))
+    return _cells("td", name, badge(claim["verdict"]), _text(claim["reason"]) + _criteria(mine))
 
 
 def _criteria(rows: pd.DataFrame) -> str:
@@ -61,12 +61,12 @@ def _criteria(rows: pd.DataFrame) -> str:
         _cells(
             "td",
             _text(row["criterion"]),
-            _measured(row["value"], row["low"], row["high"]),
-            f"{_text(row['predicts'])} {_number(row['threshold'])}",
-            f"{_badge(row['outcome'])}<br>{_text(row['reason'])}",
+            measured(row["value"], row["low"], row["high"]),
+            f"{_text(row['predicts'])} {number(row['threshold'])}",
+            f"{badge(row['outcome'])}<br>{_text(row['reason'])}",
             _count(row["n_seeds"]),
-            _number(row["spread"]),
-            _number(row["detectable"]),
+            number(row["spread"]),
+            number(row["detectable"]),
             _count(row["seeds_needed"]),
         )
         for row in rows.to_dict("records")
@@ -83,25 +83,28 @@ def _cells(tag: str, *contents: str) -> str:
     return "<tr>" + "".join(f'<{tag} style="{_CELL}">{content}</{tag}>' for content in contents) + "</tr>"
 
 
-def _measured(value: Any, low: Any, high: Any) -> str:
+def measured(value: Any, low: Any, high: Any) -> str:
+    """Return a number with its interval or bounds, as far as they are known."""
     if not _known(value):
         return "–"
     if not (_known(low) and _known(high)):
-        return f"{_number(value)} (no bounds)"
-    return f"{_number(value)} [{_number(low)}, {_number(high)}]"
+        return f"{number(value)} (no bounds)"
+    return f"{number(value)} [{number(low)}, {number(high)}]"
 
 
 def _count(value: Any) -> str:
     return f"{value:.0f}" if _known(value) else "–"
 
 
-def _badge(word: Any) -> str:
+def badge(word: Any) -> str:
+    """Return a verdict or an outcome as a coloured word."""
     background, colour = _COLOURS.get(str(word), _COLOURS["inconclusive"])
     look = f"background:{background};color:{colour};padding:.15em .6em;border-radius:.8em;white-space:nowrap"
     return f'<span style="{look};font-weight:600">{_text(word)}</span>'
 
 
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
+    """Return three digits of a number; a dash where there is none."""
     return f"{float(value):.3g}".replace("-", "−").replace("inf", "∞") if _known(value) else "–"
 
 

@@ -76,6 +76,7 @@ class Study(Spec):
     title: str
     question: str
     prediction: str = Field(description="what would count for and against, fixed before the runs")
+    changes_mind: str = Field("", description="what would change our mind, beyond what the claims' criteria say")
     base: Overrides = Field({}, description="dotted key → value, for every cell")
     axes: dict[str, dict[str, Overrides]] = Field(
         {}, description="axis → label → dotted keys; the grid is the product of the axes"

@@ -1,0 +1,301 @@
+"""What a finished run found, as text and small files to commit: ``docs/findings.md`` and ``docs/reference/``.
+
+Everything comes from the tables and manifests of one scale, and equal results give equal bytes. Tables and figures
+are copied as their steps made them, so that the manifests beside them still vouch for them; the texts are made from
+the tables that are copied, so that anybody can make them again from ``docs/reference/`` alone.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmdpipe.artifacts.atomic import write_atomically
+from dmdpipe.artifacts.checked import read_bytes
+from dmdpipe.artifacts.manifest import FILE_NAME
+from dmdpipe.artifacts.stages import STAGES
+from dmdpipe.audit.tree import Artifact, read_artifact
+from dmdpipe.errors import UserError
+from dmdpipe.specs.report import StudyPage
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PAGE = "findings.md"
+REFERENCE = "reference"
+VERDICT_TABLES = ("verdicts.csv", "criteria.csv")
+STUDIES, NUMBERS, PAGE_MANIFEST, STUDY_TEXT = "studies.csv", "numbers.csv", "page.manifest.json", "README.md"
+FIGURES, MAIN_FIGURE = (".png", ".csv"), "read_out-"
+SHOWN = ("rho", "rho_floor", "rho_affine")
+
+
+def write_findings(results: Path, scale: str, docs: Path) -> list[Path]:
+    """Write what a run at a scale found below ``docs``; return the files, in order.
+
+    ``reference/<scale>/`` gets the verdicts and criteria with their manifest, a list of the studies, and a folder a
+    study: its numbers at the read-out, the figures of its page, both manifests, and a text. The block of the scale in
+    ``findings.md`` is replaced. Files that an earlier call left in these folders and that are no longer there go.
+
+    Raises:
+        UserError: if there are no verdicts, if a study or its page is not the one that they stand on or is damaged, or
+            if ``findings.md`` has no block for the scale.
+    """
+    verdicts = read_artifact(results / STAGES["verdicts"].folder / scale)
+    top = docs / REFERENCE / scale
+    files: dict[Path, bytes] = {top / name: verdicts.read(name) for name in VERDICT_TABLES}
+    files[top / FILE_NAME] = read_bytes(verdicts.path / FILE_NAME)
+    judged, criteria = (_table(files[top / name]) for name in VERDICT_TABLES)
+    rows = []
+    for name in verdicts.manifest.result.spec["studies"]:
+        study = _study(results, scale, str(name), verdicts)
+        page = _page(results, scale, str(name), verdicts)
+        readout = _readout(study)
+        row = _study_row(page, study, readout)
+        folder = top / str(name)
+        files |= {folder / file: page.read(file) for file in page.manifest.result.payload if file.endswith(FIGURES)}
+        files[folder / NUMBERS] = _csv(readout)
+        files[folder / FILE_NAME] = read_bytes(study.path / FILE_NAME)
+        files[folder / PAGE_MANIFEST] = read_bytes(page.path / FILE_NAME)
+        figures = sorted(
+            (path.name for path in files if path.parent == folder and path.suffix == ".png"),
+            key=lambda figure: (not figure.startswith(MAIN_FIGURE), figure),
+        )
+        words = StudyPage.model_validate(page.manifest.result.spec["study"])
+        files[folder / STUDY_TEXT] = study_text(words, scale, row, criteria, readout, figures).encode()
+        rows.append(row)
+    studies = _frame(rows)
+    files[top / STUDIES] = _csv(studies)
+    text = read_bytes(docs / PAGE).decode()
+    root = verdicts.manifest.result.result_digest
+    files[docs / PAGE] = with_block(
+        text, scale, scale_block(scale, root, judged, criteria, studies), docs / PAGE
+    ).encode()
+    _put(files, [top, *(top / str(row["study"]) for row in rows)])
+    return sorted(files)
+
+
+def scale_block(scale: str, root: str, verdicts: pd.DataFrame, criteria: pd.DataFrame, studies: pd.DataFrame) -> str:
+    """Return what ``findings.md`` says of a scale: commands, verdicts, every criterion's number, every study's root.
+
+    Args:
+        scale: which.
+        root: the result digest of the verdicts.
+        verdicts, criteria: as their CSV files have them.
+        studies: columns study, number, title, points, seeds, runs, within_gate and root.
+    """
+    names = ", ".join(studies["study"])
+    lines = [
+        *(
+            "```sh",
+            f"./run --config scale={scale} 'studies=[{names}]'",
+            f"./run exec dmdpipe findings --scale {scale}",
+            "```",
+        ),
+        "",
+        f"Result root of the verdicts: `{root}`. Their tables and manifest: [reference/{scale}](reference/{scale}).",
+        "",
+        *_agreement(verdicts),
+        "",
+        "| claim | verdict |",
+        "| --- | --- |",
+        *(f"| {row['id']} {row['title']} | **{row['verdict']}** |" for row in verdicts.to_dict("records")),
+        "",
+        "Each criterion: its number, the bounds that decide it, and what so many seeds could see.",
+        "",
+        "| claim | criterion | study | statistic | number [bounds] | predicted | outcome | seeds | SD | could see |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(_criterion_row(row, f"reference/{scale}/", set(studies["study"])) for row in criteria.to_dict("records")),
+        "",
+        "| study | asks about | points | seeds | runs | within the gate | result root |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *(
+            f"| [`{row['study']}`](reference/{scale}/{row['study']}/README.md) | {_cell(row['title'])}"
+            f" | {row['points']} | {row['seeds']} | {row['runs']} | {row['within_gate']} | `{row['root'][:16]}…` |"
+            for row in studies.to_dict("records")
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def study_text(
+    page: StudyPage,
+    scale: str,
+    row: Mapping[str, Any],
+    criteria: pd.DataFrame,
+    readout: pd.DataFrame,
+    figures: Iterable[str],
+) -> str:
+    """Return what a study's folder says: question, prediction, what its readers found, its numbers, its figures.
+
+    Args:
+        page: what the study declares.
+        scale: which.
+        row: its row of ``studies.csv``.
+        criteria: those of all claims, as in ``criteria.csv``.
+        readout: its rows at the read-out, as in ``numbers.csv``.
+        figures: names of its PNG files.
+    """
+    read_here = criteria[criteria["study"] == page.name].to_dict("records")
+    found = [
+        f"- **{one['id']}**, {one['criterion']}: **{one['outcome']}**. {_cell(one['reason'])}." for one in read_here
+    ]
+    lines = [
+        f"# {page.title}",
+        "",
+        f"Study `{page.name}` at the scale `{scale}`: {row['points']} points, seeds {row['seeds']}, {row['runs']} runs,"
+        f" {row['within_gate']} within the gate. Result root `{row['root']}`.",
+        "",
+        f"**Question.** {page.question}",
+        "",
+        f"**Prediction**, fixed before the runs. {page.prediction}",
+        "",
+        "**What came out.**",
+        "",
+        *(found or ["No claim reads this study."]),
+        "",
+        *([f"**What would change our mind.** {page.changes_mind}", ""] if page.changes_mind else []),
+        "Mean over all seeds at the read-out, converged or not, with its 95 % Student-t interval:",
+        "",
+        "| point | ρ [95 %] | floor | affine map | seeds |",
+        "| --- | --- | --- | --- | --- |",
+        *_point_rows(readout),
+        "",
+        "Every metric and seed: [numbers.csv](numbers.csv). ΔE (`delta_e`) is a reconstruction. A hollow mark has not"
+        " converged.",
+        *(line for name in figures for line in ("", f"![{name.removesuffix('.png')}]({name})")),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def with_block(text: str, scale: str, block: str, source: Path) -> str:
+    """Return a page with what stands between the two marks of a scale replaced.
+
+    Raises:
+        UserError: if the marks are not there, in this order and once each.
+    """
+    begin, end = (f"<!-- findings {scale}:{word} -->\n" for word in ("begin", "end"))
+    before, opened, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (opened and closed) or begin in after or end in after:
+        raise UserError(f"{source}: needs the lines '{begin.strip()}' and '{end.strip()}', once each, for this scale")
+    return f"{before}{begin}{block}{end}{after}"
+
+
+def number(value: Any) -> str:
+    """Return four digits of a number, as every table here shows it; a dash where there is none."""
+    return "–" if value is None or value != value else f"{float(value):.4g}"
+
+
+def _agreement(verdicts: pd.DataFrame) -> list[str]:
+    said = {"supported": "Agrees with the text", "refuted": "Does not agree", "inconclusive": "Open"}
+    of_text = verdicts["id"].str.startswith("C")
+    lines = []
+    for verdict, words in said.items():
+        claims = verdicts[of_text & (verdicts["verdict"] == verdict)]["id"]
+        lines.append(f"- {words}: {', '.join(claims) or 'none'}.")
+    own = verdicts[~of_text]
+    return [*lines, *(f"- Our own hypothesis {row['id']}: {row['verdict']}." for row in own.to_dict("records"))]
+
+
+def _criterion_row(row: Mapping[str, Any], reference: str, there: set[str]) -> str:
+    name = f"`{row['study']}`"
+    study = f"[{name}]({reference}{row['study']}/README.md)" if row["study"] in there else f"{name}, not run"
+    cells = (
+        *(row["id"], _cell(row["criterion"]), study, _cell(row["statistic"])),
+        *(_interval(row), f"{row['predicts']} {number(row['threshold'])}", _outcome(row)),
+        *(row["n_seeds"], number(row["spread"]), number(row["detectable"])),
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _outcome(row: Mapping[str, Any]) -> str:
+    cause = row["cause"]
+    return f"**{row['outcome']}**" + (f" ({cause})" if isinstance(cause, str) and cause else "")
+
+
+def _point_rows(readout: pd.DataFrame) -> list[str]:
+    means = readout[readout["seed"] < 0]
+    lines = []
+    for point in dict.fromkeys(means["point"]):
+        of_point = means[means["point"] == point].set_index("metric")
+        shown = {name: of_point.loc[name] for name in SHOWN if name in of_point.index}
+        levels = (number(shown[name]["value"]) if name in shown else "–" for name in SHOWN[1:])
+        seeds = shown["rho"]["n_seeds"]
+        lines.append(f"| {_cell(point)} | {_interval(shown['rho'])} | {' | '.join(levels)} | {seeds} |")
+    return lines
+
+
+def _interval(row: Any) -> str:
+    value, low, high = (number(row[name]) for name in ("value", "low", "high"))
+    return value if "–" in (low, high) else f"{value} [{low}, {high}]"
+
+
+def _cell(text: Any) -> str:
+    return " ".join(str(text).replace("|", "\\|").split())
+
+
+def _study(results: Path, scale: str, name: str, verdicts: Artifact) -> Artifact:
+    study = read_artifact(results / STAGES["evidence"].folder / name / scale)
+    stood_on = verdicts.manifest.result.parents[name].result_digest
+    if study.manifest.result.result_digest != stood_on:
+        raise UserError(f"{study.path}: is not what {verdicts.path} was judged on; run again")
+    return study
+
+
+def _page(results: Path, scale: str, name: str, verdicts: Artifact) -> Artifact:
+    page = read_artifact(results / STAGES["figures"].folder / scale / f"study_{name}")
+    drawn_from = page.manifest.result.parents["verdicts"].result_digest
+    if drawn_from != verdicts.manifest.result.result_digest:
+        raise UserError(f"{page.path}: was not drawn from {verdicts.path} as it is now; run again")
+    return page
+
+
+def _study_row(page: Artifact, study: Artifact, readout: pd.DataFrame) -> dict[str, Any]:
+    words = StudyPage.model_validate(page.manifest.result.spec["study"])
+    runs = readout[(readout["seed"] >= 0) & (readout["metric"] == "rho")]
+    seeds = sorted(set(runs["seed"]))
+    return {
+        "study": words.name,
+        "number": words.number,
+        "title": words.title,
+        "points": runs["point"].nunique(),
+        "seeds": f"{seeds[0]} to {seeds[-1]}",
+        "runs": len(runs),
+        "within_gate": int(runs["converged"].sum()),
+        "root": study.manifest.result.result_digest,
+    }
+
+
+def _readout(study: Artifact) -> pd.DataFrame:
+    table = _table(study.read("results.csv"))
+    return table[table["readout"].astype(bool)].reset_index(drop=True)
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(rows)
+
+
+def _table(data: bytes) -> pd.DataFrame:
+    import pandas as pd
+
+    # A reason or a point may be the word "None", and no text here stands for a missing number.
+    return pd.read_csv(io.BytesIO(data), keep_default_na=False, na_values=[""])
+
+
+def _csv(table: pd.DataFrame) -> bytes:
+    return table.to_csv(index=False, lineterminator="\n").encode()
+
+
+def _put(files: Mapping[Path, bytes], owned: Iterable[Path]) -> None:
+    """Write the files, and remove others from the folders that these texts own."""
+    for folder in owned:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            if path.is_file() and path not in files:
+                path.unlink()
+    for path, data in files.items():
+        write_atomically(path, data)

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import planted_trees
+import pytest
+from planted_trees import POINT, STUDY
+
+from dmdpipe.artifacts.plan import PlannedStep
+from dmdpipe.audit.findings import scale_block, with_block, write_findings
+from dmdpipe.errors import UserError
+from dmdpipe.evidence.results import results_table
+from dmdpipe.evidence.verdicts import evaluate_claims, findings_table, verdict_table
+from dmdpipe.specs.claims import Claims
+from dmdpipe.specs.report import Axis, StudyFigureSpec, StudyPage
+
+DOCS = Path(__file__).parents[2] / "docs"
+RHO = {0: 0.2000123, 1: 0.31, 2: 0.2503}
+PAGE = "# F\n\nbefore\n<!-- findings tiny:begin -->\nold\n<!-- findings tiny:end -->\nafter\n"
+CRITERIA = [
+    {"name": "copies | well", "statistic": {"value": {"metric": "rho"}}, "predicts": "below", "threshold": 0.5},
+    {
+        "name": "leaves the floor",
+        "statistic": {"difference": {"metric": "rho", "minus_metric": "rho_floor"}},
+        "predicts": "above",
+        "threshold": 0.1,
+    },
+    {
+        "name": "elsewhere",
+        "study": "other",
+        "statistic": {"value": {"metric": "rho"}},
+        "predicts": "below",
+        "threshold": 1,
+    },
+]
+CLAIMS = Claims.model_validate(
+    {
+        "claims": [
+            {"id": id_, "title": "t", "statement": "s", "level_of_evidence": "e", "criteria": [criterion]}
+            for id_, criterion in (
+                (id_, {"study": STUDY, "because": "b", **one})
+                for id_, one in zip(("C1", "C2", "H1"), CRITERIA, strict=True)
+            )
+        ]
+    }
+)
+
+
+def metrics(rho: float) -> pd.DataFrame:
+    values = {"rho": rho, "rho_floor": 0.01, "rho_affine": 0.1, "gate_ratio": 1.5, "converged": 1.0}
+    return pd.DataFrame([(10, *row) for row in values.items()], columns=["generator_step", "metric", "value"])
+
+
+def tables(rho: dict[int, float]) -> dict[str, pd.DataFrame]:
+    (evidence,) = [step for step in planted_trees.study(len(rho)).values() if step.stage == "evidence"]
+    results = results_table(
+        STUDY, "tiny", [(cell.model_dump(), metrics(rho[cell.seed])) for cell in evidence.spec.cells], {}
+    )
+    verdicts = evaluate_claims(CLAIMS, results)
+    criteria = findings_table(verdicts).rename(columns={"claim": "id"})
+    return {"results": results, "verdicts": verdict_table(verdicts), "criteria": criteria}
+
+
+def tree(root: Path, rho: dict[int, float]) -> Path:
+    """The results of a study of one point, judged, with its page."""
+    steps = planted_trees.study(len(rho))
+    (verdicts,) = [step for step in steps.values() if step.stage == "verdicts"]
+    words = StudyPage(
+        name=STUDY, number=7, title="A title", question="Is it?", prediction="It is.", changes_mind="",
+        axes=(Axis(name="point", labels=(POINT,)),), readers=(),
+    )  # fmt: skip
+    spec = StudyFigureSpec(notebook="study", scale="tiny", source_sha256="0", study=words)
+    page = PlannedStep("figures", spec, {"verdicts": verdicts})
+    made = tables(rho)
+    usual = planted_trees.payload_of(rho)
+
+    def payload(step: PlannedStep) -> planted_trees.Files:
+        match step.stage:
+            case "evidence":
+                return {"results.csv": made["results"].to_csv(index=False).encode()}
+            case "verdicts":
+                return {f"{name}.csv": made[name].to_csv(index=False).encode() for name in ("verdicts", "criteria")}
+            case "figures":
+                return {
+                    "read_out-planted.png": b"png",
+                    "read_out-planted.csv": b"d\n1\n",
+                    "read_out-planted.pdf": b"pdf",
+                }
+        return usual(step)
+
+    return planted_trees.plant(root, {**steps, page.folder: page}, payload)
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/findings.md").write_text(PAGE)
+    return tmp_path / "docs"
+
+
+def cells(text: str, first: str) -> list[list[str]]:
+    return [re.split(r"(?<!\\) \| ", line.strip("| \n")) for line in text.splitlines() if line.startswith(f"| {first}")]
+
+
+def test_every_number_is_the_one_in_the_tables(tmp_path: Path, docs: Path) -> None:
+    root = tree(tmp_path / "results", RHO)
+    write_findings(root, "tiny", docs)
+    text = (docs / "findings.md").read_text()
+    assert text.startswith("# F\n\nbefore\n<!-- findings tiny:begin -->\n```sh") and text.endswith(":end -->\nafter\n")
+    expected = tables(RHO)["criteria"]
+    rows = [row for id_ in ("C1", "C2", "H1") for row in cells(text, f"{id_} |") if len(row) == 10]
+    assert len(rows) == len(expected) == 3
+    for shown, wanted in zip(rows, expected.to_dict("records"), strict=True):
+        numbers = [float(word) for word in re.findall(r"-?[\d.]+(?:e-?\d+)?|inf", shown[4])]
+        known = [wanted[name] for name in ("value", "low", "high") if wanted[name] == wanted[name]]
+        assert numbers == [float(f"{value:.4g}") for value in known]
+        assert shown[5] == f"{wanted['predicts']} {wanted['threshold']:.4g}" and int(shown[7]) == wanted["n_seeds"]
+        assert shown[6].startswith(f"**{wanted['outcome']}**")
+    assert rows[0][1] == "copies \\| well" and rows[2][2] == "`other`, not run" and "(no study)" in rows[2][6]
+    manifest = json.loads((root / "verdicts/tiny/manifest.json").read_text())
+    assert f"`{manifest['result']['result_digest']}`" in text
+    said = "- Agrees with the text: C1.\n- Does not agree: none.\n- Open: C2.\n- Our own hypothesis H1: inconclusive."
+    assert said in text
+    mean = f"{sum(RHO.values()) / 3:.4g}"
+    study = (docs / f"reference/tiny/{STUDY}/README.md").read_text()
+    (row,) = cells(study, POINT)
+    assert row[1].split()[0] == mean and row[2:] == ["0.01", "0.1", "3"]
+    assert (
+        "**Prediction**, fixed before the runs. It is." in study
+        and "![read_out-planted](read_out-planted.png)" in study
+    )
+
+
+def test_the_same_results_give_the_same_files_and_what_is_gone_goes(tmp_path: Path, docs: Path) -> None:
+    root = tree(tmp_path / "results", RHO)
+    written = write_findings(root, "tiny", docs)
+    before = {path: path.read_bytes() for path in written}
+    folder = docs / "reference/tiny" / STUDY
+    assert {path.name for path in folder.iterdir()} == {
+        *("README.md", "numbers.csv", "manifest.json", "page.manifest.json"),
+        *("read_out-planted.png", "read_out-planted.csv"),
+    }
+    measured = (root / f"studies/{STUDY}/tiny/results.csv").read_text().splitlines()
+    assert (folder / "numbers.csv").read_text().splitlines() == measured
+    (folder / "old-figure.png").write_bytes(b"old")
+    assert write_findings(root, "tiny", docs) == written
+    assert {path: path.read_bytes() for path in docs.rglob("*") if path.is_file()} == before
+    check_reference(docs / "reference/tiny")
+
+
+def test_what_the_verdicts_do_not_stand_on_is_refused(tmp_path: Path, docs: Path) -> None:
+    root, other = tree(tmp_path / "results", RHO), tree(tmp_path / "other", {**RHO, 2: 0.4})
+    for place in (f"studies/{STUDY}/tiny", f"report/tiny/study_{STUDY}"):
+        mine, theirs = root / place, other / place
+        kept = {path.name: path.read_bytes() for path in mine.iterdir()}
+        for path in theirs.iterdir():
+            (mine / path.name).write_bytes(path.read_bytes())
+        with pytest.raises(UserError, match=r"run again$"):
+            write_findings(root, "tiny", docs)
+        for name, data in kept.items():
+            (mine / name).write_bytes(data)
+    assert (docs / "findings.md").read_text() == PAGE and not (docs / "reference").exists()
+    (docs / "findings.md").write_text(PAGE.replace("tiny:end", "tiny:and"))
+    with pytest.raises(UserError, match=r"needs the lines '<!-- findings tiny:begin -->'"):
+        write_findings(root, "tiny", docs)
+
+
+def check_reference(folder: Path) -> None:
+    """What a scale's folder holds is what its manifests vouch for, and what the findings say of it follows from it."""
+    for path, name in [(path, path.name) for path in folder.rglob("*manifest.json")]:
+        payload = json.loads(path.read_text())["result"]["payload"]
+        for file, described in payload.items():
+            if (path.parent / file).exists() and (name != "manifest.json" or path.parent == folder):
+                assert hashlib.sha256((path.parent / file).read_bytes()).hexdigest() == described["sha256"]
+    made: dict[str, Any] = {
+        name: pd.read_csv(folder / f"{name}.csv", keep_default_na=False, na_values=[""])
+        for name in ("verdicts", "criteria", "studies")
+    }
+    root = json.loads((folder / "manifest.json").read_text())["result"]["result_digest"]
+    page = folder.parents[1] / "findings.md"
+    text = page.read_text()
+    assert with_block(text, folder.name, scale_block(folder.name, root, **made), page) == text
+
+
+def test_the_committed_findings_follow_from_the_committed_tables() -> None:
+    for folder in sorted((DOCS / "reference").glob("*")):
+        check_reference(folder)
