@@ -6,13 +6,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from dmdpipe.specs.base import Spec
+from dmdpipe.specs.base import Spec, later
 from dmdpipe.specs.data import dimension
 from dmdpipe.specs.diffusion import NoiseRange, TeacherSpec
 from dmdpipe.specs.hardware import Hardware
 from dmdpipe.specs.network import MLP, Linear
 
-InitKind = Literal["teacher", "rotated", "edm-default", "random-head", "random-no-skip", "kd-rotated", "other-teacher"]
+InitKind = Literal[
+    "teacher",
+    "rotated",
+    "edm-default",
+    "random-head",
+    "random-no-skip",
+    "kd-rotated",
+    "other-teacher",
+    "partial",
+    "interpolated",
+]
+COPIES = ("teacher", "rotated", "kd-rotated", "partial", "interpolated")
+"""The starts for which weights of the student's own teacher are needed."""
 
 
 class Init(Spec):
@@ -22,11 +34,25 @@ class Init(Spec):
     D(σ_max·Qz, σ_max) (an equivariance check, exact for any network). edm-default: fresh weights with a zero output
     layer, S₀ = c_skip·σ_max·z. random-head: fresh weights, random output layer, skip kept. random-no-skip: the same
     without the skip. kd-rotated: the teacher's weights, first regressed onto T∘Q. other-teacher: the weights of another
-    teacher than the one whose score the student follows.
+    teacher than the one whose score the student follows. partial: the teacher's weights, in some layers those of
+    random-head. interpolated: α·teacher + (1 − α)·random-head, weight by weight.
     """
 
     kind: InitKind = "teacher"
     regression_steps: PositiveInt = Field(2_000, description="kd-rotated only: steps of the regression onto T∘Q")
+    fresh_first: NonNegativeInt = later(
+        0, description="partial only: layers with fresh weights, counted from the input (x and noise level are one)"
+    )
+    fresh_last: NonNegativeInt = later(0, description="partial only: the same, counted from the output layer")
+    alpha: float = later(1.0, ge=0, le=1, description="interpolated only: weight of the teacher's weights")
+
+    @model_validator(mode="after")
+    def _numbers_where_they_count(self) -> Init:
+        for kind, names in (("partial", ("fresh_first", "fresh_last")), ("interpolated", ("alpha",))):
+            for name in names:
+                if self.kind != kind and getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} is for the kind '{kind}', not for '{self.kind}'")
+        return self
 
 
 class StartSource(Spec):
@@ -214,13 +240,19 @@ class StudentSpec(Hardware):
             raise ValueError("recipe.fake 'oracle' needs network.kind 'linear': no other student's score is known")
         if self.batches == "expected" and not (self.network.kind == "linear" and self.recipe.fake == "oracle"):
             raise ValueError("batches 'expected' needs network.kind 'linear' and recipe.fake 'oracle'")
-        if self.network.kind == "mlp" and self.init.kind in ("teacher", "rotated", "kd-rotated"):
+        if self.network.kind == "mlp" and self.init.kind in COPIES:
             if self.teacher.score.kind != "trained":
                 raise ValueError(
                     f"init.kind '{self.init.kind}' copies weights: the teacher's score.kind must be 'trained'"
                 )
             if self.network != self.teacher.score.network:
                 raise ValueError(f"init.kind '{self.init.kind}' copies weights: network must equal the teacher's")
+        layers = getattr(self.network, "depth", 0) + 2
+        if self.init.fresh_first + self.init.fresh_last > layers:
+            raise ValueError(
+                f"init.fresh_first + init.fresh_last must be at most {layers}, the layers of the network, got"
+                f" {self.init.fresh_first} + {self.init.fresh_last}"
+            )
         if self.recipe.adversarial_weight and self.teacher.score.kind != "trained":
             raise ValueError(
                 "recipe.adversarial_weight needs a teacher whose score.kind is 'trained': the discriminator reads the"
