@@ -124,7 +124,19 @@ class Recipe(Spec):
     fake_first: int = Field(0, ge=0)
     fake_last: int = Field(999, ge=0)
     fake_weighting: Literal["edm", "none"] = Field("edm", description="1/σ² + 1/σ_data², or 1")
-    fake: Literal["learned", "oracle"] = Field("learned", description="oracle: the student's exact score (linear only)")
+    fake: Literal["learned", "oracle", "samples"] = Field(
+        "learned",
+        description="oracle: the student's exact score (linear only); samples: that of fresh samples of the student",
+    )
+    fake_samples: PositiveInt = later(
+        4_096, description="fake 'samples' only: how many, drawn anew each generator step"
+    )
+    fake_start: Literal["teacher", "fresh"] = later(
+        "teacher", description="fresh: fresh weights with a zero output layer, as a teacher starts"
+    )
+    fake_lag: NonNegativeInt = later(
+        0, description="the generator follows the fake score of so many generator steps ago"
+    )
     generator: Optimiser = Optimiser()
     fake_score: Optimiser = Optimiser(learning_rate=5e-4)
     ema: float | None = Field(None, ge=0, lt=1, description="decay of the evaluated average of the student's weights")
@@ -153,6 +165,14 @@ class Recipe(Spec):
         if self.dm_weight == self.regression_weight == self.adversarial_weight == 0:
             raise ValueError(
                 "dm_weight, regression_weight and adversarial_weight are all 0: nothing would train the student"
+            )
+        if self.fake != "learned" and (self.fake_lag or self.fake_start != "teacher"):
+            raise ValueError(f"fake_lag and fake_start need fake 'learned': '{self.fake}' neither lags nor starts")
+        if self.fake != "samples" and self.fake_samples != type(self).model_fields["fake_samples"].default:
+            raise ValueError(f"fake_samples is for fake 'samples', not for '{self.fake}'")
+        if self.fake == "samples" and self.adversarial_weight:
+            raise ValueError(
+                "adversarial_weight needs fake 'learned': samples have no hidden state for a discriminator"
             )
         if self.adversarial_weight and self.generator_every == 1 and not self.fake_trains_with_generator:
             raise ValueError(
@@ -268,9 +288,9 @@ class StudentSpec(Hardware):
             if dimension(self.start.data) != dimension(self.teacher.data):
                 raise ValueError("init.kind 'other-teacher' copies weights: start must have data of the same dimension")
         learns_fake = self.recipe.dm_weight > 0 and self.recipe.fake == "learned"
-        if learns_fake and self.teacher.score.kind != "trained":
+        if learns_fake and self.recipe.fake_start == "teacher" and self.teacher.score.kind != "trained":
             raise ValueError(
                 "recipe.fake 'learned' starts as a copy of the teacher: its score.kind must be 'trained'"
-                " (a linear student can take recipe.fake 'oracle')"
+                " (or take recipe.fake_start 'fresh'; a linear student can take recipe.fake 'oracle')"
             )
         return self
