@@ -337,3 +337,11 @@ def test_keys_that_came_later_leave_older_specs_as_they_were() -> None:
     assert canonical_json(Init(kind="partial", fresh_last=1)) == (
         '{"fresh_last":1,"kind":"partial","regression_steps":2000}'
     )
+
+
+def test_a_seed_of_the_teacher_is_one_teacher_for_all_students_and_other_students_have_their_own() -> None:
+    axes = {"teacher": {"own": {}, "4": {"score.seed": 4}, "0": {"score.seed": 0}}}
+    found = [member.spec.pairs.student for member in members(study(axes=axes), scale(seeds=3, first_seed=3))]
+    assert [student.seed for student in found] == 3 * [3, 4, 5]
+    assert [student.teacher.score.seed for student in found] == [3, 4, 5, 4, 4, 4, 0, 0, 0]
+    assert found[1] == found[4]

@@ -237,10 +237,14 @@ def _branch(tree: dict[str, Any], dotted: str, source: str) -> tuple[dict[str, A
 def resolve(cell: Cell, seed: int, where: str) -> MetricsSpec:
     """Return the full spec of one member: teacher and student both take ``seed``; the noise bank is common to all.
 
+    A cell that names the teacher's seed has one teacher for all its students.
+
     Raises:
         UserError: if the parts do not fit together, e.g. an exact score of data whose score is not known.
     """
-    score = cell.score.model_copy(update={"seed": seed}) if cell.score.kind == "trained" else cell.score
+    score = cell.score
+    if score.kind == "trained" and "seed" not in score.model_fields_set:
+        score = score.model_copy(update={"seed": seed})
     teacher = parse(TeacherSpec, {"data": cell.data, "score": score}, where)
     settings = {name: getattr(cell.student, name) for name in type(cell.student).model_fields}
     if settings["network"] is None:
