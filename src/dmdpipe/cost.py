@@ -16,8 +16,8 @@ SECONDS_PER_UPDATE = 0.2e-3
 SECONDS_PER_MULTIPLICATION = 1.2e-10
 START_UP = {"data": 1.5, "noise": 0.5, "metrics": 1.0, "evidence": 0.5, "verdicts": 0.5, "figures": 6.5}
 START_UP_WITH_TORCH = 0.5
-UPDATES_PER_GENERATOR_STEP = 8
 UPDATES_OF_A_DISCRIMINATOR = 27
+UPDATES_OF_A_BATCH_OF_SAMPLES = 3
 SECONDS_PER_SNAPSHOT = 0.2
 
 
@@ -25,7 +25,8 @@ def training_updates(step: PlannedStep) -> int:
     """Return how many updates of batch-times-network size a step makes: 0 for steps that train nothing.
 
     One forward and backward pass counts as one update; a DMD generator step with its five fake-score steps costs 24
-    forward passes, hence eight. A discriminator's passes beside it make eleven, but not in C: they take as long as 27.
+    forward passes, hence eight; with k of them 4k + 4 passes. A discriminator's passes
+    beside it make eleven, but not in C: they take as long as 27.
     """
     spec = step.spec
     if step.stage == "teacher":
@@ -33,7 +34,10 @@ def training_updates(step: PlannedStep) -> int:
     if step.stage != "student":
         return 0
     start = spec.init.regression_steps if spec.init.kind == "kd-rotated" else 0
-    per_step = UPDATES_PER_GENERATOR_STEP if spec.recipe.dm_weight and spec.recipe.fake == "learned" else 1
+    learns_fake = spec.recipe.dm_weight and spec.recipe.fake == "learned"
+    per_step = (4 * spec.recipe.generator_every + 4) // 3 if learns_fake else 1
+    if spec.recipe.dm_weight and spec.recipe.fake == "samples":
+        per_step += UPDATES_OF_A_BATCH_OF_SAMPLES * spec.recipe.fake_samples // spec.batch
     if spec.recipe.adversarial_weight:
         per_step += UPDATES_OF_A_DISCRIMINATOR
     return start + per_step * spec.generator_steps

@@ -204,3 +204,41 @@ def test_the_pool_shares_no_noise_with_the_bank():
     seed = derive_seed(0, "student", "regression-pool")
     pool = make_pair_pool(lambda x, sigma: x, NoiseRange(), (500, 2), seed, torch.float32)
     assert torch.cdist(bank, pool.z).min() > 0
+
+
+# Starts that are partly the teacher
+
+
+LAYERS = [("noise_embedding", "input"), ("blocks.0",), ("blocks.1",), ("output",)]
+
+
+def weights(kind, **init):
+    """The parameters of a start by their names in the network."""
+    parameters = start(kind, init=init, dtype="float64").named_parameters()
+    return {name.removeprefix("generator.network."): value for name, value in parameters}
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 0), (1, 0), (0, 1), (1, 2), (3, 0), (0, 4), (2, 2)])
+def test_a_partial_start_is_the_teacher_but_for_the_fresh_layers_of_a_random_head(first, last):
+    found = weights("partial", fresh_first=first, fresh_last=last)
+    fresh, copied = weights("random-head"), weights("teacher")
+    are_fresh = [name for layer in LAYERS[:first] + LAYERS[len(LAYERS) - last :] for name in layer]
+    for name, value in found.items():
+        expected = fresh if name.rpartition(".")[0] in are_fresh else copied
+        assert torch.equal(value, expected[name]), name
+        assert not torch.equal(fresh[name], copied[name])
+
+
+@pytest.mark.parametrize("alpha", [0, 0.25, 0.5, 0.9, 1])
+def test_an_interpolated_start_lies_on_the_line_from_random_to_teacher_and_at_its_ends(alpha):
+    found, fresh, copied = weights("interpolated", alpha=alpha), weights("random-head"), weights("teacher")
+    for name, value in found.items():
+        exact = 0 if alpha in (0, 1) else 1e-14
+        assert_close(value, alpha * copied[name] + (1 - alpha) * fresh[name], rtol=exact, atol=exact)
+
+
+def test_layers_of_a_partial_start_are_at_most_those_of_the_network():
+    with pytest.raises(ValueError, match="must be at most 4, the layers of the network, got 3"):
+        StudentSpec(teacher=TEACHER, network=SMALL, init={"kind": "partial", "fresh_first": 3, "fresh_last": 2})
+    with pytest.raises(ValueError, match="alpha is for the kind 'interpolated', not for 'teacher'"):
+        StudentSpec(teacher=TEACHER, network=SMALL, init={"kind": "teacher", "alpha": 0.5})

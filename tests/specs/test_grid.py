@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from studies import members, only, scale, study
 
 from dmdpipe.errors import UserError
+from dmdpipe.specs.base import canonical_json
 from dmdpipe.specs.data import Digits, Fashion, Gaussian, Moons, data_name
 from dmdpipe.specs.diffusion import ExactScore, TrainedScore
 from dmdpipe.specs.grid import lay_over, lay_under
 from dmdpipe.specs.network import MLP, Linear
+from dmdpipe.specs.student import Init
 
 SIDES = {"4": {"data.side": 2}, "16": {"data.side": 4}}
 STARTS = {"same": {"student.init.kind": "teacher"}, "fresh": {"student.init.kind": "random-head"}}
@@ -314,3 +316,32 @@ def test_what_makes_no_grid_is_refused_in_one_line(parts: dict[str, Any], words_
 def test_a_grid_beyond_all_measure_is_refused_before_it_is_made(axes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="more than 10000 students"):
         members(study(axes=axes), scale(4001 if axes else 10**15))
+
+
+@pytest.mark.parametrize(
+    ("init", "usual"),
+    [
+        ({"kind": "interpolated", "alpha": 1}, "teacher"),
+        ({"kind": "interpolated", "alpha": 0}, "random-head"),
+        ({"kind": "partial"}, "teacher"),
+        ({"kind": "partial", "fresh_first": 2, "fresh_last": 3}, "random-head"),
+    ],
+)
+def test_a_start_that_is_all_the_teachers_or_all_random_is_the_usual_student(init: dict[str, Any], usual: str) -> None:
+    found = [only(study({"data.family": "digits", "student.init": given})) for given in (init, {"kind": usual})]
+    assert found[0] == found[1]
+
+
+def test_keys_that_came_later_leave_older_specs_as_they_were() -> None:
+    assert canonical_json(Init()) == '{"kind":"teacher","regression_steps":2000}'
+    assert canonical_json(Init(kind="partial", fresh_last=1)) == (
+        '{"fresh_last":1,"kind":"partial","regression_steps":2000}'
+    )
+
+
+def test_a_seed_of_the_teacher_is_one_teacher_for_all_students_and_other_students_have_their_own() -> None:
+    axes = {"teacher": {"own": {}, "4": {"score.seed": 4}, "0": {"score.seed": 0}}}
+    found = [member.spec.pairs.student for member in members(study(axes=axes), scale(seeds=3, first_seed=3))]
+    assert [student.seed for student in found] == 3 * [3, 4, 5]
+    assert [student.teacher.score.seed for student in found] == [3, 4, 5, 4, 4, 4, 0, 0, 0]
+    assert found[1] == found[4]

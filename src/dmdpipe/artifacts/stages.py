@@ -197,6 +197,9 @@ def _student_modules(spec: StudentSpec) -> set[str]:
     selected = {
         "dmdpipe.distill.adversarial": spec.recipe.adversarial_weight,
         "dmdpipe.distill.dmd": spec.recipe.dm_weight,
+        "dmdpipe.distill.fake_score": spec.recipe.fake == "samples"
+        or spec.recipe.fake_start == "fresh"
+        or spec.recipe.fake_lag,
         "dmdpipe.distill.oracle": spec.recipe.fake == "oracle",
         "dmdpipe.distill.regression": spec.recipe.regression_weight or spec.init.kind == "kd-rotated",
     }

@@ -156,8 +156,8 @@ def check(specs: Sequence[StudentSpec]) -> None:
         raise ValueError("the members of an ensemble can't regress onto the teacher's map")
     if spec.start:
         raise ValueError("the members of an ensemble start with their own teachers' weights")
-    if recipe.fake != "learned" or optimisers != {"adamw"}:
-        raise ValueError("an ensemble needs learned fake scores and AdamW")
+    if recipe.fake != "learned" or recipe.fake_start != "teacher" or recipe.fake_lag or optimisers != {"adamw"}:
+        raise ValueError("an ensemble needs fake scores that start as the teacher and learn without a lag, and AdamW")
 
 
 def without_seeds(dump: object) -> object:

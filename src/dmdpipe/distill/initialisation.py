@@ -38,6 +38,8 @@ def initialise(
         zero_output_layer(student.get_submodule("generator.network"))
     elif spec.init.kind in ("teacher", "rotated", "kd-rotated", "other-teacher") and isinstance(source, nn.Module):
         student.generator.load_state_dict(source.state_dict())
+    elif spec.init.kind in ("partial", "interpolated") and isinstance(source, nn.Module):
+        mix(student.get_submodule("generator"), source, shares(spec))
     elif spec.network.kind == "linear" and not isinstance(source, nn.Module):
         start_linear(student.get_parameter("generator.matrix"), spec, source)
     if spec.init.kind == "kd-rotated":
@@ -45,6 +47,31 @@ def initialise(
         # By name, so that an edit of it does not touch the other starts.
         regress = import_module("dmdpipe.distill.regression").regress
         regress(student, make_pool(rotated(lambda z: z, rotation)), spec)
+
+
+def shares(spec: StudentSpec) -> Callable[[str], float]:
+    """Return parameter name ↦ the teacher's share of its start, in 0…1: α, or 0 in fresh layers and 1 in the others.
+
+    Layers in the order in which samples pass them: the input with the noise embedding, the blocks, the output.
+    """
+    if spec.init.kind == "interpolated":
+        return lambda name: spec.init.alpha
+    last = getattr(spec.network, "depth", 0) + 1
+
+    def kept(name: str) -> float:
+        part, _, rest = name.removeprefix("network.").partition(".")
+        layer = 1 + int(rest.partition(".")[0]) if part == "blocks" else last if part == "output" else 0
+        return float(spec.init.fresh_first <= layer <= last - spec.init.fresh_last)
+
+    return kept
+
+
+@torch.no_grad()
+def mix(fresh: nn.Module, source: nn.Module, share: Callable[[str], float]) -> None:
+    """Move every parameter of ``fresh`` towards the source's by ``share`` of its name: 1 copies the source's bytes."""
+    given = dict(source.named_parameters())
+    for name, parameter in fresh.named_parameters():
+        parameter.lerp_(given[name], share(name))
 
 
 def start_linear(matrix: nn.Parameter, spec: StudentSpec, teacher: ExactDenoiser) -> None:

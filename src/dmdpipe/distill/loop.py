@@ -72,6 +72,11 @@ def levels_of(denoiser: object, grid: Tensor) -> Callable[[Tensor], Any]:
     return lambda rows: grid.index_select(0, rows)
 
 
+def fakes() -> Any:
+    """Return ``dmdpipe.distill.fake_score``, by name, so that an edit of it touches only the students that use it."""
+    return import_module("dmdpipe.distill.fake_score")
+
+
 class Distillation:
     """A student, its fake score and their optimisers; ``iterate`` makes one iteration of the recipe.
 
@@ -104,6 +109,7 @@ class Distillation:
         self.fake: Any = fake
         # Loss terms and oracle are imported by name, so that an edit of one touches only the students that use it.
         self.dmd: Any = import_module("dmdpipe.distill.dmd") if fake else None
+        self.lagged: Any = fakes().LaggedScore(fake, recipe.fake_lag) if fake and recipe.fake_lag else None
         self.fake_weight = self.dmd.fake_score_weight(batches.grid, recipe.fake_weighting) if self.dmd else None
         self.batches = batches
         self.teacher_levels, self.fake_levels = (levels_of(denoiser, batches.grid) for denoiser in (teacher, fake))
@@ -145,7 +151,7 @@ class Distillation:
         x = None
         if self.fake or self.adversary:
             x, pullback = with_pullback(self.student, self.batches.latent())
-            pullback(self._gradient_at_samples(x, log))
+            pullback(self._gradient_at_samples(x, self._fake_to_follow(iteration), log))
         if self.pool:
             z, target = self.pool.draw(self.batches.shape[0], self.batches.streams["regression"])
             answer, pullback = with_pullback(self.student, z)
@@ -157,11 +163,16 @@ class Distillation:
             self.fake.refresh()
         return x
 
-    def _gradient_at_samples(self, x: Tensor, log: dict[str, float | Tensor]) -> Tensor:
+    def _fake_to_follow(self, iteration: int) -> Any:
+        if self.lagged and self.fake_optimiser:
+            return self.lagged.at(iteration // self.recipe.generator_every, self.fake_optimiser.parameters.values)
+        return self.fake
+
+    def _gradient_at_samples(self, x: Tensor, fake: DenoiserFunction | None, log: dict[str, float | Tensor]) -> Tensor:
         """Return the gradient of the weighted terms at the student's samples x [B, d]."""
         gradients = []
-        if self.fake:
-            gradient = self._dm_gradient(x, self.fake)
+        if fake:
+            gradient = self._dm_gradient(x, fake)
             gradients.append(gradient * (self.recipe.dm_weight / gradient.numel()))
             log["dm_gradient"] = root_mean_square(gradient)
         if self.adversary:
@@ -231,14 +242,18 @@ def distil(
 
     student = student_to_train(spec, device)
     initialise(student, spec, placed(start, device, spec.precision) if start else teacher, make_pool)
+    batches = make_batches(spec, dim, device)
     fake: Any = None
     if recipe.dm_weight and recipe.fake == "oracle":
         fake = import_module("dmdpipe.distill.oracle").LinearOracle(student.get_parameter("generator.matrix"))
+    elif recipe.dm_weight and recipe.fake == "samples":
+        fake = fakes().SampledScore(spec, student, batches)
+    elif recipe.dm_weight and recipe.fake_start == "fresh":
+        fake = fakes().fresh_fake(spec, device)
     elif recipe.dm_weight and isinstance(teacher, nn.Module):
         fake = copy.deepcopy(teacher).requires_grad_(True)
     iterations = (spec.generator_steps - 1) * recipe.generator_every + 1
     pool = make_pool() if recipe.regression_weight else None
-    batches = make_batches(spec, dim, device)
     adversary: Any = None
     if recipe.adversarial_weight:
         if data is None:
@@ -262,6 +277,8 @@ def distil(
         if loop.fake_optimiser:
             tensors |= {f"fake/{name}": tensor for name, tensor in loop.fake_optimiser.state.items()}
             tensors["fake"] = loop.fake_optimiser.parameters.values
+        if loop.lagged:
+            tensors["fake/past"] = loop.lagged.past
         tensors |= {f"streams/{purpose}": stream.position for purpose, stream in loop.batches.streams.items()}
         state = TrainingState(step.resume, tensors)
         first = state.resume(iterations)

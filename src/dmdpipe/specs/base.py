@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 DIGEST_LENGTH = 16
 
@@ -15,6 +15,11 @@ class Spec(BaseModel):
     """Base of all specs: immutable, hashable, strict about keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def later(default: Any, *, description: str, **constraints: Any) -> Any:
+    """Return a field that is left out of the JSON at its default: specs from before it was added keep their digests."""
+    return Field(default, description=description, exclude_if=lambda value: value == default, **constraints)
 
 
 def canonical_json(value: Any) -> str:

@@ -14,7 +14,7 @@ from dmdpipe.specs.diffusion import ExactScore, NoiseBankSpec, TeacherSamplesSpe
 from dmdpipe.specs.network import MLP, Linear
 from dmdpipe.specs.pairs import MetricsSpec, PairsSpec
 from dmdpipe.specs.problems import parse
-from dmdpipe.specs.student import Init, StudentSpec
+from dmdpipe.specs.student import Init, InitSettings, StudentSpec
 from dmdpipe.specs.study import Cell, Scale, ScaleOverlay, Study
 
 
@@ -237,10 +237,14 @@ def _branch(tree: dict[str, Any], dotted: str, source: str) -> tuple[dict[str, A
 def resolve(cell: Cell, seed: int, where: str) -> MetricsSpec:
     """Return the full spec of one member: teacher and student both take ``seed``; the noise bank is common to all.
 
+    A cell that names the teacher's seed has one teacher for all its students.
+
     Raises:
         UserError: if the parts do not fit together, e.g. an exact score of data whose score is not known.
     """
-    score = cell.score.model_copy(update={"seed": seed}) if cell.score.kind == "trained" else cell.score
+    score = cell.score
+    if score.kind == "trained" and "seed" not in score.model_fields_set:
+        score = score.model_copy(update={"seed": seed})
     teacher = parse(TeacherSpec, {"data": cell.data, "score": score}, where)
     settings = {name: getattr(cell.student, name) for name in type(cell.student).model_fields}
     if settings["network"] is None:
@@ -248,13 +252,28 @@ def resolve(cell: Cell, seed: int, where: str) -> MetricsSpec:
     if settings["network"] is None:
         raise UserError(f"{where}: student.network: an exact teacher has no network to copy; name one")
     start = start_of(cell, teacher, where)
-    kind = "teacher" if cell.student.init.kind == "other-teacher" and start is None else cell.student.init.kind
-    settings["init"] = Init(kind=kind, regression_steps=cell.student.init.regression_steps)
+    settings["init"] = init_of(cell.student.init, settings["network"], start)
     own = {"teacher": teacher, "start": start, "noise_range": cell.noise_range, "seed": seed}
     student = parse(StudentSpec, {**settings, **own}, where)
     bank = parse(NoiseBankSpec, {"dim": dimension(cell.data), **cell.bank.model_dump()}, f"{where}: bank")
     samples = TeacherSamplesSpec(teacher=teacher, bank=bank, noise_range=cell.noise_range, sampler=cell.sampler)
     return MetricsSpec(pairs=PairsSpec(student=student, teacher_samples=samples), **cell.metrics.model_dump())
+
+
+def init_of(given: InitSettings, network: MLP | Linear, start: TeacherSpec | None) -> Init:
+    """Return the start, by its usual name where it is all the teacher's or all random: equal students are one step."""
+    teacher = random = False
+    match given.kind:
+        case "other-teacher":
+            teacher = start is None
+        case "partial":
+            fresh = given.fresh_first + given.fresh_last
+            teacher, random = fresh == 0, network.kind == "mlp" and fresh == network.depth + 2
+        case "interpolated":
+            teacher, random = given.alpha == 1, given.alpha == 0
+    if teacher or random:
+        return Init(kind="teacher" if teacher else "random-head", regression_steps=given.regression_steps)
+    return Init(**given.model_dump(exclude={"source"}))
 
 
 def start_of(cell: Cell, teacher: TeacherSpec, where: str) -> TeacherSpec | None:

@@ -6,13 +6,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from dmdpipe.specs.base import Spec
+from dmdpipe.specs.base import Spec, later
 from dmdpipe.specs.data import dimension
 from dmdpipe.specs.diffusion import NoiseRange, TeacherSpec
 from dmdpipe.specs.hardware import Hardware
 from dmdpipe.specs.network import MLP, Linear
 
-InitKind = Literal["teacher", "rotated", "edm-default", "random-head", "random-no-skip", "kd-rotated", "other-teacher"]
+InitKind = Literal[
+    "teacher",
+    "rotated",
+    "edm-default",
+    "random-head",
+    "random-no-skip",
+    "kd-rotated",
+    "other-teacher",
+    "partial",
+    "interpolated",
+]
+COPIES = ("teacher", "rotated", "kd-rotated", "partial", "interpolated")
+"""The starts for which weights of the student's own teacher are needed."""
 
 
 class Init(Spec):
@@ -22,11 +34,25 @@ class Init(Spec):
     D(σ_max·Qz, σ_max) (an equivariance check, exact for any network). edm-default: fresh weights with a zero output
     layer, S₀ = c_skip·σ_max·z. random-head: fresh weights, random output layer, skip kept. random-no-skip: the same
     without the skip. kd-rotated: the teacher's weights, first regressed onto T∘Q. other-teacher: the weights of another
-    teacher than the one whose score the student follows.
+    teacher than the one whose score the student follows. partial: the teacher's weights, in some layers those of
+    random-head. interpolated: α·teacher + (1 − α)·random-head, weight by weight.
     """
 
     kind: InitKind = "teacher"
     regression_steps: PositiveInt = Field(2_000, description="kd-rotated only: steps of the regression onto T∘Q")
+    fresh_first: NonNegativeInt = later(
+        0, description="partial only: layers with fresh weights, counted from the input (x and noise level are one)"
+    )
+    fresh_last: NonNegativeInt = later(0, description="partial only: the same, counted from the output layer")
+    alpha: float = later(1.0, ge=0, le=1, description="interpolated only: weight of the teacher's weights")
+
+    @model_validator(mode="after")
+    def _numbers_where_they_count(self) -> Init:
+        for kind, names in (("partial", ("fresh_first", "fresh_last")), ("interpolated", ("alpha",))):
+            for name in names:
+                if self.kind != kind and getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} is for the kind '{kind}', not for '{self.kind}'")
+        return self
 
 
 class StartSource(Spec):
@@ -98,7 +124,19 @@ class Recipe(Spec):
     fake_first: int = Field(0, ge=0)
     fake_last: int = Field(999, ge=0)
     fake_weighting: Literal["edm", "none"] = Field("edm", description="1/σ² + 1/σ_data², or 1")
-    fake: Literal["learned", "oracle"] = Field("learned", description="oracle: the student's exact score (linear only)")
+    fake: Literal["learned", "oracle", "samples"] = Field(
+        "learned",
+        description="oracle: the student's exact score (linear only); samples: that of fresh samples of the student",
+    )
+    fake_samples: PositiveInt = later(
+        4_096, description="fake 'samples' only: how many, drawn anew each generator step"
+    )
+    fake_start: Literal["teacher", "fresh"] = later(
+        "teacher", description="fresh: fresh weights with a zero output layer, as a teacher starts"
+    )
+    fake_lag: NonNegativeInt = later(
+        0, description="the generator follows the fake score of so many generator steps ago"
+    )
     generator: Optimiser = Optimiser()
     fake_score: Optimiser = Optimiser(learning_rate=5e-4)
     ema: float | None = Field(None, ge=0, lt=1, description="decay of the evaluated average of the student's weights")
@@ -127,6 +165,14 @@ class Recipe(Spec):
         if self.dm_weight == self.regression_weight == self.adversarial_weight == 0:
             raise ValueError(
                 "dm_weight, regression_weight and adversarial_weight are all 0: nothing would train the student"
+            )
+        if self.fake != "learned" and (self.fake_lag or self.fake_start != "teacher"):
+            raise ValueError(f"fake_lag and fake_start need fake 'learned': '{self.fake}' neither lags nor starts")
+        if self.fake != "samples" and self.fake_samples != type(self).model_fields["fake_samples"].default:
+            raise ValueError(f"fake_samples is for fake 'samples', not for '{self.fake}'")
+        if self.fake == "samples" and self.adversarial_weight:
+            raise ValueError(
+                "adversarial_weight needs fake 'learned': samples have no hidden state for a discriminator"
             )
         if self.adversarial_weight and self.generator_every == 1 and not self.fake_trains_with_generator:
             raise ValueError(
@@ -214,13 +260,19 @@ class StudentSpec(Hardware):
             raise ValueError("recipe.fake 'oracle' needs network.kind 'linear': no other student's score is known")
         if self.batches == "expected" and not (self.network.kind == "linear" and self.recipe.fake == "oracle"):
             raise ValueError("batches 'expected' needs network.kind 'linear' and recipe.fake 'oracle'")
-        if self.network.kind == "mlp" and self.init.kind in ("teacher", "rotated", "kd-rotated"):
+        if self.network.kind == "mlp" and self.init.kind in COPIES:
             if self.teacher.score.kind != "trained":
                 raise ValueError(
                     f"init.kind '{self.init.kind}' copies weights: the teacher's score.kind must be 'trained'"
                 )
             if self.network != self.teacher.score.network:
                 raise ValueError(f"init.kind '{self.init.kind}' copies weights: network must equal the teacher's")
+        layers = getattr(self.network, "depth", 0) + 2
+        if self.init.fresh_first + self.init.fresh_last > layers:
+            raise ValueError(
+                f"init.fresh_first + init.fresh_last must be at most {layers}, the layers of the network, got"
+                f" {self.init.fresh_first} + {self.init.fresh_last}"
+            )
         if self.recipe.adversarial_weight and self.teacher.score.kind != "trained":
             raise ValueError(
                 "recipe.adversarial_weight needs a teacher whose score.kind is 'trained': the discriminator reads the"
@@ -236,9 +288,9 @@ class StudentSpec(Hardware):
             if dimension(self.start.data) != dimension(self.teacher.data):
                 raise ValueError("init.kind 'other-teacher' copies weights: start must have data of the same dimension")
         learns_fake = self.recipe.dm_weight > 0 and self.recipe.fake == "learned"
-        if learns_fake and self.teacher.score.kind != "trained":
+        if learns_fake and self.recipe.fake_start == "teacher" and self.teacher.score.kind != "trained":
             raise ValueError(
                 "recipe.fake 'learned' starts as a copy of the teacher: its score.kind must be 'trained'"
-                " (a linear student can take recipe.fake 'oracle')"
+                " (or take recipe.fake_start 'fresh'; a linear student can take recipe.fake 'oracle')"
             )
         return self
