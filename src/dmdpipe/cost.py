@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dmdpipe.specs.data import dimension
+from dmdpipe.specs.student import REGRESSED
 
 if TYPE_CHECKING:
     from dmdpipe.artifacts.plan import PlannedStep
@@ -17,6 +18,7 @@ SECONDS_PER_MULTIPLICATION = 1.2e-10
 START_UP = {"data": 1.5, "noise": 0.5, "metrics": 1.0, "evidence": 0.5, "verdicts": 0.5, "figures": 6.5}
 START_UP_WITH_TORCH = 0.5
 UPDATES_PER_GENERATOR_STEP = 8
+SHARE_OF_THE_STUDENT = 7 / 24  # of these; the rest is teacher and fake score, who may have another network
 UPDATES_OF_A_DISCRIMINATOR = 27
 SECONDS_PER_SNAPSHOT = 0.2
 
@@ -32,7 +34,7 @@ def training_updates(step: PlannedStep) -> int:
         return 0 if spec.score.kind == "exact" else spec.score.steps
     if step.stage != "student":
         return 0
-    start = spec.init.regression_steps if spec.init.kind == "kd-rotated" else 0
+    start = spec.init.regression_steps if spec.init.kind in REGRESSED else 0
     per_step = UPDATES_PER_GENERATOR_STEP if spec.recipe.dm_weight and spec.recipe.fake == "learned" else 1
     if spec.recipe.adversarial_weight:
         per_step += UPDATES_OF_A_DISCRIMINATOR
@@ -44,17 +46,25 @@ def estimated_seconds(step: PlannedStep) -> float:
     seconds = START_UP.get(step.stage, START_UP_WITH_TORCH)
     spec = step.spec
     if updates := training_updates(step):
-        data, network, batch = (
-            (spec.data, spec.score.network, spec.score.batch)
-            if step.stage == "teacher"
-            else (spec.teacher.data, spec.network, spec.batch)
-        )
-        multiplications = batch * weights(network, dimension(data))
-        seconds += updates * (SECONDS_PER_UPDATE + SECONDS_PER_MULTIPLICATION * multiplications)
+        seconds += updates * SECONDS_PER_UPDATE + SECONDS_PER_MULTIPLICATION * _multiplications(step, updates)
     if step.stage == "metrics":
         share = spec.pairs.teacher_samples.bank.n_paired / 1_000
         seconds += SECONDS_PER_SNAPSHOT * spec.pairs.student.snapshots * share**2
     return seconds
+
+
+def _multiplications(step: PlannedStep, updates: int) -> float:
+    spec = step.spec
+    if step.stage == "teacher":
+        return updates * spec.score.batch * weights(spec.score.network, dimension(spec.data))
+    dim = dimension(spec.teacher.data)
+    own = weights(spec.network, dim)
+    start = spec.init.regression_steps if spec.init.kind in REGRESSED else 0
+    mean = own
+    if spec.teacher.score.kind == "trained":
+        share = SHARE_OF_THE_STUDENT if spec.recipe.dm_weight else 1
+        mean = share * own + (1 - share) * weights(spec.teacher.score.network, dim)
+    return float(spec.batch * (start * own + (updates - start) * mean))
 
 
 def weights(network: Any, dim: int) -> int:

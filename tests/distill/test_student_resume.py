@@ -33,6 +33,11 @@ SPECS = {
     "dmd2 with regression": {"recipe": {"name": "dmd2", **LEARNED, **POOL}},
     "regression": {"recipe": {"name": "regression", "regression_pairs": 64}, "generator_steps": 31},
     "kd-rotated": {"init": {"kind": "kd-rotated", "regression_steps": 3}, "recipe": {**LEARNED, **POOL}},
+    "kd, narrower": {
+        "network": MLP(width=4, depth=2, embedding=4),
+        "init": {"kind": "kd", "regression_steps": 3},
+        "recipe": {**LEARNED, **POOL},
+    },
     "linear": {
         "teacher": EXACT,
         "network": {"kind": "linear"},

@@ -19,7 +19,7 @@ from dmdpipe.specs.diffusion import NoiseBankSpec, TeacherSamplesSpec, TeacherSp
 from dmdpipe.specs.hardware import Hardware
 from dmdpipe.specs.pairs import MetricsSpec, PairsSpec
 from dmdpipe.specs.report import FigureSpec, VerdictsSpec
-from dmdpipe.specs.student import StudentSpec
+from dmdpipe.specs.student import REGRESSED, StudentSpec
 from dmdpipe.specs.study import EvidenceSpec
 
 Parents = dict[str, tuple[str, Any]]
@@ -198,7 +198,7 @@ def _student_modules(spec: StudentSpec) -> set[str]:
         "dmdpipe.distill.adversarial": spec.recipe.adversarial_weight,
         "dmdpipe.distill.dmd": spec.recipe.dm_weight,
         "dmdpipe.distill.oracle": spec.recipe.fake == "oracle",
-        "dmdpipe.distill.regression": spec.recipe.regression_weight or spec.init.kind == "kd-rotated",
+        "dmdpipe.distill.regression": spec.recipe.regression_weight or spec.init.kind in REGRESSED,
     }
     used = {module for module, is_used in selected.items() if is_used}
     return _network_modules(spec) | _precision_modules(spec) | used

@@ -28,6 +28,7 @@ from dmdpipe.distill.loop import learning_rate, snapshot_steps, unflatten
 from dmdpipe.distill.student import Student, build_student, student_to_train
 from dmdpipe.networks.denoiser import Conditions, Denoiser, in_precision
 from dmdpipe.specs.data import dimension
+from dmdpipe.specs.student import REGRESSED
 
 if TYPE_CHECKING:
     from dmdpipe.distill.regression import PairPool
@@ -153,7 +154,7 @@ def check(specs: Sequence[StudentSpec]) -> None:
     if recipe.adversarial_weight:
         raise ValueError("the members of an ensemble can't train discriminators")
     optimisers = {recipe.generator.kind, recipe.fake_score.kind}
-    if recipe.regression_weight or not recipe.dm_weight or spec.init.kind == "kd-rotated":
+    if recipe.regression_weight or not recipe.dm_weight or spec.init.kind in REGRESSED:
         raise ValueError("the members of an ensemble can't regress onto the teacher's map")
     if spec.start:
         raise ValueError("the members of an ensemble start with their own teachers' weights")

@@ -12,7 +12,11 @@ from dmdpipe.specs.diffusion import NoiseRange, TeacherSpec
 from dmdpipe.specs.hardware import Hardware
 from dmdpipe.specs.network import MLP, Linear
 
-InitKind = Literal["teacher", "rotated", "edm-default", "random-head", "random-no-skip", "kd-rotated", "other-teacher"]
+InitKind = Literal[
+    "teacher", "rotated", "edm-default", "random-head", "random-no-skip", "kd", "kd-rotated", "other-teacher"
+]
+
+REGRESSED = ("kd", "kd-rotated")  # the starts that are made by a regression
 
 
 class Init(Spec):
@@ -21,12 +25,14 @@ class Init(Spec):
     teacher: the teacher's weights. rotated: the teacher's denoiser behind a fixed rotation of its input, S₀(z) =
     D(σ_max·Qz, σ_max) (an equivariance check, exact for any network). edm-default: fresh weights with a zero output
     layer, S₀ = c_skip·σ_max·z. random-head: fresh weights, random output layer, skip kept. random-no-skip: the same
-    without the skip. kd-rotated: the teacher's weights, first regressed onto T∘Q. other-teacher: the weights of another
-    teacher than the one whose score the student follows.
+    without the skip. kd: fresh weights as for random-head, first regressed onto T; a network of another shape than the
+    teacher's can copy no weights, so this is the nearest that it comes to the teacher's start. kd-rotated: the teacher's
+    weights, first regressed onto T∘Q. other-teacher: the weights of another teacher than the one whose score the student
+    follows.
     """
 
     kind: InitKind = "teacher"
-    regression_steps: PositiveInt = Field(2_000, description="kd-rotated only: steps of the regression onto T∘Q")
+    regression_steps: PositiveInt = Field(2_000, description="kd and kd-rotated only: steps of the regression")
 
 
 class StartSource(Spec):
@@ -220,7 +226,10 @@ class StudentSpec(Hardware):
                     f"init.kind '{self.init.kind}' copies weights: the teacher's score.kind must be 'trained'"
                 )
             if self.network != self.teacher.score.network:
-                raise ValueError(f"init.kind '{self.init.kind}' copies weights: network must equal the teacher's")
+                raise ValueError(
+                    f"init.kind '{self.init.kind}' copies weights: network must equal the teacher's; one of another"
+                    " shape can start with init.kind 'kd' or 'random-head'"
+                )
         if self.recipe.adversarial_weight and self.teacher.score.kind != "trained":
             raise ValueError(
                 "recipe.adversarial_weight needs a teacher whose score.kind is 'trained': the discriminator reads the"
