@@ -38,6 +38,7 @@ SPECS = {
         "init": {"kind": "kd", "regression_steps": 3},
         "recipe": {**LEARNED, **POOL},
     },
+    "three steps": {"sampling_steps": 3, "recipe": {"name": "dmd2", **LEARNED}},
     "linear": {
         "teacher": EXACT,
         "network": {"kind": "linear"},

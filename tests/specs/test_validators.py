@@ -75,6 +75,12 @@ REFUSED: list[tuple[type[BaseModel], dict[str, Any], list[str]]] = [
         (StudentSpec, {"teacher": EXACT, **given}, ["recipe.adversarial_weight", "score.kind", "trained"])
         for given in ({"init": {"kind": "random-head"}, **GAN}, LINEAR_GAN)
     ),
+    (StudentSpec, {"teacher": TRAINED, "sampling_steps": 0}, ["sampling_steps", "greater than or equal to 1"]),
+    (StudentSpec, {"teacher": EXACT, **LINEAR, "sampling_steps": 2}, ["sampling_steps", "mlp"]),
+    *(
+        (StudentSpec, {"teacher": TRAINED, "sampling_steps": 2, **given}, ["sampling_steps 1", "one step"])
+        for given in ({"init": {"kind": "kd"}}, {"init": {"kind": "rotated"}}, {"recipe": {"regression_weight": 1}})
+    ),
     (StudentSpec, {"teacher": TRAINED, "generator_steps": 0}, ["generator_steps", "greater than 0"]),
     (StudentSpec, {"teacher": TRAINED, "seed": -1}, ["seed", "greater than or equal to 0"]),
     (StudentSpec, {"teacher": TRAINED, "dtype": "float16"}, ["dtype", "float16", "did you mean 'float64'?"]),

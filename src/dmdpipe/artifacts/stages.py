@@ -131,7 +131,8 @@ def _teacher_samples_label(spec: TeacherSamplesSpec) -> str:
 
 
 def _student_label(spec: StudentSpec) -> str:
-    start = f"{spec.init.kind}_{spec.recipe.name}_sigma{spec.noise_range.sigma_max:g}"
+    steps = f"_{spec.sampling_steps}steps" if spec.sampling_steps > 1 else ""
+    start = f"{spec.init.kind}_{spec.recipe.name}_sigma{spec.noise_range.sigma_max:g}{steps}"
     return f"{data_name(spec.teacher.data)}_{start}_seed{spec.seed}"
 
 
@@ -152,11 +153,12 @@ def _student_parents(spec: StudentSpec) -> Parents:
 
 
 def _pairs_parents(spec: PairsSpec) -> Parents:
+    teacher = {"teacher": ("teacher", spec.student.teacher)} if spec.student.sampling_steps > 1 else {}
     return {
         "student": ("student", spec.student),
         "teacher_samples": ("teacher_samples", spec.teacher_samples),
         "noise": ("noise", spec.teacher_samples.bank),
-    }
+    } | teacher
 
 
 def _metrics_parents(spec: MetricsSpec) -> Parents:

@@ -51,7 +51,7 @@ class Ensemble:
     Raises:
         UserError: if the specs name a GPU and there is none.
         ValueError: if the members' specs differ in more than seeds, or ask for what members can't do together:
-            regression terms or starts, discriminators, an oracle, an optimiser other than AdamW.
+            regression terms or starts, discriminators, several steps, an oracle, an optimiser other than AdamW.
     """
 
     def __init__(self, specs: Sequence[StudentSpec], teachers: Sequence[Denoiser], graph: bool = False):
@@ -156,6 +156,8 @@ def check(specs: Sequence[StudentSpec]) -> None:
     optimisers = {recipe.generator.kind, recipe.fake_score.kind}
     if recipe.regression_weight or not recipe.dm_weight or spec.init.kind in REGRESSED:
         raise ValueError("the members of an ensemble can't regress onto the teacher's map")
+    if spec.sampling_steps > 1:
+        raise ValueError("the members of an ensemble make one step")
     if spec.start:
         raise ValueError("the members of an ensemble start with their own teachers' weights")
     if recipe.fake != "learned" or optimisers != {"adamw"}:
