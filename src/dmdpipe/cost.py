@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from dmdpipe.copying.inference_cost import weights
 from dmdpipe.specs.data import dimension
 from dmdpipe.specs.student import REGRESSED
 
@@ -67,13 +68,6 @@ def _multiplications(step: PlannedStep, updates: int) -> float:
         simulated = 5 * (spec.sampling_steps - 1) / 2 / 24
         mean = (share + simulated) * own + (1 - share) * weights(spec.teacher.score.network, dim)
     return float(spec.batch * (start * own + (updates - start) * mean))
-
-
-def weights(network: Any, dim: int) -> int:
-    """Return the number of weights of a network with d = ``dim``: multiplications per sample of a forward pass."""
-    if network.kind == "linear":
-        return dim * dim
-    return network.width * (2 * dim + network.depth * network.width + network.embedding)
 
 
 def seconds_by_rule(steps: Iterable[PlannedStep]) -> Mapping[str, float]:
