@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from dmdpipe.copying.inference_cost import weights
 from dmdpipe.specs.data import dimension
+from dmdpipe.specs.student import REGRESSED
 
 if TYPE_CHECKING:
     from dmdpipe.artifacts.plan import PlannedStep
@@ -16,6 +18,7 @@ SECONDS_PER_UPDATE = 0.2e-3
 SECONDS_PER_MULTIPLICATION = 1.2e-10
 START_UP = {"data": 1.5, "noise": 0.5, "metrics": 1.0, "evidence": 0.5, "verdicts": 0.5, "figures": 6.5}
 START_UP_WITH_TORCH = 0.5
+SHARE_OF_THE_STUDENT = 7 / 24  # of a DMD update; the rest is teacher and fake score, who may have another network
 UPDATES_OF_A_DISCRIMINATOR = 27
 UPDATES_OF_A_BATCH_OF_SAMPLES = 3
 SECONDS_PER_SNAPSHOT = 0.2
@@ -33,7 +36,7 @@ def training_updates(step: PlannedStep) -> int:
         return 0 if spec.score.kind == "exact" else spec.score.steps
     if step.stage != "student":
         return 0
-    start = spec.init.regression_steps if spec.init.kind == "kd-rotated" else 0
+    start = spec.init.regression_steps if spec.init.kind in REGRESSED else 0
     learns_fake = spec.recipe.dm_weight and spec.recipe.fake == "learned"
     per_step = (4 * spec.recipe.generator_every + 4) // 3 if learns_fake else 1
     if spec.recipe.dm_weight and spec.recipe.fake == "samples":
@@ -48,24 +51,27 @@ def estimated_seconds(step: PlannedStep) -> float:
     seconds = START_UP.get(step.stage, START_UP_WITH_TORCH)
     spec = step.spec
     if updates := training_updates(step):
-        data, network, batch = (
-            (spec.data, spec.score.network, spec.score.batch)
-            if step.stage == "teacher"
-            else (spec.teacher.data, spec.network, spec.batch)
-        )
-        multiplications = batch * weights(network, dimension(data))
-        seconds += updates * (SECONDS_PER_UPDATE + SECONDS_PER_MULTIPLICATION * multiplications)
+        seconds += updates * SECONDS_PER_UPDATE + SECONDS_PER_MULTIPLICATION * _multiplications(step, updates)
     if step.stage == "metrics":
         share = spec.pairs.teacher_samples.bank.n_paired / 1_000
         seconds += SECONDS_PER_SNAPSHOT * spec.pairs.student.snapshots * share**2
     return seconds
 
 
-def weights(network: Any, dim: int) -> int:
-    """Return the number of weights of a network with d = ``dim``: multiplications per sample of a forward pass."""
-    if network.kind == "linear":
-        return dim * dim
-    return network.width * (2 * dim + network.depth * network.width + network.embedding)
+def _multiplications(step: PlannedStep, updates: int) -> float:
+    spec = step.spec
+    if step.stage == "teacher":
+        return updates * spec.score.batch * weights(spec.score.network, dimension(spec.data))
+    dim = dimension(spec.teacher.data)
+    own = weights(spec.network, dim)
+    start = spec.init.regression_steps if spec.init.kind in REGRESSED else 0
+    mean = own
+    if spec.teacher.score.kind == "trained":
+        share = SHARE_OF_THE_STUDENT if spec.recipe.dm_weight else 1
+        # Each of the five batches goes through (steps − 1)/2 earlier steps in the mean, of these 24 passes.
+        simulated = 5 * (spec.sampling_steps - 1) / 2 / 24
+        mean = (share + simulated) * own + (1 - share) * weights(spec.teacher.score.network, dim)
+    return float(spec.batch * (start * own + (updates - start) * mean))
 
 
 def seconds_by_rule(steps: Iterable[PlannedStep]) -> Mapping[str, float]:

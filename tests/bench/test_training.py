@@ -60,7 +60,7 @@ def test_the_plain_loop_is_the_same_algorithm() -> None:
     given = [plain({name: value.clone() for name, value in start.items()}) for _ in range(2)]
     beside = PlainDMD(given[0], plain(networks[0].state_dict()).requires_grad_(False), given[1])
     student, fake = (Denoiser(build_network(spec.network, 3, 1).double()) for _ in range(2))
-    loop = Distillation(spec.recipe, Student(student, 80.0), teacher, fake, RandomBatches(spec, 3), None, 41)
+    loop = Distillation(spec.recipe, Student(student, [80.0]), teacher, fake, RandomBatches(spec, 3), None, 41)
     noise = RandomBatches(spec, 3)
     for iteration in range(41):
         loop.iterate(iteration)

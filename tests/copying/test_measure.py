@@ -8,6 +8,7 @@ import pytest
 from dmdpipe.copying.measure import CONSTANT_METRICS, SNAPSHOT_METRICS, measure, measure_copying
 from dmdpipe.copying.pairing_metrics import matching_costs, pairing_inefficiency, relative_pair_error
 from dmdpipe.errors import UserError
+from dmdpipe.specs.data import Gaussian
 
 N, D, M = 200, 4, 400
 WEIGHT = np.array([[1.0, 0.4, 0, 0], [0.4, 1.0, 0, 0], [0, 0, 0.5, 0], [0, 0, 0, 0.3]])
@@ -122,6 +123,18 @@ def test_a_teacher_that_repeats_its_training_data_is_told_from_one_that_does_not
     assert repeating["memorized_held_out"] == pytest.approx(fresh["memorized_held_out"], abs=0.1)
 
 
+def test_novelty_is_one_for_fresh_samples_and_less_for_repeated_ones(readings):
+    for fresh in (100, 1_000):
+        assert readings.loc[fresh, ["novelty_teacher", "novelty_data"]].tolist() == pytest.approx([1, 1], abs=0.15)
+    assert readings.loc[1_000, "rho_resampled"] == readings.loc[1_000, "rho"]
+    assert readings["rho_resampling"].eq(0).all() and readings["inference_cost"].eq(1).all()
+    for name, points in (("teacher", "reference"), ("data", "training")):
+        given = arrays()
+        given["student"][-1] = given[points].reshape(-1, D)[:N]
+        repeated = wide(measure(**given)).loc[1_000]
+        assert repeated[f"novelty_{name}"] == pytest.approx(0, abs=1e-6)
+
+
 def test_constants_repeat_at_every_generator_step(readings):
     for name in CONSTANT_METRICS:
         assert readings[name].nunique(dropna=False) == 1
@@ -234,7 +247,11 @@ class FakeStep:
 
     def __init__(self):
         given = arrays()
-        pairs = SimpleNamespace(student=SimpleNamespace(seed=3))
+        network = SimpleNamespace(kind="mlp", width=8, depth=1, embedding=4)
+        score = SimpleNamespace(kind="trained", network=network)
+        teacher = SimpleNamespace(score=score, data=Gaussian(dim=D))
+        student = SimpleNamespace(seed=3, teacher=teacher, network=network, sampling_steps=1)
+        pairs = SimpleNamespace(student=student)
         self.spec = SimpleNamespace(projections=16, whitened_variance=0.9, pairs=pairs)
         self.told = []
         self.tables = {}
@@ -288,6 +305,20 @@ def test_the_step_writes_what_measure_returns():
     assert list(step.tables) == ["metrics.parquet"]
     assert step.tables["metrics.parquet"].equals(expected)
     assert step.told[-1] == (4, 4)
+
+
+def test_of_several_steps_the_teacher_with_the_same_noise_is_read():
+    step = FakeStep()
+    pairs = step.files["pairs", "pairs.safetensors"]
+    pairs["resampled"] = teacher_map(draw(N, D, seed=9))
+    pairs["student"][-1] = pairs["resampled"]
+    step.spec.pairs.student.sampling_steps = 3
+    step.spec.pairs.student.network = SimpleNamespace(kind="mlp", width=16, depth=2, embedding=4)
+    measure_copying(step)
+    found = wide(step.tables["metrics.parquet"]).loc[1_000]
+    assert found["rho_resampled"] == pytest.approx(0, abs=1e-12)
+    assert found["rho"] == found["rho_resampling"] == pytest.approx(1, abs=0.2)
+    assert found["inference_cost"] == 3 * 16 * (2 * D + 2 * 16 + 4) / (8 * (2 * D + 8 + 4))
 
 
 def test_the_step_needs_no_modes():

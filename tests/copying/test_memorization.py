@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dmdpipe.copying.distances import TILE
-from dmdpipe.copying.memorization import memorized_share, nearest_ratios
+from dmdpipe.copying.memorization import memorized_share, nearest_distances, nearest_ratios
 
 
 def draw(n: int, d: int, seed: int) -> np.ndarray:
@@ -24,6 +24,7 @@ def test_against_sorted_distances() -> None:
     x, training = draw(TILE[0] + 9, 3, 0), draw(2 * TILE[1] + 1, 3, 1)
     distances = np.sort(np.linalg.norm(x[:, None] - training, axis=2), axis=1)
     np.testing.assert_allclose(nearest_ratios(x, training), distances[:, 0] / distances[:, 1], rtol=1e-6)
+    np.testing.assert_allclose(nearest_distances(x, training), distances[:, 0], rtol=1e-6)
 
 
 def test_a_teacher_that_repeats_training_points_reads_zero_and_fresh_samples_the_null() -> None:

@@ -95,6 +95,7 @@ def test_members_do_not_depend_on_how_many_they_are():
         ({"recipe": {"name": "gan"}}, "discriminators"),
         ({"init": {"kind": "kd-rotated"}}, "regress"),
         ({"recipe": {"generator": {"kind": "sgd"}}}, "AdamW"),
+        ({"sampling_steps": 2}, "one step"),
     ],
 )
 def test_what_members_cannot_do_together_is_refused(fields, words):

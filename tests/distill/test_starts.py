@@ -38,7 +38,7 @@ def start(kind, seed=0, noise_range=None, **fields):
     """Return the student at its start, as the distillation makes it."""
     spec = StudentSpec(
         teacher=TEACHER,
-        network=SMALL,
+        network=fields.pop("network", SMALL),
         init={"kind": kind, **fields.pop("init", {})},
         seed=seed,
         noise_range=noise_range or NoiseRange(),
@@ -172,6 +172,22 @@ def test_kd_rotated_starts_at_the_turned_teacher_map(regressed):
     assert error(straight) > 20 * error(turned)
     before = ((start("teacher")(z) - turned) ** 2).mean() / turned.var()
     assert error(turned) < before / 10
+
+
+def test_a_network_of_another_shape_starts_at_the_teachers_map():
+    """Regressed onto T: nearer the more units it has, and far from T∘Q and from its own fresh weights' map."""
+    z = noise(500)
+    rotation = torch.from_numpy(haar_rotation(2)).float()
+    straight, turned = (teacher_map(teacher(), noise, NoiseRange(), 32) for noise in (z, z @ rotation.T))
+    found = {}
+    for width in (2, 24):
+        network = SMALL.model_copy(update={"width": width})
+        init = {"regression_steps": 800}
+        student = start("kd", network=network, init=init, batch=128, recipe={"regression_pairs": 1024})
+        assert sum(p.numel() for p in student.parameters()) != sum(p.numel() for p in teacher().parameters())
+        found[width] = [(((student(z) - target) ** 2).mean() / target.var()).item() for target in (straight, turned)]
+    assert found[24][0] < 0.01 < found[2][0]
+    assert found[24][1] > 20 * found[24][0]
 
 
 def test_kd_rotated_starts_from_the_teachers_weights_not_fresh_ones():

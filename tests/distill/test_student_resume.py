@@ -35,6 +35,12 @@ SPECS = {
     "kd-rotated": {"init": {"kind": "kd-rotated", "regression_steps": 3}, "recipe": {**LEARNED, **POOL}},
     "lagged fake": {"recipe": {**LEARNED, "fake_lag": 2, "fake_start": "fresh"}},
     "fake of samples": {"recipe": {**LEARNED, "fake": "samples", "fake_samples": 16}},
+    "kd, narrower": {
+        "network": MLP(width=4, depth=2, embedding=4),
+        "init": {"kind": "kd", "regression_steps": 3},
+        "recipe": {**LEARNED, **POOL},
+    },
+    "three steps": {"sampling_steps": 3, "recipe": {"name": "dmd2", **LEARNED}},
     "linear": {
         "teacher": EXACT,
         "network": {"kind": "linear"},

@@ -52,6 +52,10 @@ STUDIES: dict[str, list[dict[str, Any]]] = {
         labels("digits-4x4", 16, point="case=all images"),
         labels("mixture-16", 16, point="case=no data set"),
     ],
+    "capacity": [
+        labels("digits-4x4", 16, "kd", point="student=64x3"),
+        labels("digits-4x4", 16, "kd", point="student=256x3"),
+    ],
     "convergence": [
         labels("digits-4x4", 16, point=f"start={start}, score={score}")
         for start in (1000, 4000)

@@ -67,6 +67,7 @@ def as_the_paper_says(point: Mapping[str, Any]) -> dict[str, float]:
     """Freedom in 2-D, copying in high dimension whatever the start."""
     rho = {2: 0.95, 4: 0.8, 16: 0.4, 64: 0.1}[point["d"]]
     rho += 0.3 * ("score=1000" in point["point"])
+    rho += 0.2 * (point["point"] == "student=256x3")
     return {"rho": rho, "rho_floor": FLOOR, "rho_affine": rho + 0.2, "rho_rotated": 1.0} | memorized(point)
 
 

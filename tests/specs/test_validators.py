@@ -34,7 +34,10 @@ FINE: list[tuple[type[BaseModel], dict[str, Any]]] = [
     (StudentSpec, {"teacher": TRAINED, **REGRESSION}),
     (StudentSpec, {"teacher": TRAINED, **GAN}),
     (StudentSpec, {"teacher": EXACT_RING, "init": {"kind": "random-head"}, **REGRESSION}),
-    (StudentSpec, {"teacher": TRAINED, "init": {"kind": "random-head"}, "network": {"kind": "mlp", "width": 8}}),
+    *(
+        (StudentSpec, {"teacher": TRAINED, "init": {"kind": kind}, "network": {"kind": "mlp", "width": 8}})
+        for kind in ("random-head", "kd")
+    ),
     *((StudentSpec, {"teacher": TRAINED, "init": {"kind": kind}}) for kind in ("rotated", "edm-default", "kd-rotated")),
     (NoiseBankSpec, {"dim": 2_000, "n_held_out": 4_000}),
     (TrainedScore, {"device": "cuda", "precision": "tf32"}),
@@ -50,7 +53,7 @@ REFUSED: list[tuple[type[BaseModel], dict[str, Any], list[str]]] = [
     (StudentSpec, {"teacher": EXACT_RING, **LINEAR}, ["network.kind", "linear", "gaussian", "exact"]),
     *(
         (StudentSpec, {"teacher": EXACT, **LINEAR, "init": {"kind": kind}}, ["init.kind", kind, "mlp"])
-        for kind in ("edm-default", "random-head", "random-no-skip", "kd-rotated")
+        for kind in ("edm-default", "random-head", "random-no-skip", "kd", "kd-rotated")
     ),
     (StudentSpec, {"teacher": TRAINED, **ORACLE_MLP}, ["recipe.fake", "oracle", "linear"]),
     (StudentSpec, {"teacher": EXACT, "network": {"kind": "linear"}}, ["recipe.fake", "'learned'", "'oracle'"]),
@@ -60,13 +63,23 @@ REFUSED: list[tuple[type[BaseModel], dict[str, Any], list[str]]] = [
         for kind in ("teacher", "rotated", "kd-rotated")
     ),
     *(
-        (StudentSpec, {"teacher": TRAINED, "init": {"kind": kind}, "network": {"kind": "mlp", "width": 8}}, ["network"])
+        (
+            StudentSpec,
+            {"teacher": TRAINED, "init": {"kind": kind}, "network": {"kind": "mlp", "width": 8}},
+            ["copies weights", "network must equal the teacher's", "'kd' or 'random-head'"],
+        )
         for kind in ("teacher", "rotated", "kd-rotated")
     ),
     (StudentSpec, {"teacher": EXACT, "init": {"kind": "random-head"}}, ["recipe.fake", "learned", "score.kind"]),
     *(
         (StudentSpec, {"teacher": EXACT, **given}, ["recipe.adversarial_weight", "score.kind", "trained"])
         for given in ({"init": {"kind": "random-head"}, **GAN}, LINEAR_GAN)
+    ),
+    (StudentSpec, {"teacher": TRAINED, "sampling_steps": 0}, ["sampling_steps", "greater than or equal to 1"]),
+    (StudentSpec, {"teacher": EXACT, **LINEAR, "sampling_steps": 2}, ["sampling_steps", "mlp"]),
+    *(
+        (StudentSpec, {"teacher": TRAINED, "sampling_steps": 2, **given}, ["sampling_steps 1", "one step"])
+        for given in ({"init": {"kind": "kd"}}, {"init": {"kind": "rotated"}}, {"recipe": {"regression_weight": 1}})
     ),
     (StudentSpec, {"teacher": TRAINED, "generator_steps": 0}, ["generator_steps", "greater than 0"]),
     (StudentSpec, {"teacher": TRAINED, "seed": -1}, ["seed", "greater than or equal to 0"]),

@@ -19,7 +19,7 @@ from dmdpipe.specs.diffusion import NoiseBankSpec, TeacherSamplesSpec, TeacherSp
 from dmdpipe.specs.hardware import Hardware
 from dmdpipe.specs.pairs import MetricsSpec, PairsSpec
 from dmdpipe.specs.report import FigureSpec, StudyFigureSpec, VerdictsSpec
-from dmdpipe.specs.student import StudentSpec
+from dmdpipe.specs.student import REGRESSED, StudentSpec
 from dmdpipe.specs.study import EvidenceSpec
 
 Parents = dict[str, tuple[str, Any]]
@@ -131,7 +131,8 @@ def _teacher_samples_label(spec: TeacherSamplesSpec) -> str:
 
 
 def _student_label(spec: StudentSpec) -> str:
-    start = f"{spec.init.kind}_{spec.recipe.name}_sigma{spec.noise_range.sigma_max:g}"
+    steps = f"_{spec.sampling_steps}steps" if spec.sampling_steps > 1 else ""
+    start = f"{spec.init.kind}_{spec.recipe.name}_sigma{spec.noise_range.sigma_max:g}{steps}"
     return f"{data_name(spec.teacher.data)}_{start}_seed{spec.seed}"
 
 
@@ -152,11 +153,12 @@ def _student_parents(spec: StudentSpec) -> Parents:
 
 
 def _pairs_parents(spec: PairsSpec) -> Parents:
+    teacher = {"teacher": ("teacher", spec.student.teacher)} if spec.student.sampling_steps > 1 else {}
     return {
         "student": ("student", spec.student),
         "teacher_samples": ("teacher_samples", spec.teacher_samples),
         "noise": ("noise", spec.teacher_samples.bank),
-    }
+    } | teacher
 
 
 def _metrics_parents(spec: MetricsSpec) -> Parents:
@@ -201,7 +203,7 @@ def _student_modules(spec: StudentSpec) -> set[str]:
         or spec.recipe.fake_start == "fresh"
         or spec.recipe.fake_lag,
         "dmdpipe.distill.oracle": spec.recipe.fake == "oracle",
-        "dmdpipe.distill.regression": spec.recipe.regression_weight or spec.init.kind == "kd-rotated",
+        "dmdpipe.distill.regression": spec.recipe.regression_weight or spec.init.kind in REGRESSED,
     }
     used = {module for module, is_used in selected.items() if is_used}
     return _network_modules(spec) | _precision_modules(spec) | used

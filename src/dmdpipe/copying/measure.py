@@ -29,7 +29,8 @@ from dmdpipe.copying.distribution import (
     reference_floors,
     sample_set,
 )
-from dmdpipe.copying.memorization import memorized_share, nearest_ratios
+from dmdpipe.copying.inference_cost import inference_cost
+from dmdpipe.copying.memorization import memorized_share, nearest_distances, nearest_ratios
 from dmdpipe.copying.nulls import dimension_matched_null, shuffled_pairing
 from dmdpipe.copying.pairing_metrics import (
     ASSIGNMENT_LIMIT,
@@ -61,6 +62,7 @@ SNAPSHOT_METRICS = (
     "rho",
     "rho_rotated",
     "rho_shuffled",
+    "rho_resampled",
     "delta_e",
     "normalised_excess_cost",
     "cosine",
@@ -78,6 +80,8 @@ SNAPSHOT_METRICS = (
     "energy_data",
     "gate_ratio",
     "converged",
+    "novelty_teacher",
+    "novelty_data",
     "scale_ratio",
     "jacobian_alignment",
 )
@@ -87,6 +91,7 @@ CONSTANT_METRICS = (
     "rho_affine",
     "rho_affine_matched",
     "rho_floor",
+    "rho_resampling",
     "sliced_w2_floor",
     "energy_floor",
     "delta_e_null",
@@ -96,8 +101,9 @@ CONSTANT_METRICS = (
     "memorized",
     "memorized_held_out",
     "assignment_pairs",
+    "inference_cost",
 )
-"""Baselines, floors and nulls: they don't depend on the student and are repeated at every generator step."""
+"""Baselines, floors and nulls: they don't depend on how a student is trained and are repeated at every generator step."""
 
 
 class Source(NamedTuple):
@@ -116,6 +122,7 @@ SOURCES = {
     "teacher": Source("pairs", "pairs.safetensors", "teacher"),
     "student": Source("pairs", "pairs.safetensors", "student"),
     "generator_step": Source("pairs", "pairs.safetensors", "generator_step"),
+    "resampled": Source("pairs", "pairs.safetensors", "resampled"),
     "teacher_doubled": Source("teacher_samples", "samples.safetensors", "teacher_doubled"),
     "teacher_rotated": Source("teacher_samples", "samples.safetensors", "teacher_rotated"),
     "teacher_held_out": Source("teacher_samples", "samples.safetensors", "held_out"),
@@ -126,7 +133,9 @@ SOURCES = {
     "images": Source("data", "data.safetensors", "images"),
     "modes": Source("data", "data.safetensors", "modes"),
 }
-"""Where each array of ``measure`` comes from; ``modes`` and ``images`` may be missing."""
+"""Where each array of ``measure`` comes from; those in ``MAY_BE_MISSING`` need not be there."""
+
+MAY_BE_MISSING = ("resampled", "images", "modes")
 
 PAIRED_WITH = {
     "z": Source("noise", "noise.safetensors", "paired"),
@@ -145,12 +154,16 @@ class _Instrument:
     teacher_jacobian: Array
     rotated: Array
     shuffled: Array
+    resampled: Array
     initial: Array
     modes: Array | None
     whitening: Array
     projections: Array
     references: list[SampleSet]
     data: SampleSet
+    independent: Array
+    training: Array
+    apart: tuple[float, float]
     constants: dict[str, float]
 
     def read(self, student: Array) -> dict[str, float]:
@@ -159,7 +172,7 @@ class _Instrument:
         if self.modes is not None:
             values["mode_agreement"] = np.nan
         if np.isfinite(student).all():
-            return values | self._pairing(student) | self._distribution(student)
+            return values | self._pairing(student) | self._distribution(student) | self._novelty(student)
         return values | {"gate_ratio": np.inf, "converged": 0.0}
 
     def _pairing(self, student: Array) -> dict[str, float]:
@@ -171,6 +184,7 @@ class _Instrument:
             "rho": rho,
             "rho_rotated": relative_pair_error(student, self.rotated),
             "rho_shuffled": relative_pair_error(student, self.shuffled),
+            "rho_resampled": relative_pair_error(student, self.resampled),
             "delta_e": pairing_inefficiency(costs),
             "normalised_excess_cost": normalised_excess_cost(costs),
             "cosine": cosine(student, self.teacher),
@@ -186,6 +200,10 @@ class _Instrument:
         if self.modes is not None:
             values["mode_agreement"] = mode_agreement(student, self.teacher, self.modes)
         return values
+
+    def _novelty(self, student: Array) -> dict[str, float]:
+        sets = zip(("teacher", "data"), (self.independent, self.training), self.apart, strict=True)
+        return {f"novelty_{name}": over_floor(_mean_nearest(student, points), usual) for name, points, usual in sets}
 
     def _distribution(self, student: Array) -> dict[str, float]:
         own = sample_set(student, self.projections)
@@ -219,6 +237,8 @@ def measure(
     data_held_out: npt.ArrayLike,
     training: npt.ArrayLike,
     modes: npt.ArrayLike | None = None,
+    resampled: npt.ArrayLike | None = None,
+    cost: float = 1.0,
     projections: int = 128,
     whitened_variance: float = 0.99,
     seed: int = 0,
@@ -243,6 +263,8 @@ def measure(
         data_held_out: real data [m, d].
         training: what the teacher was trained on [n, d]: rows, or the distinct images behind them.
         modes: known mode centres [k, d].
+        resampled: the teacher with the student's noise between its steps [N, d]; T(z) itself if there is one step.
+        cost: the student's inference cost (``dmdpipe.copying.inference_cost``).
         projections: directions of the sliced distance.
         whitened_variance: share of variance that the whitened cosine keeps, in (0, 1].
         seed: the student's. Every seed has its own shuffle: with one shuffle for all, its sampling error would be
@@ -269,12 +291,13 @@ def measure(
         "noise_held_out": noise_held_out,
         "data_held_out": data_held_out,
         "training": training,
+        "resampled": teacher if resampled is None else resampled,
     } | ({} if modes is None else {"modes": modes})
     # The student has K snapshots and may be large: it is converted one snapshot at a time.
     as_stored = ("student", "generator_step")
     arrays = {name: np.asarray(value, dtype=None if name in as_stored else np.float64) for name, value in given.items()}
     _check(arrays)
-    instrument = _set_up(arrays, projections, whitened_variance, seed)
+    instrument = _set_up(arrays, cost, projections, whitened_variance, seed)
 
     names = [*SNAPSHOT_METRICS, *CONSTANT_METRICS, *(() if modes is None else ("mode_agreement",))]
     steps = arrays["generator_step"].astype(np.int64)
@@ -292,7 +315,9 @@ def measure(
     )
 
 
-def _set_up(arrays: Mapping[str, npt.NDArray], projections: int, whitened_variance: float, seed: int) -> _Instrument:
+def _set_up(
+    arrays: Mapping[str, npt.NDArray], cost: float, projections: int, whitened_variance: float, seed: int
+) -> _Instrument:
     z, teacher = arrays["z"], arrays["teacher"]
     noise_held_out, teacher_held_out = arrays["noise_held_out"], arrays["teacher_held_out"]
     n, d = teacher.shape
@@ -304,6 +329,7 @@ def _set_up(arrays: Mapping[str, npt.NDArray], projections: int, whitened_varian
     axes = whitening(teacher_held_out, whitened_variance)
     both = np.concatenate([teacher, arrays["data_held_out"][:n]])
     ratios, ratios_held_out = np.split(nearest_ratios(both, arrays["training"]), [n])
+    independent = arrays["reference"].reshape(-1, d)
     null = dimension_matched_null(d, n, seed=derive_seed(SEED, "copying", "null"))
     return _Instrument(
         z=z,
@@ -312,16 +338,21 @@ def _set_up(arrays: Mapping[str, npt.NDArray], projections: int, whitened_varian
         teacher_jacobian=mean_jacobian(z, teacher),
         rotated=arrays["teacher_rotated"],
         shuffled=teacher[shuffled_pairing(n, derive_seed(seed, "copying", "shuffle"))],
+        resampled=arrays["resampled"],
         initial=arrays["student"][0].astype(np.float64),
         modes=arrays.get("modes"),
         whitening=axes,
         projections=directions,
         references=references,
         data=sample_set(arrays["data_held_out"][:n], directions),
+        independent=independent,
+        training=arrays["training"],
+        apart=(_mean_nearest(teacher, independent), _mean_nearest(arrays["data_held_out"][:n], arrays["training"])),
         constants={
             "rho_affine": relative_pair_error(affine(z), teacher),
             "rho_affine_matched": relative_pair_error(matched(z), teacher),
             "rho_floor": relative_pair_error(teacher, arrays["teacher_doubled"]),
+            "rho_resampling": relative_pair_error(arrays["resampled"], teacher),
             "sliced_w2_floor": floors.sliced_w2,
             "energy_floor": floors.energy,
             "delta_e_null": null.delta_e,
@@ -331,8 +362,13 @@ def _set_up(arrays: Mapping[str, npt.NDArray], projections: int, whitened_varian
             "memorized": memorized_share(ratios),
             "memorized_held_out": memorized_share(ratios_held_out),
             "assignment_pairs": float(min(n, ASSIGNMENT_LIMIT)),
+            "inference_cost": cost,
         },
     )
+
+
+def _mean_nearest(samples: Array, points: Array) -> float:
+    return float(nearest_distances(samples, points).mean())
 
 
 def _check(arrays: Mapping[str, npt.NDArray]) -> None:
@@ -347,6 +383,7 @@ def _check(arrays: Mapping[str, npt.NDArray]) -> None:
         "student": "K N d",
         "generator_step": "K",
         "teacher_doubled": "N d",
+        "resampled": "N d",
         "teacher_rotated": "N d",
         "teacher_held_out": "M d",
         "reference": "R N d",
@@ -398,17 +435,18 @@ def measure_copying(step: Step) -> None:
             raise UserError(f"{source} is missing; rebuild that step")
         return held[source.tensor]
 
-    arrays = {name: array(source) for name, source in SOURCES.items() if name not in ("images", "modes")}
+    arrays = {name: array(source) for name, source in SOURCES.items() if name not in MAY_BE_MISSING}
     images = SOURCES["images"]
     # Rows show an image many times under other noise: the nearest two would be one image.
     arrays["training"] = tensors[images.role, images.file].get(images.tensor, arrays["training"])
     for name, source in PAIRED_WITH.items():
         if not np.array_equal(arrays[name], array(source), equal_nan=True):
             raise UserError(f"{SOURCES[name]} differs from {source}: not its pairs; rebuild the step pairs")
-    modes = SOURCES["modes"]
+    optional = {name: SOURCES[name] for name in ("modes", "resampled")}
     table = measure(
         **arrays,
-        modes=tensors[modes.role, modes.file].get(modes.tensor),
+        **{name: tensors[source.role, source.file].get(source.tensor) for name, source in optional.items()},
+        cost=inference_cost(spec.pairs.student),
         projections=spec.projections,
         whitened_variance=spec.whitened_variance,
         seed=spec.pairs.student.seed,

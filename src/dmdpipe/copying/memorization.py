@@ -1,4 +1,4 @@
-"""Whether a teacher repeats its training data: how its samples lie among the training points."""
+"""Whether samples repeat what is known already: how they lie among training points, or among other samples."""
 
 from __future__ import annotations
 
@@ -39,6 +39,15 @@ def nearest_ratios(samples: npt.ArrayLike, training: npt.ArrayLike) -> Array:
         nearest[rows] = np.partition(both, 1, axis=1)[:, :2]
     first, second = np.sqrt(nearest.T)
     return first / second
+
+
+def nearest_distances(samples: npt.ArrayLike, points: npt.ArrayLike) -> Array:
+    """Return each sample's distance to the nearest of some points [N], for samples [N, d] and points [m, d]."""
+    x = as_points(samples)
+    nearest = np.full(len(x), np.inf)
+    for rows, _, tile in squared_distance_tiles(x, points):
+        nearest[rows] = np.minimum(nearest[rows], tile.min(axis=1))
+    return np.sqrt(nearest)
 
 
 def memorized_share(ratios: Array) -> float:

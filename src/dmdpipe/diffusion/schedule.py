@@ -22,6 +22,15 @@ def karras_grid(noise_range: NoiseRange, size: int) -> Tensor:
     return (low + ramp * (high - low)) ** noise_range.rho
 
 
+def student_levels(noise_range: NoiseRange, steps: int) -> list[float]:
+    """Return the descending levels at which a student of ``steps`` steps answers: σ_max and evenly spaced ones below.
+
+    Evenly spaced on the Karras grid, as DMD2 spaces its timesteps (999, 749, 499, 249 of 1,000; arXiv 2405.14867,
+    section 4.4).
+    """
+    return [noise_range.sigma_max, *karras_grid(noise_range, steps + 1).flip(0)[1:-1].tolist()]
+
+
 def sampling_grid(noise_range: NoiseRange, steps: int) -> Tensor:
     """Return the descending levels of a sampler with ``steps`` intervals: σ_max … σ_min, 0; float64 [steps + 1]."""
     return torch.cat([karras_grid(noise_range, steps).flip(0), torch.zeros(1, dtype=torch.float64)])

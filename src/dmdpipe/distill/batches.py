@@ -1,4 +1,7 @@
-"""What a distillation iteration draws: student noise z, noise levels σ, and the noise ε that is added to samples."""
+"""What a distillation iteration draws: student noise z, noise levels σ, and the noise ε that is added to samples.
+
+For students of several steps also how many steps a batch makes, and the noise between them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from dmdpipe.seeds import derive_seed
 if TYPE_CHECKING:
     from dmdpipe.specs.student import StudentSpec
 
-PURPOSES = ("latent", "dm", "fake", "regression", "adversarial", "adversarial-data")
+PURPOSES = ("latent", "dm", "fake", "regression", "adversarial", "adversarial-data", "steps", "between")
 
 
 class Diffusion(NamedTuple):
@@ -43,6 +46,7 @@ class RandomBatches:
 
     def __init__(self, spec: StudentSpec, dim: int, device: torch.device = CPU):
         self.shape = (spec.batch, dim)
+        self.sampling_steps = spec.sampling_steps
         self.dtype = getattr(torch, spec.dtype)
         self.device = device
         self.grid = karras_grid(spec.noise_range, spec.recipe.grid_size).to(device, self.dtype)[:, None]
@@ -56,6 +60,18 @@ class RandomBatches:
     def latent(self, count: int = 1) -> Tensor:
         """Return student noise z [count·B, d]: that of the next ``count`` batches."""
         return torch.cat([self.streams["latent"].normal(*self.shape) for _ in range(count)]).to(self.device, self.dtype)
+
+    def between(self) -> list[Tensor]:
+        """Return the noise [B, d] before each later step that the next batch's student makes.
+
+        As many as are drawn, uniformly from none to all of them, as in DMD2: every step is trained, on what the student
+        itself makes in those before it.
+        """
+        if self.sampling_steps == 1:
+            return []
+        count = int(self.streams["steps"].integers(0, self.sampling_steps, 1))
+        noises = (self.streams["between"].normal(*self.shape) for _ in range(count))
+        return [noise.to(self.device, self.dtype) for noise in noises]
 
     def diffusion(self, purpose: str) -> Diffusion:
         """Return noise levels, uniform over the purpose's grid indices (a key of ``ranges``), and noise."""

@@ -27,6 +27,7 @@ from dmdpipe.distill.loop import learning_rate, snapshot_steps, unflatten
 from dmdpipe.distill.student import Student, build_student, student_to_train
 from dmdpipe.networks.denoiser import Conditions, Denoiser, in_precision
 from dmdpipe.specs.data import dimension
+from dmdpipe.specs.student import REGRESSED
 
 if TYPE_CHECKING:
     from dmdpipe.distill.regression import PairPool
@@ -49,7 +50,7 @@ class Ensemble:
     Raises:
         UserError: if the specs name a GPU and there is none.
         ValueError: if the members' specs differ in more than seeds, or ask for what members can't do together:
-            regression terms or starts, discriminators, an oracle, an optimiser other than AdamW.
+            regression terms or starts, discriminators, several steps, an oracle, an optimiser other than AdamW.
     """
 
     def __init__(self, specs: Sequence[StudentSpec], teachers: Sequence[Denoiser], graph: bool = False):
@@ -152,8 +153,10 @@ def check(specs: Sequence[StudentSpec]) -> None:
     if recipe.adversarial_weight:
         raise ValueError("the members of an ensemble can't train discriminators")
     optimisers = {recipe.generator.kind, recipe.fake_score.kind}
-    if recipe.regression_weight or not recipe.dm_weight or spec.init.kind == "kd-rotated":
+    if recipe.regression_weight or not recipe.dm_weight or spec.init.kind in REGRESSED:
         raise ValueError("the members of an ensemble can't regress onto the teacher's map")
+    if spec.sampling_steps > 1:
+        raise ValueError("the members of an ensemble make one step")
     if spec.start:
         raise ValueError("the members of an ensemble start with their own teachers' weights")
     if recipe.fake != "learned" or recipe.fake_start != "teacher" or recipe.fake_lag or optimisers != {"adamw"}:

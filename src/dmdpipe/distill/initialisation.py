@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dmdpipe.diffusion.training import zero_output_layer
 from dmdpipe.distill.student import Student, rotated, rotation_of
+from dmdpipe.specs.student import REGRESSED
 
 if TYPE_CHECKING:
     from dmdpipe.diffusion.exact import ExactDenoiser
@@ -32,7 +33,8 @@ def initialise(
         spec: the student's spec.
         source: D(x, σ), whose weights are copied: the teacher, or that of ``spec.start``; for a linear student an
             exact Gaussian teacher.
-        make_pool: makes the pool of pairs (z, T(Qz)) to regress onto, given z ↦ Qz; called for ``kd-rotated`` only.
+        make_pool: makes the pool of pairs (z, T(z)) to regress onto, or (z, T(Qz)) given z ↦ Qz; called for ``kd``
+            and ``kd-rotated`` only.
     """
     if spec.init.kind == "edm-default":
         zero_output_layer(student.get_submodule("generator.network"))
@@ -42,11 +44,14 @@ def initialise(
         mix(student.get_submodule("generator"), source, shares(spec))
     elif spec.network.kind == "linear" and not isinstance(source, nn.Module):
         start_linear(student.get_parameter("generator.matrix"), spec, source)
-    if spec.init.kind == "kd-rotated":
-        rotation = rotation_of(spec, getattr(torch, spec.dtype)).to(next(student.parameters()).device)
+    if spec.init.kind in REGRESSED:
+        turn = None
+        if spec.init.kind == "kd-rotated":
+            rotation = rotation_of(spec, getattr(torch, spec.dtype)).to(next(student.parameters()).device)
+            turn = rotated(lambda z: z, rotation)
         # By name, so that an edit of it does not touch the other starts.
         regress = import_module("dmdpipe.distill.regression").regress
-        regress(student, make_pool(rotated(lambda z: z, rotation)), spec)
+        regress(student, make_pool(turn), spec)
 
 
 def shares(spec: StudentSpec) -> Callable[[str], float]:

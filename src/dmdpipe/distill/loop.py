@@ -4,6 +4,9 @@ One iteration of ``dmd2``: draw z and make x = S(z). Every fifth iteration the g
 distribution-matching gradient at x; then the fake score takes a denoising step on that same x. ``fastgen`` lets the
 generator step *instead of* the fake score. With an adversarial term a discriminator adds its gradient at x, and learns
 with the fake score. A recipe without either regresses onto T(z) alone.
+
+A student of several steps makes x by a random number of them: the last one is trained, those before it, and the noise
+between, are what they will be when it samples (backward simulation, DMD2, section 4.5).
 """
 
 from __future__ import annotations
@@ -144,13 +147,16 @@ class Distillation:
         if not self.samples:
             # Up to the generator's next turn the student stays as it is: one large forward pass instead of small ones.
             count = self.recipe.generator_every - iteration % self.recipe.generator_every
-            self.samples = list(self.student(self.batches.latent(count)).chunk(count))
+            if self.batches.sampling_steps == 1:
+                self.samples = list(self.student(self.batches.latent(count)).chunk(count))
+            else:
+                self.samples = [self.student(self.batches.latent(), self.batches.between()) for _ in range(count)]
         return self.samples.pop(0)
 
     def _generator_step(self, iteration: int, log: dict[str, float | Tensor]) -> Tensor | None:
         x = None
         if self.fake or self.adversary:
-            x, pullback = with_pullback(self.student, self.batches.latent())
+            x, pullback = with_pullback(self.student, self.batches.latent(), self.batches.between())
             pullback(self._gradient_at_samples(x, self._fake_to_follow(iteration), log))
         if self.pool:
             z, target = self.pool.draw(self.batches.shape[0], self.batches.streams["regression"])

@@ -1,4 +1,4 @@
-"""Regression onto the teacher's map: knowledge distillation, DMD1's auxiliary term, and the kd-rotated start."""
+"""Regression onto the teacher's map: knowledge distillation, DMD1's auxiliary term, and the starts that it makes."""
 
 from __future__ import annotations
 

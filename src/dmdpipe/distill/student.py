@@ -1,14 +1,19 @@
-"""The student as a map S(z) = G(σ_max·z, σ_max), before any weights are put in."""
+"""The student as a map S(z) = G(σ_max·z, σ_max), before any weights are put in.
+
+A student of several steps goes on from there as in DMD2 (arXiv 2405.14867, section 4.4): x₁ = S(z), and then
+x_k = G(x_{k−1} + σ_k·ε_{k−1}, σ_k) with fresh noise ε and falling levels σ_k.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from dmdpipe.data.rotations import haar_rotation
+from dmdpipe.diffusion.schedule import student_levels
 from dmdpipe.networks.denoiser import Conditions, Denoiser, build_network, in_precision
 from dmdpipe.networks.pullback import Pullback, with_pullback
 from dmdpipe.seeds import derive_seed
@@ -23,38 +28,52 @@ class Student(nn.Module):
 
     Args:
         generator: G, called with scaled noise [B, d] and σ [B, 1].
-        sigma_max: the noise level at which the student answers.
+        levels: the descending noise levels at which the student answers; σ_max is the first.
         rotation: Q [d, d], or None for the identity.
     """
 
     rotation: Tensor | None
 
-    def __init__(self, generator: nn.Module, sigma_max: float, rotation: Tensor | None = None):
+    def __init__(self, generator: nn.Module, levels: Sequence[float], rotation: Tensor | None = None):
         super().__init__()
         self.generator = generator
-        self.sigma_max = sigma_max
+        self.levels = levels
         self.register_buffer("rotation", rotation, persistent=False)
-        self._told: dict[tuple[torch.dtype, torch.device], Tensor | Conditions] = {}
+        self._told: dict[tuple[float, torch.dtype, torch.device], Tensor | Conditions] = {}
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Map standard normal noise [B, d] to samples [B, d]."""
-        return self.generator(*self._question(z))
+    def forward(self, z: Tensor, between: Sequence[Tensor] = ()) -> Tensor:
+        """Map standard normal noise [B, d] to samples [B, d].
 
-    def with_pullback(self, z: Tensor) -> tuple[Tensor, Pullback]:
-        """Return S(z) and its pullback (``dmdpipe.networks.pullback``)."""
-        return with_pullback(self.generator, *self._question(z))
+        Args:
+            z: the first noise.
+            between: the noise before each later step, [B, d] each: with k of them, the sample is that of step k + 1.
+        """
+        return self.generator(*self._question(z, between))
 
-    def _question(self, z: Tensor) -> tuple[Tensor, Tensor | Conditions]:
+    @torch.no_grad()
+    def with_pullback(self, z: Tensor, between: Sequence[Tensor] = ()) -> tuple[Tensor, Pullback]:
+        """Return ``forward``'s samples and the pullback of the last step alone (``dmdpipe.networks.pullback``).
+
+        The steps before it are a simulation of what the student does when it samples, and get no gradient (DMD2,
+        section 4.5).
+        """
+        return with_pullback(self.generator, *self._question(z, between))
+
+    def _question(self, z: Tensor, between: Sequence[Tensor]) -> tuple[Tensor, Tensor | Conditions]:
+        if len(between) >= len(self.levels):
+            raise ValueError(f"noise before {len(between)} later steps, but the student has {len(self.levels) - 1}")
         if self.rotation is not None:
             z = z @ self.rotation.T
-        return self.sigma_max * z, self._level(z)
+        level = self.levels[len(between)]
+        noisy = torch.add(self(z, between[:-1]), between[-1], alpha=level) if between else level * z
+        return noisy, self._level(z, level)
 
-    def _level(self, z: Tensor) -> Tensor | Conditions:
-        """Return what the generator is told of σ_max, the same at every call."""
-        kind = z.dtype, z.device
+    def _level(self, z: Tensor, level: float) -> Tensor | Conditions:
+        """Return what the generator is told of a level, the same at every call."""
+        kind = level, z.dtype, z.device
         if kind not in self._told:
             # Not made from z: under vmap that would be one member's, and end with the map.
-            sigma = torch.full((1, 1), self.sigma_max, dtype=z.dtype, device=z.device)
+            sigma = torch.full((1, 1), level, dtype=z.dtype, device=z.device)
             self._told[kind] = self.generator.conditions(sigma) if isinstance(self.generator, Denoiser) else sigma
         return self._told[kind]
 
@@ -66,7 +85,7 @@ def build_student(spec: StudentSpec) -> Student:
     network = build_network(spec.network, dim, derive_seed(spec.seed, "student", "init"))
     generator = network if spec.network.kind == "linear" else Denoiser(network, skip=spec.init.kind != "random-no-skip")
     rotation = rotation_of(spec, dtype) if spec.init.kind == "rotated" else None
-    return Student(generator, spec.noise_range.sigma_max, rotation).to(dtype)
+    return Student(generator, student_levels(spec.noise_range, spec.sampling_steps), rotation).to(dtype)
 
 
 def student_to_train(spec: StudentSpec, device: torch.device) -> Student:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dmdpipe.artifacts.step import Step
+    from dmdpipe.specs.diffusion import NoiseBankSpec
 
 
 def noise_rows(dim: int, n: int, seed: int, purpose: str) -> NDArray[np.float32]:
@@ -27,6 +28,15 @@ def noise_rows(dim: int, n: int, seed: int, purpose: str) -> NDArray[np.float32]
         key = np.array([stream, i], np.uint64)
         rows[i] = np.random.Generator(np.random.Philox(key=key)).standard_normal(dim)
     return rows
+
+
+def noise_between(spec: NoiseBankSpec, steps: int) -> list[NDArray[np.float32]]:
+    """Return the noise that a student of ``steps`` steps adds before each later one, over the paired bank: [N, d] each.
+
+    Like every row of the bank, row i depends on nothing but dim, seed, step and i: it is the same for every student,
+    and part of what a sample's z stands for.
+    """
+    return [noise_rows(spec.dim, spec.n_paired, spec.seed, f"between/{step}") for step in range(2, steps + 1)]
 
 
 def make_noise_bank(step: Step) -> None:

@@ -8,11 +8,16 @@ import torch
 
 from dmdpipe.diffusion.determinism import exact_torch
 from dmdpipe.diffusion.sampler import teacher_map
+from dmdpipe.diffusion.schedule import student_levels
 from dmdpipe.diffusion.teacher import load_teacher
 from dmdpipe.distill.student import build_student
+from dmdpipe.pairing.bank import noise_between
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dmdpipe.artifacts.step import Step
+    from dmdpipe.diffusion.teacher import Teacher
     from dmdpipe.specs.diffusion import TeacherSamplesSpec
     from dmdpipe.specs.pairs import PairsSpec
 
@@ -47,7 +52,8 @@ def sample_teacher(step: Step) -> None:
 def pair_samples(step: Step) -> None:
     """The ``pairs`` step: ``z`` [N, d], ``teacher`` = T(z) [N, d], ``student`` = S(z) [K, N, d] at K snapshots.
 
-    ``generator_step`` [K] says when each snapshot was taken; the last one is the read-out step.
+    ``generator_step`` [K] says when each snapshot was taken; the last one is the read-out step. If the student makes
+    several steps, ``resampled`` [N, d] is the teacher with the same noise between the same levels.
     """
     spec: PairsSpec = step.spec
     exact_torch(threads=1)
@@ -57,17 +63,33 @@ def pair_samples(step: Step) -> None:
     z = step.read_tensors("noise", "noise.safetensors")["paired"]
     generator_step = snapshots.pop("generator_step")
     student = build_student(spec.student)
-    noise = torch.from_numpy(z).to(next(student.parameters()).dtype)
+    dtype = next(student.parameters()).dtype
+    noise = torch.from_numpy(z).to(dtype)
+    bank = spec.teacher_samples.bank
+    between = [torch.from_numpy(rows) for rows in noise_between(bank, spec.student.sampling_steps)]
+    later = [rows.to(dtype) for rows in between]
     outputs = []
     for k in range(len(generator_step)):
         student.load_state_dict({name: stacked[k] for name, stacked in snapshots.items()})
-        outputs.append(student(noise).float())
-    step.write_tensors(
-        "pairs.safetensors",
-        {
-            "z": z,
-            "teacher": step.read_tensors("teacher_samples", "samples.safetensors")["teacher"],
-            "student": torch.stack(outputs).numpy(),
-            "generator_step": generator_step.numpy(),
-        },
-    )
+        outputs.append(student(noise, later).float())
+    tensors = {
+        "z": z,
+        "teacher": step.read_tensors("teacher_samples", "samples.safetensors")["teacher"],
+        "student": torch.stack(outputs).numpy(),
+        "generator_step": generator_step.numpy(),
+    }
+    if between:
+        teacher = load_teacher(spec.student.teacher, step.read_tensors("teacher", "model.safetensors"))
+        samples = torch.from_numpy(tensors["teacher"])
+        levels = student_levels(spec.student.noise_range, spec.student.sampling_steps)
+        for noises, level in zip(between, levels[1:], strict=True):
+            samples = resampled(teacher, samples, noises, level, spec.teacher_samples)
+        tensors["resampled"] = samples.numpy()
+    step.write_tensors("pairs.safetensors", tensors)
+
+
+def resampled(teacher: Teacher, x: Tensor, noise: Tensor, level: float, spec: TeacherSamplesSpec) -> Tensor:
+    """Return where the teacher's flow takes x + σ·ε from a level σ, all [N, d]: a step of a student that copies it."""
+    below = spec.noise_range.model_copy(update={"sigma_max": level})
+    # teacher_map scales noise by the level that it starts from.
+    return teacher_map(teacher, x / level + noise, below, spec.sampler.steps)

@@ -11,7 +11,7 @@ from dmdpipe.specs.data import DataSpec
 from dmdpipe.specs.diffusion import ExactScore, NoiseRange, SamplerSpec, TrainedScore
 from dmdpipe.specs.hardware import Hardware
 from dmdpipe.specs.network import MLP, Linear
-from dmdpipe.specs.student import InitSettings, Recipe
+from dmdpipe.specs.student import InitSettings, Recipe, SamplingSteps
 
 Overrides = dict[str, Any]
 
@@ -30,6 +30,7 @@ class StudentSettings(Hardware):
     network: Annotated[MLP | Linear, Field(discriminator="kind")] | None = Field(
         None, description="none: the teacher's"
     )
+    sampling_steps: SamplingSteps = 1
     init: InitSettings = InitSettings()
     recipe: Recipe = Recipe()
     generator_steps: PositiveInt = 1_000
