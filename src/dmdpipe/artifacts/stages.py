@@ -14,7 +14,7 @@ from dmdpipe.artifacts.code import Code, reach
 from dmdpipe.artifacts.manifest import Equality
 from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.specs.base import canonical_json, digest
-from dmdpipe.specs.data import DataSpec, data_name
+from dmdpipe.specs.data import DataSpec, data_name, transformations
 from dmdpipe.specs.diffusion import NoiseBankSpec, TeacherSamplesSpec, TeacherSpec
 from dmdpipe.specs.hardware import Hardware
 from dmdpipe.specs.pairs import MetricsSpec, PairsSpec
@@ -217,7 +217,7 @@ _ROWS = (
         payload=("data.safetensors", "facts.json"),
         entry="dmdpipe.data.prepare:prepare_data",
         label=data_name,
-        modules=lambda spec: {f"dmdpipe.data.{spec.family}"},
+        modules=lambda spec: {f"dmdpipe.data.{name}" for name in (spec.family, *transformations(spec))},
     ),
     Stage(
         name="noise",

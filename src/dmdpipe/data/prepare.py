@@ -9,7 +9,7 @@ import numpy as np
 
 from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.seeds import derive_seed
-from dmdpipe.specs.data import FAMILIES, SIGMA_DATA, data_name, dimension
+from dmdpipe.specs.data import FAMILIES, SIGMA_DATA, data_name, dimension, transformations
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,9 +79,15 @@ def prepare(spec: DataSpec) -> tuple[dict[str, NDArray], dict[str, Any]]:
 
 
 def _draw(spec: DataSpec) -> RawData:
-    """Call the family's module, imported only now: a step's code is that of its own family."""
+    """Call the modules of family and transformations, imported only now: a step's code is that of its own ones."""
     if spec.family not in FAMILIES:
         raise UserError(f"data.family: '{spec.family}' is unknown{did_you_mean(spec.family, FAMILIES)}")
     family = importlib.import_module(f"dmdpipe.data.{spec.family}")
-    rng = np.random.Generator(np.random.Philox(key=derive_seed(0, "data", spec.family)))
-    return family.draw(spec, rng)
+    raw: RawData = family.draw(spec, _stream(spec.family))
+    for name in transformations(spec):
+        raw = importlib.import_module(f"dmdpipe.data.{name}").transform(raw, spec, _stream(name))
+    return raw
+
+
+def _stream(name: str) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=derive_seed(0, "data", name)))

@@ -1,23 +1,57 @@
 """Data families. A family is one model here and one module of the same name in ``dmdpipe.data``.
 
+A spec may ask for ``TRANSFORMATIONS`` of the family's samples.
+
 Whatever the family, the prepared data are centred and divided by one number so that the mean variance of the
 coordinates is σ_data² = 0.25 in every dimension (science: otherwise σ_max/σ_data would vary with d).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_serializer, model_validator
+from pydantic.functional_serializers import SerializerFunctionWrapHandler
 
 from dmdpipe.specs.base import Spec
 
 SIGMA_DATA = 0.5
 
 
+class Ambient(Spec):
+    """The coordinates in which samples x of k numbers are written: x ↦ E·x with a fixed E [dim, k], EᵀE = 1.
+
+    rotated: E is the first k columns of a random rotation. permuted: of a random permutation of the axes.
+    """
+
+    dim: PositiveInt | None = Field(None, description="number of coordinates, k or more; none: k")
+    axes: Literal["rotated", "permuted"] = "rotated"
+
+
 class _Family(Spec):
     n_train: PositiveInt = Field(20_000, description="size of the stored training pool")
     n_held_out: PositiveInt = Field(2_000, description="size of the stored held-out set, never trained on")
+    ambient: Ambient | None = Field(None, description="other coordinates than the family's own, none: its own")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_asked_for(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave transformations out where there are none: data without them keep the digests that they had."""
+        fields = handler(self)
+        return {name: value for name, value in fields.items() if name not in TRANSFORMATIONS or value is not None}
+
+    @model_validator(mode="after")
+    def _ambient_has_room(self) -> _Family:
+        own = own_dimension(self)
+        if self.ambient and self.ambient.dim is not None and self.ambient.dim < own:
+            raise ValueError(f"ambient.dim ({self.ambient.dim}) must be at least the family's own dimension, {own}")
+        return self
+
+
+TRANSFORMATIONS = ("components", "law", "ambient")
+"""Fields that change a family's samples, in the order in which they are applied; each is None by default.
+
+The module of the same name in ``dmdpipe.data`` does it.
+"""
 
 
 class _Images(_Family):
@@ -27,6 +61,20 @@ class _Images(_Family):
     half: Literal["both", "first", "second"] = Field(
         "both", description="which of two disjoint halves of the training images; held-out images are the same"
     )
+    components: PositiveInt | None = Field(
+        None, description="leading principal components of the pool that are kept, in the images' own coordinates"
+    )
+    law: Literal["gaussian"] | None = Field(
+        None, description="gaussian: samples of the Gaussian with the pool's mean and covariance; exact score known"
+    )
+
+    @model_validator(mode="after")
+    def _components_are_there(self) -> _Images:
+        if self.components is not None and self.components > own_dimension(self):
+            raise ValueError(
+                f"components ({self.components}) must be at most the number of pixels, {own_dimension(self)}"
+            )
+        return self
 
 
 class Digits(_Images):
@@ -115,6 +163,11 @@ FAMILIES: dict[str, type[_Family]] = {
 
 def dimension(data: DataSpec) -> int:
     """Return d, the number of coordinates of one sample."""
+    return (data.ambient.dim if data.ambient else None) or own_dimension(data)
+
+
+def own_dimension(data: _Family) -> int:
+    """Return the number of coordinates in which the family itself writes a sample."""
     match data:
         case Digits() | Fashion():
             return data.side**2
@@ -124,14 +177,38 @@ def dimension(data: DataSpec) -> int:
             return 2
 
 
+def transformations(data: _Family) -> tuple[str, ...]:
+    """Return those of ``TRANSFORMATIONS`` that the spec asks for."""
+    return tuple(name for name in TRANSFORMATIONS if getattr(data, name, None) is not None)
+
+
+def is_gaussian(data: DataSpec) -> bool:
+    """Whether the samples are of one Gaussian whose covariance is known."""
+    return data.family == "gaussian" or getattr(data, "law", None) == "gaussian"
+
+
+def is_known(data: DataSpec) -> bool:
+    """Whether the distribution, and so its score, is known in closed form."""
+    return is_gaussian(data) or data.family in ("ring", "mixture")
+
+
 def data_name(data: DataSpec) -> str:
-    """Return a short readable name, e.g. ``digits-8x8``, ``digits-8x8-first-half-n50`` or ``gaussian-16``."""
+    """Return a short readable name, e.g. ``digits-8x8-first-half-n50`` or ``rotated-gaussian-4-in-16``.
+
+    Its first word is the family's where the coordinates are the family's own.
+    """
     match data:
         case Digits() | Fashion():
             half = "" if data.half == "both" else f"-{data.half}-half"
             few = "" if data.n_images is None else f"-n{data.n_images}"
-            return f"{data.family}-{data.side}x{data.side}{half}{few}"
+            kept = "" if data.components is None else f"-pca{data.components}"
+            law = "" if data.law is None else f"-{data.law}"
+            name = f"{data.family}-{data.side}x{data.side}{half}{few}{kept}{law}"
         case Gaussian() | Mixture():
-            return f"{data.family}-{data.dim}"
+            name = f"{data.family}-{data.dim}"
         case _:
-            return data.family
+            name = data.family
+    if data.ambient is None:
+        return name
+    room = "" if dimension(data) == own_dimension(data) else f"-in-{dimension(data)}"
+    return f"{data.ambient.axes}-{name}{room}"

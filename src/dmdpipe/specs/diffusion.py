@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from dmdpipe.specs.base import Spec
-from dmdpipe.specs.data import DataSpec
+from dmdpipe.specs.data import DataSpec, is_known
 from dmdpipe.specs.hardware import Hardware
 from dmdpipe.specs.network import MLP
 
@@ -45,7 +45,7 @@ class TrainedScore(Hardware):
 
 
 class ExactScore(Spec):
-    """The data's own denoiser, where it is known in closed form (ring, gaussian, mixture)."""
+    """The data's own denoiser, where it is known in closed form (ring, gaussian, mixture, images of law gaussian)."""
 
     kind: Literal["exact"] = "exact"
 
@@ -58,7 +58,7 @@ class TeacherSpec(Spec):
 
     @model_validator(mode="after")
     def _score_is_known(self) -> TeacherSpec:
-        known = self.data.family in ("ring", "gaussian", "mixture")
+        known = is_known(self.data)
         if self.score.kind == "exact" and not known:
             raise ValueError(f"score.kind 'exact': the exact score of '{self.data.family}' is not known; use 'trained'")
         if self.score.kind == "trained" and self.score.samples == "fresh" and not known:

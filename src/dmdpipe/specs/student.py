@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from dmdpipe.specs.base import Spec, later
-from dmdpipe.specs.data import dimension
+from dmdpipe.specs.data import dimension, is_gaussian
 from dmdpipe.specs.diffusion import NoiseRange, TeacherSpec
 from dmdpipe.specs.hardware import Hardware
 from dmdpipe.specs.network import MLP, Linear
@@ -265,9 +265,9 @@ class StudentSpec(Hardware):
 
     @model_validator(mode="after")
     def _consistent(self) -> StudentSpec:
-        exact_gaussian = self.teacher.score.kind == "exact" and self.teacher.data.family == "gaussian"
+        exact_gaussian = self.teacher.score.kind == "exact" and is_gaussian(self.teacher.data)
         if self.network.kind == "linear" and not exact_gaussian:
-            raise ValueError("network.kind 'linear' needs a 'gaussian' teacher with score.kind 'exact'")
+            raise ValueError("network.kind 'linear' needs a Gaussian teacher with score.kind 'exact'")
         if self.network.kind == "linear" and self.init.kind not in ("teacher", "rotated"):
             raise ValueError(f"init.kind '{self.init.kind}' needs network.kind 'mlp'")
         if self.network.kind == "linear" and (self.device, self.precision) != ("cpu", "full"):
