@@ -1,8 +1,8 @@
 """The step ``maps``: how far a student is, over its training, from every map that its pairing could come from.
 
-The nearest one names the mechanism: the teacher T, or T∘Q where it was put; the optimal-transport map; the particle flow
-Φ∘S₀, which is what the loss alone makes of the start; the best affine map L; the start S₀ itself. Distances to T, T∘Q
-and S₀ are metrics of the step ``metrics``; those that need networks, assignments or a flow are here.
+The nearest one names the mechanism: the teacher T, or T∘Q where it was put; the optimal-transport map; the particle
+flow Φ∘S₀, which is what the loss alone makes of the start; the best affine map L; the start S₀ itself. Distances to T,
+T∘Q and S₀ are metrics of the step ``metrics``; those that need networks, assignments or a flow are here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dmdpipe.copying.distribution import (
     sample_set,
 )
 from dmdpipe.copying.pairing_metrics import relative_pair_error
-from dmdpipe.copying.transport import assigned_maps, gaussian_transport, transport_error
+from dmdpipe.copying.transport import TransportEstimate, estimate_transport, gaussian_transport
 from dmdpipe.diffusion.determinism import exact_torch
 from dmdpipe.diffusion.sampler import probability_flow
 from dmdpipe.diffusion.schedule import karras_grid
@@ -49,8 +49,8 @@ MAP_METRICS = ("rho_transport", "rho_gaussian_transport", "rho_flow", "rho_linea
 """Read at every snapshot."""
 
 MAP_CONSTANTS = (
-    "rho_transport_floor",
-    "rho_transport_null",
+    "transport_floor",
+    "transport_null",
     "rho_transport_teacher",
     "rho_gaussian_transport_teacher",
     "rho_flow_teacher",
@@ -65,8 +65,8 @@ SEED = 0  # of what belongs to the instrument: the same for every student
 
 def named_maps(
     noise: Mapping[str, Array], teacher: Mapping[str, Array], flow: Array, pairs: int
-) -> tuple[dict[str, Array], Array, dict[str, float]]:
-    """Return the maps at the paired noise, the assigned estimates of the transport map, and the constants.
+) -> tuple[dict[str, Array], TransportEstimate, dict[str, float]]:
+    """Return the maps at the paired noise, the estimate of the transport map, and the constants.
 
     Args:
         noise: ``paired`` [N, d] and ``held_out`` [M, d].
@@ -77,17 +77,15 @@ def named_maps(
     Returns:
         maps: ``gaussian_transport``, ``flow`` and ``linear`` [N, d]; a flow that ends over the gate is NaN, since it
             is no map onto the teacher's distribution.
-        assigned: [R, min(N, pairs), d].
+        estimate: of the transport map at the first min(N, M, pairs) noises.
         constants: by the names in ``MAP_CONSTANTS``, but for ``jacobian_asymmetry_teacher``.
     """
     z, t, reference = noise["paired"], teacher["teacher"], teacher["reference"]
     n, d = t.shape
-    some = z[:pairs]
     transport = gaussian_transport(teacher["held_out"])
-    gaussian_sets = np.random.Generator(np.random.Philox(derive_seed(SEED, "copying", "transport")))
-    gaussian = transport(gaussian_sets.standard_normal((len(reference) * len(some), d)))
-    assigned = assigned_maps(some, reference[:, :pairs])
-    of_gaussian = assigned_maps(some, gaussian.reshape(len(reference), -1, d))
+    rng = np.random.Generator(np.random.Philox(derive_seed(SEED, "copying", "transport")))
+    used = min(n, pairs, len(noise["held_out"]))
+    estimate = estimate_transport(z[:used], noise["held_out"][:used], reference[:, :used], rng)
 
     directions = fixed_projections(d, 128, derive_seed(SEED, "copying", "projections"))
     references = [sample_set(points, directions) for points in reference]
@@ -102,19 +100,21 @@ def named_maps(
         "linear": fit_affine(noise["held_out"], teacher["held_out"])(z),
     }
     constants = {
-        "rho_transport_floor": transport_error(transport(some), of_gaussian),
-        "rho_transport_null": transport_error(transport(noise["held_out"][: len(some)]), of_gaussian),
-        "rho_transport_teacher": transport_error(t[:pairs], assigned),
+        "transport_floor": estimate.floor,
+        "transport_null": estimate.null,
+        "rho_transport_teacher": estimate.rho(t[:used]),
         "rho_gaussian_transport_teacher": relative_pair_error(t, maps["gaussian_transport"]),
         "rho_flow_teacher": relative_pair_error(t, maps["flow"]),
         "flow_gate_ratio": gate,
-        "transport_pairs": float(min(n, pairs)),
+        "transport_pairs": float(used),
     }
-    return maps, assigned, constants
+    return maps, estimate, constants
 
 
 def flow_of_start(spec: MapsSpec, start: Student, teacher: Teacher, noise: Mapping[str, Array], known: Array) -> Array:
     """Return Φ(S₀(z)) [N, d] at the paired noise: the student's start, moved as a cloud of particles.
+
+    NaN if the points are so far apart that a kernel sees nothing at any noise level of the recipe.
 
     Args:
         spec: the step's.
@@ -129,7 +129,10 @@ def flow_of_start(spec: MapsSpec, start: Student, teacher: Teacher, noise: Mappi
     levels = karras_grid(student.noise_range, recipe.grid_size)[recipe.dm_first : recipe.dm_last + 1].to(dtype)
     if spec.fake == "kernel":
         levels = levels[levels >= kernel_spacing(torch.from_numpy(known[: spec.particles]))]
-    cloud, tracers = (answers(start, rows).to(dtype) for rows in (noise["held_out"][: spec.particles], noise["paired"]))
+        if not len(levels):
+            return np.full(noise["paired"].shape, np.nan)
+    starts = (exact_moments(noise["held_out"][: spec.particles]), noise["paired"])
+    cloud, tracers = (answers(start, rows).to(dtype) for rows in starts)
     ends = particle_flow(
         cloud,
         tracers,
@@ -141,6 +144,16 @@ def flow_of_start(spec: MapsSpec, start: Student, teacher: Teacher, noise: Mappi
         normalise=recipe.normalise,
     )
     return ends.double().numpy()
+
+
+def exact_moments(z: Array) -> Array:
+    """Return noise z [M, d], M > d, moved and stretched so that its mean is 0 and its covariance I.
+
+    The cloud's flow takes its moments for those of all noise; what they are off by would turn up in the map.
+    """
+    centred = z - z.mean(axis=0)
+    factor = np.linalg.cholesky(centred.T @ centred / len(z))
+    return np.linalg.solve(factor, centred.T).T
 
 
 @torch.no_grad()
@@ -156,7 +169,7 @@ def measure_maps(step: Step) -> None:
     Columns generator_step, metric (``MAP_METRICS``, then ``MAP_CONSTANTS``) and value, in order of snapshot.
 
     Raises:
-        UserError: if there are too few held-out noises to fit the affine map, or as many particles.
+        UserError: if there are more particles than held-out noises, or not more than dimensions.
     """
     spec: MapsSpec = step.spec
     exact_torch(threads=1)
@@ -169,6 +182,8 @@ def measure_maps(step: Step) -> None:
             f"maps.particles ({spec.particles}) is more than bank.n_held_out ({len(noise['held_out'])}), where they"
             " start; lower one or raise the other"
         )
+    if spec.particles <= noise["held_out"].shape[1]:
+        raise UserError(f"maps.particles ({spec.particles}) must be above the dimension, {noise['held_out'].shape[1]}")
     weights = step.read_tensors("teacher", "model.safetensors")
     dtype = torch.float64 if spec.fake == "gaussian" else torch.float32
     teacher = load_teacher(spec.pairs.student.teacher, weights, dtype)
@@ -180,7 +195,7 @@ def measure_maps(step: Step) -> None:
 
     put_in(0)
     flow = flow_of_start(spec, student, teacher, noise, samples["held_out"])
-    maps, assigned, constants = named_maps(noise, samples, flow, spec.transport_pairs)
+    maps, transport, constants = named_maps(noise, samples, flow, spec.transport_pairs)
     z = torch.from_numpy(noise["paired"][: spec.jacobian_points])
     sampler = spec.pairs.teacher_samples.sampler
     noise_range = spec.pairs.student.noise_range
@@ -198,7 +213,7 @@ def measure_maps(step: Step) -> None:
         outputs = pairs["student"][k].astype(np.float64)
         if np.isfinite(outputs).all():
             values |= {f"rho_{name}": relative_pair_error(outputs, points) for name, points in maps.items()}
-            values["rho_transport"] = transport_error(outputs[: spec.transport_pairs], assigned)
+            values["rho_transport"] = transport.rho(outputs[: int(constants["transport_pairs"])])
             values["jacobian_asymmetry"] = jacobian_asymmetry(
                 jacobians(student, z.to(next(student.parameters()).dtype))
             )

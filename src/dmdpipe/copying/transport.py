@@ -7,6 +7,7 @@ number made from it stands beside the same number for a Gaussian of the same mom
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -47,17 +48,55 @@ def assigned_maps(z: npt.ArrayLike, targets: npt.ArrayLike) -> Array:
     return np.stack(assigned)
 
 
-def transport_error(samples: npt.ArrayLike, assigned: npt.ArrayLike) -> float:
-    """Return an estimate of ρ(S, M) for the optimal-transport map M, from assigned maps M_1 … M_R.
+@dataclass(frozen=True)
+class TransportEstimate:
+    """Independent estimates of the optimal-transport map M at the same noises, and how well such estimates read.
 
-    mean over r ≠ q and i of ⟨s_i − M_r(z_i), s_i − M_q(z_i)⟩, over the mean of C_rand(S, M_r). In the product
-    of two independent estimates their scatter cancels, which in ‖s_i − M_r(z_i)‖² would be added to every map's
-    distance. What is left is their bias: an assignment of few points in many dimensions is drawn towards the mean, so
-    that M itself reads above 0 and an independent map below 1. Small values can come out below 0.
+    Attributes:
+        assigned: as ``assigned_maps`` returns them [R, N, d], R ≥ 2.
+        floor: what ``raw_transport_error`` reads for M itself.
+        null: what it reads for a map that is independent of M.
+    """
+
+    assigned: Array
+    floor: float
+    null: float
+
+    def rho(self, samples: npt.ArrayLike) -> float:
+        """Return the estimate of ρ(S, M) from S(z) [N, d]: 0 for the floor, 1 for the null, linear between them.
+
+        Where estimates are the map, shrunk, and scatter about it, the raw error is linear in the correlation of S
+        and M, as ρ is. Estimates of ρ can come out below 0.
+        """
+        return (raw_transport_error(samples, self.assigned) - self.floor) / (self.null - self.floor)
+
+
+def estimate_transport(
+    z: npt.ArrayLike, other: npt.ArrayLike, targets: npt.ArrayLike, rng: np.random.Generator
+) -> TransportEstimate:
+    """Return the estimate at noises z [N, d], from independent sets of the distribution's samples [R, N, d].
+
+    Its floor and null are those of a Gaussian with the targets' mean and covariance, whose M is known, at the same
+    N, R and noise; the independent map is M of ``other`` noises [N, d].
+    """
+    sets = np.asarray(targets, dtype=np.float64)
+    gaussian = gaussian_transport(sets.reshape(-1, sets.shape[2]))
+    drawn = gaussian(rng.standard_normal((sets.shape[0] * sets.shape[1], sets.shape[2])))
+    of_gaussian = assigned_maps(z, drawn.reshape(sets.shape))
+    floor, null = (raw_transport_error(gaussian(noise), of_gaussian) for noise in (z, other))
+    return TransportEstimate(assigned_maps(z, sets), floor, null)
+
+
+def raw_transport_error(samples: npt.ArrayLike, assigned: npt.ArrayLike) -> float:
+    """Return the mean over r ≠ q and i of ⟨s_i − M_r(z_i), s_i − M_q(z_i)⟩, over the mean of C_rand(S, M_r).
+
+    In the product of two independent estimates their scatter cancels, which in ‖s_i − M_r(z_i)‖² would be added to
+    every map's distance. What is left is their bias: an assignment of few points in many dimensions is drawn towards
+    the mean, so that M itself reads above 0 and an independent map below 1.
 
     Args:
         samples: S(z) [N, d].
-        assigned: as ``assigned_maps`` returns them [R, N, d], R ≥ 2.
+        assigned: M_1(z) … M_R(z) [R, N, d], R ≥ 2.
     """
     s = as_points(samples)
     maps = np.asarray(assigned, dtype=np.float64)

@@ -1,8 +1,8 @@
 """The particle flow Φ: every sample moves for itself along the expected DMD gradient, without a network in between.
 
 A student's samples move only as its parameters let them. Particles x_i that start at S₀(z_i) have no such tie: x_i
-falls along −E[g] of ``dmdpipe.distill.dmd``, with the score of the particles' own distribution as the fake score.
-Nothing is trained, so Φ∘S₀ is what the loss alone makes of a start.
+falls along −E[μ_fake − μ_real], with the score of the particles' own distribution as the fake score. Nothing is
+trained, so Φ∘S₀ is what the loss alone makes of a start.
 """
 
 from __future__ import annotations
@@ -13,31 +13,30 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from dmdpipe.distill.dmd import dm_gradient
-
 if TYPE_CHECKING:
     from dmdpipe.diffusion.sampler import DenoiserFunction
 
-RATE = 0.05  # of the first step, falling to 0 along a cosine; g has no unit, so this is in units of the data
+RATE = 0.05  # of the first step, falling to 0 along a cosine; in units of the data, as ḡ over its divisor has none
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 Fake = Literal["kernel", "gaussian"]
 
 
-def kernel_denoiser(noisy: Tensor, sigma: float, cloud: Tensor, own: bool) -> Tensor:
+def kernel_denoiser(noisy: Tensor, sigma: float, cloud: Tensor, own: Tensor | None = None) -> Tensor:
     """Return E[x₀ | x₀ + σ·ε = noisy] [B, d], x₀ uniform over the points of a cloud [M, d].
 
     Args:
         noisy: [B, d].
         sigma: σ > 0.
         cloud: [M, d].
-        own: whether row i of ``noisy`` was made from row i of the cloud. Then that point is left out (M ≥ 2): else
-            every particle would be its own denoised answer at small σ, and never feel the others.
+        own: one point more for each row [B, d]: where it itself is, if it isn't in the cloud.
     """
-    exponent = (noisy @ cloud.T - 0.5 * cloud.square().sum(dim=1)) / sigma**2
-    if own:
-        exponent.fill_diagonal_(-math.inf)
-    return exponent.softmax(dim=1) @ cloud
+    exponents = noisy @ cloud.T - 0.5 * cloud.square().sum(dim=1)
+    if own is None:
+        return (exponents / sigma**2).softmax(dim=1) @ cloud
+    of_own = (noisy * own - 0.5 * own.square()).sum(dim=1, keepdim=True)
+    weights = (torch.cat([exponents, of_own], dim=1) / sigma**2).softmax(dim=1)
+    return weights[:, :-1] @ cloud + weights[:, -1:] * own
 
 
 def gaussian_denoiser(noisy: Tensor, sigma: float, cloud: Tensor) -> Tensor:
@@ -49,9 +48,9 @@ def gaussian_denoiser(noisy: Tensor, sigma: float, cloud: Tensor) -> Tensor:
 
 
 def kernel_spacing(points: Tensor) -> float:
-    """Return the median distance from a point [M, d] to its √M-th nearest other one: a kernel sees nothing finer.
+    """Return the median distance from a point [M, d] to its √M-th nearest other one.
 
-    Below it a particle that is apart feels one neighbour only, which drives it away, and ever faster the farther it is.
+    Noise of this size blurs about √M points into each other, so that a particle's own share of its kernel is small.
     """
     neighbours = math.ceil(math.sqrt(len(points)))
     return float(torch.cdist(points, points).kthvalue(neighbours + 1, dim=1).values.median())
@@ -72,9 +71,9 @@ def particle_flow(
     """Return where the tracers end: Φ at points [N, d], as the cloud's flow carries them.
 
     The cloud stands for the distribution and makes the fake score; tracers follow it without adding to it. A step
-    is x ← x − η·ḡ, with one noise level for all particles and ḡ the mean of g at x + σ·ε and x − σ·ε: where scores
-    are linear, and g is not normalised, the noise cancels exactly. Levels are visited in a low-discrepancy order, η
-    falls from ``RATE`` to 0.
+    is x ← x − η·ḡ, with one noise level for all particles and ḡ the mean of μ_fake − μ_real at x + σ·ε and x − σ·ε:
+    where scores are linear the noise cancels exactly. Levels are visited in a low-discrepancy order, η falls from
+    ``RATE`` to 0.
 
     Args:
         cloud: start points [M, d], independent of the tracers.
@@ -85,7 +84,8 @@ def particle_flow(
             Gaussian. ``kernel``: from its points, each blurred by the noise alone.
         steps: number of Euler steps.
         noise: where ε comes from.
-        normalise: as in ``dm_gradient``.
+        normalise: divide by the mean of |x − μ_real|, as the recipe does; here over the whole cloud, since each
+            particle's own would couple its noise to its direction, and turn a small start at random.
     """
     m = len(cloud)
     x = torch.cat([cloud, tracers])
@@ -93,15 +93,16 @@ def particle_flow(
         sigma = float(levels[int((k + 1) * GOLDEN % 1 * len(levels))])
         rate = RATE * 0.5 * (1 + math.cos(math.pi * k / steps))
         shift = sigma * torch.randn(x.shape, generator=noise, dtype=x.dtype)
-        gradient = torch.zeros_like(x)
+        gradient, scale = torch.zeros_like(x), x.new_zeros(())
         for noisy in (x + shift, x - shift):
             if fake == "gaussian":
                 answer = gaussian_denoiser(noisy, sigma, x[:m])
             else:
-                parts = [kernel_denoiser(noisy[:m], sigma, x[:m], own=True)]
-                parts.append(kernel_denoiser(noisy[m:], sigma, x[:m], own=False))
-                answer = torch.cat(parts)
+                # Without a point of its own, a tracer that is apart would be driven off by its nearest neighbour.
+                of_tracers = kernel_denoiser(noisy[m:], sigma, x[:m], own=x[m:])
+                answer = torch.cat([kernel_denoiser(noisy[:m], sigma, x[:m]), of_tracers])
             real = teacher(noisy, x.new_full((1, 1), sigma))
-            gradient += 0.5 * dm_gradient(x, real, answer, normalise=normalise)
-        x = x - rate * gradient
+            gradient += answer - real
+            scale += (x - real)[:m].abs().mean()
+        x = x - rate * (gradient / scale if normalise else gradient / 2)
     return x[m:]
