@@ -22,6 +22,7 @@ SHARE_OF_THE_STUDENT = 7 / 24  # of a DMD update; the rest is teacher and fake s
 UPDATES_OF_A_DISCRIMINATOR = 27
 UPDATES_OF_A_BATCH_OF_SAMPLES = 3
 SECONDS_PER_SNAPSHOT = 0.2
+SECONDS_PER_FLOW_STEP = 0.06  # 1,000 particles and 1,000 tracers, with a kernel
 
 
 def training_updates(step: PlannedStep) -> int:
@@ -55,6 +56,9 @@ def estimated_seconds(step: PlannedStep) -> float:
     if step.stage == "metrics":
         share = spec.pairs.teacher_samples.bank.n_paired / 1_000
         seconds += SECONDS_PER_SNAPSHOT * spec.pairs.student.snapshots * share**2
+    if step.stage == "maps" and spec.fake == "kernel":
+        moved = spec.particles + spec.pairs.teacher_samples.bank.n_paired
+        seconds += SECONDS_PER_FLOW_STEP * spec.flow_steps * (moved / 2_000) * (spec.particles / 1_000)
     return seconds
 
 

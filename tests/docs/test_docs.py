@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from dmdpipe.artifacts.manifest import Manifest
 from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.cli import app
+from dmdpipe.copying.maps import MAP_CONSTANTS, MAP_METRICS
 from dmdpipe.copying.measure import CONSTANT_METRICS, SNAPSHOT_METRICS
 from dmdpipe.evidence.power import power, seeds_needed
 from dmdpipe.evidence.readings import describe_statistic
@@ -31,7 +32,7 @@ from dmdpipe.specs.study import Cell, ScaleOverlay, Study
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "config" / "README.md"])
 SCALES = ("smoke", "laptop", "gpu")  # in the order of the documentation's columns
-METRICS = {*SNAPSHOT_METRICS, *CONSTANT_METRICS, "mode_agreement", "seed_seed"}
+METRICS = {*SNAPSHOT_METRICS, *CONSTANT_METRICS, *MAP_METRICS, *MAP_CONSTANTS, "mode_agreement", "seed_seed"}
 LAUNCHER_WORDS = {"test", "lint", "exec"}
 FOLDERS = ("src", "config", "docs", "envs", "profiles", "reports", "rules", "tests", "workflow")
 
@@ -385,7 +386,7 @@ def keys_below(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, 
 
 def test_every_key_is_described_with_its_default() -> None:
     rows = re.findall(
-        r"^\| `((?:data|score|noise_range|sampler|bank|metrics|student)\.[\w.]+)` \| (.+?) \| ",
+        r"^\| `((?:data|score|noise_range|sampler|bank|metrics|maps|student)\.[\w.]+)` \| (.+?) \| ",
         text_of("config/README.md"),
         re.MULTILINE,
     )

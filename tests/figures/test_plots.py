@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgba
 
 from dmdpipe.artifacts.tables import encode_table
 from dmdpipe.errors import UserError
-from dmdpipe.figures import curves, gate, grids, pages, readout, starts, style, tables, verdicts
+from dmdpipe.figures import curves, gate, grids, mechanism, pages, readout, starts, style, tables, verdicts
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def faces(axes) -> dict[float, bool]:
 
 RESULT_PLOTS = [
     curves.rho_against_dimension, curves.rho_over_time, starts.initialisation_controls, starts.start_quality,
-    gate.gate, readout.read_out,
+    gate.gate, readout.read_out, mechanism.maps_over_time,
 ]  # fmt: skip
 
 
@@ -358,3 +358,20 @@ def test_verdict_table_keeps_order_words_and_numbers_and_escapes_text() -> None:
 
 def test_verdict_table_stands_without_criteria() -> None:
     assert "<details" not in verdicts.verdict_table(planted.verdicts())
+
+
+def test_the_nearest_map_is_named_with_the_seeds_that_agree(results: pd.DataFrame) -> None:
+    rows = study(results, "start")
+    rows = rows[rows["point"].str.startswith("data=ring, start=kd-rotated")].assign(converged=rows["seed"] != 1)
+    assert mechanism.nearest_map(rows) == "nearest: the rotated teacher T∘Q (2 of 2)"
+    # Far nearer to T in one seed: the mean decides, and the other seed says otherwise.
+    rows.loc[(rows["metric"] == "rho") & (rows["seed"] == 0), "value"] = -9.0
+    assert mechanism.nearest_map(rows) == "nearest: the teacher T (1 of 2)"
+    assert mechanism.nearest_map(rows.assign(converged=False)) == "no seed has converged"
+
+
+def test_a_map_that_is_not_available_is_left_out(results: pd.DataFrame) -> None:
+    figure, data = mechanism.maps_over_time(study(results, "dimension"))
+    assert data.loc[(data["d"] == 64) & (data["metric"] == "rho_flow"), "value"].isna().all()
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert sum("nearest: " in title or "no seed" in title for title in titles) == data["point"].nunique()

@@ -60,6 +60,18 @@ def test_of_a_shared_point_every_study_reads_the_same_first_seeds(config: Path) 
     assert found["dimension"].items() < found["sigma_max"].items()
 
 
+def test_distances_to_named_maps_are_an_addition_to_students_that_other_studies_have(config: Path) -> None:
+    geometry, dimension = plan_study("geometry", "laptop"), plan_study("dimension", "laptop")
+    students = {folder for folder in folders_of("geometry", "laptop") if folder.startswith("students/digits-8x8")}
+    assert len(students) == 5 and students < folders_of("dimension", "laptop")
+    assert {cell.maps for cell in geometry.evidence.spec.cells} == {
+        folder for folder in geometry.evidence.parents if folder.startswith("maps/")
+    }
+    assert len({cell.maps for cell in geometry.evidence.spec.cells}) == len(geometry.members)
+    # As before there were any: the text of a study without them says nothing of maps.
+    assert "maps" not in dimension.evidence.canonical()
+
+
 def test_a_step_that_studies_share_runs_once(config: Path) -> None:
     run = plan_run({"scale": "laptop"})
     one_by_one = [step for study in run.studies.values() for step in steps_below(study.evidence)]

@@ -105,7 +105,7 @@ def plan_run(overrides: Mapping[str, Any] | None = None, folder: Path = CONFIG_F
 
 
 def plan_study(name: str, scale: str, folder: Path = CONFIG_FOLDER) -> StudyPlan:
-    """Return one study at one scale; its evidence step reads the metrics and pairs of every member."""
+    """Return one study at one scale; its evidence step reads the metrics, pairs and maps of every member."""
     members = members_of(name, scale, folder)
     parents: dict[str, PlannedStep] = {}
     cells = []
@@ -113,7 +113,11 @@ def plan_study(name: str, scale: str, folder: Path = CONFIG_FOLDER) -> StudyPlan
         metrics = plan("metrics", member.spec)
         pairs = metrics.parents["pairs"]
         parents |= {metrics.folder: metrics, pairs.folder: pairs}
-        cells.append(CellRef(**member.labels(), metrics=metrics.folder, pairs=pairs.folder))
+        maps = plan("maps", member.maps) if member.maps else None
+        if maps:
+            parents[maps.folder] = maps
+        folders = {"metrics": metrics.folder, "pairs": pairs.folder, "maps": maps.folder if maps else None}
+        cells.append(CellRef(**member.labels(), **folders))
     evidence = PlannedStep("evidence", EvidenceSpec(study=name, scale=scale, cells=tuple(cells)), parents)
     return StudyPlan(name, members, evidence)
 

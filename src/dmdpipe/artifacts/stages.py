@@ -17,7 +17,7 @@ from dmdpipe.specs.base import canonical_json, digest
 from dmdpipe.specs.data import DataSpec, data_name, transformations
 from dmdpipe.specs.diffusion import NoiseBankSpec, TeacherSamplesSpec, TeacherSpec
 from dmdpipe.specs.hardware import Hardware
-from dmdpipe.specs.pairs import MetricsSpec, PairsSpec
+from dmdpipe.specs.pairs import MapsSpec, MetricsSpec, PairsSpec
 from dmdpipe.specs.report import FigureSpec, StudyFigureSpec, VerdictsSpec
 from dmdpipe.specs.student import REGRESSED, StudentSpec
 from dmdpipe.specs.study import EvidenceSpec
@@ -171,6 +171,11 @@ def _metrics_parents(spec: MetricsSpec) -> Parents:
     }
 
 
+def _maps_parents(spec: MapsSpec) -> Parents:
+    own = _pairs_parents(spec.pairs)
+    return {"pairs": ("pairs", spec.pairs), "teacher": ("teacher", spec.pairs.student.teacher)} | own
+
+
 # Modules
 
 
@@ -279,6 +284,16 @@ _ROWS = (
         entry="dmdpipe.copying.measure:measure_copying",
         label=lambda spec: _student_label(spec.pairs.student),
         parents=_metrics_parents,
+    ),
+    Stage(
+        name="maps",
+        spec=MapsSpec,
+        folder="maps",
+        payload=("maps.parquet",),
+        entry="dmdpipe.copying.maps:measure_maps",
+        label=lambda spec: _student_label(spec.pairs.student),
+        parents=_maps_parents,
+        modules=lambda spec: _network_modules(spec.pairs.student),
     ),
     Stage(
         name="evidence",

@@ -103,7 +103,7 @@ CONSTANT_METRICS = (
     "assignment_pairs",
     "inference_cost",
 )
-"""Baselines, floors and nulls: they don't depend on how a student is trained and are repeated at every generator step."""
+"""Baselines, floors and nulls: they don't depend on how a student is trained, and are repeated at every step."""
 
 
 class Source(NamedTuple):
@@ -442,10 +442,14 @@ def measure_copying(step: Step) -> None:
     for name, source in PAIRED_WITH.items():
         if not np.array_equal(arrays[name], array(source), equal_nan=True):
             raise UserError(f"{SOURCES[name]} differs from {source}: not its pairs; rebuild the step pairs")
-    optional = {name: SOURCES[name] for name in ("modes", "resampled")}
+
+    def if_there(source: Source) -> npt.NDArray | None:
+        return tensors[source.role, source.file].get(source.tensor)
+
     table = measure(
         **arrays,
-        **{name: tensors[source.role, source.file].get(source.tensor) for name, source in optional.items()},
+        modes=if_there(SOURCES["modes"]),
+        resampled=if_there(SOURCES["resampled"]),
         cost=inference_cost(spec.pairs.student),
         projections=spec.projections,
         whitened_variance=spec.whitened_variance,

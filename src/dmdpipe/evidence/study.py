@@ -31,7 +31,10 @@ def gather_evidence(step: Step) -> None:
     readouts: dict[str, dict[int, np.ndarray]] = {}
     for done, cell in enumerate(spec.cells):
         step.progress(done, len(spec.cells))
-        cells.append((cell.model_dump(), step.read_table(cell.metrics, "metrics.parquet")))
+        metrics = step.read_table(cell.metrics, "metrics.parquet")
+        if cell.maps:
+            metrics = pd.concat([metrics, step.read_table(cell.maps, "maps.parquet")], ignore_index=True)
+        cells.append((cell.model_dump(), metrics))
         pairs = step.read_tensors(cell.pairs, "pairs.safetensors")
         seen = readouts.setdefault(cell.point, {})
         if not seen:
@@ -46,7 +49,7 @@ def gather_evidence(step: Step) -> None:
 
 def gallery_rows(spec: EvidenceSpec, cell: CellRef, pairs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Return the gallery's rows of one cell: noise, teacher and student samples at the read-out step."""
-    labels = cell.model_dump(exclude={"metrics", "pairs"})
+    labels = cell.model_dump(exclude={"metrics", "pairs", "maps"})
     roles = {"noise": pairs["z"], "teacher": pairs["teacher"], "student": pairs["student"][-1]}
     count = GALLERY_ROWS_2D if cell.d == 2 else GALLERY_ROWS
     return [

@@ -116,7 +116,7 @@ def rho_over_time(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             axes.plot(level.index, level, linestyle=line, color=style.INK, linewidth=1.2)
         marks.reference(axes, 1.0)
         axes.set_title(panel.title)
-        _step_axis(axes, np.sort(means.loc[here, "generator_step"].unique()))
+        step_axis(axes, np.sort(means.loc[here, "generator_step"].unique()))
     for axes in all_axes[:, 0]:
         axes.set_ylabel("ρ between S(z) and T(z)")
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
@@ -143,7 +143,7 @@ def _dimension_axis(axes: Axes, dimensions: list[int]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _step_axis(axes: Axes, steps: np.ndarray) -> None:
+def step_axis(axes: Axes, steps: np.ndarray) -> None:
     """Show step 0 and the log-spaced steps after it on one axis."""
     later = steps[steps > 0]
     if later.size == 0:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.display import HTML, Markdown, display
 
-from dmdpipe.figures import curves, grids, readout, report, starts, tables
+from dmdpipe.figures import curves, grids, mechanism, readout, report, starts, tables
 from dmdpipe.figures.verdicts import badge, measured, number
 from dmdpipe.specs.report import Reader, StudyPage
 
@@ -61,6 +61,19 @@ FIGURES = (
         starts.initialisation_controls,
         varies="init",
         metrics=("rho", "rho_rotated"),
+    ),
+    StudyFigure(
+        "Which map does the student approach?",
+        "Distances, as ρ, from every map that the student could be on its way to; the nearest one names the"
+        " mechanism. T, or T∘Q where the student was put there first: the pairing is inherited from the start. The"
+        " particle flow Φ∘S₀, the samples of the start moved by the loss alone with no network in between: the loss"
+        " made it. Optimal transport: what least movement would give. The best affine map: only linear structure is"
+        " copied. S₀: nothing has moved. Maps lie near each other: where T is almost linear, or almost the"
+        " transport map, only the order of the curves tells. A map that is missing is not available: the particles"
+        " did not reach the teacher's distribution. Below: how far the student's Jacobians are from symmetric,"
+        " dashed the teacher's; those of the transport map and of every exact denoiser are, a rotation's are not.",
+        mechanism.maps_over_time,
+        metrics=("rho_transport", "jacobian_asymmetry"),
     ),
 )
 

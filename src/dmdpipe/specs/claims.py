@@ -52,6 +52,19 @@ MetricName = Literal[
     "nearest_ratio_held_out",
     "memorized",
     "memorized_held_out",
+    "rho_transport",
+    "transport_floor",
+    "transport_null",
+    "rho_transport_teacher",
+    "rho_gaussian_transport",
+    "rho_gaussian_transport_teacher",
+    "rho_flow",
+    "rho_flow_teacher",
+    "rho_linear",
+    "flow_gate_ratio",
+    "jacobian_asymmetry",
+    "jacobian_asymmetry_teacher",
+    "transport_pairs",
 ]
 
 

@@ -12,7 +12,7 @@ from dmdpipe.specs.base import Spec
 from dmdpipe.specs.data import FAMILIES, data_name, dimension
 from dmdpipe.specs.diffusion import ExactScore, NoiseBankSpec, TeacherSamplesSpec, TeacherSpec, TrainedScore
 from dmdpipe.specs.network import MLP, Linear
-from dmdpipe.specs.pairs import MetricsSpec, PairsSpec
+from dmdpipe.specs.pairs import MapsSpec, MetricsSpec, PairsSpec
 from dmdpipe.specs.problems import parse
 from dmdpipe.specs.student import Init, InitSettings, StudentSpec
 from dmdpipe.specs.study import Cell, Scale, ScaleOverlay, Study
@@ -42,12 +42,14 @@ class Member:
     """One cell of a study's grid with one seed.
 
     ``point`` names the cell by its axes, e.g. ``d=16, start=teacher``; ``spec`` is the spec of its last step, the
-    metrics, in which those of all earlier steps are nested.
+    metrics, in which those of all earlier steps are nested; ``maps`` that of its distances to named maps, if the study
+    asks for them.
     """
 
     point: str
     seed: int
     spec: MetricsSpec
+    maps: MapsSpec | None = None
 
     def labels(self) -> dict[str, Any]:
         """Return the columns by which a results table tells cells apart."""
@@ -104,7 +106,10 @@ def expand(name: str, study: Study, scale_name: str, scale: Scale) -> list[Membe
         last = scale.first_seed + max(own, default=overlay.seeds or scale.seeds)
         if len(members) + last - scale.first_seed > LARGEST_STUDY:
             raise UserError(f"{source}: at scale {scale_name} it has more than {LARGEST_STUDY} students; take fewer")
-        members += [Member(point, seed, resolve(cell, seed, where)) for seed in range(scale.first_seed, last)]
+        for seed in range(scale.first_seed, last):
+            spec = resolve(cell, seed, where)
+            maps = MapsSpec(pairs=spec.pairs, **cell.maps.model_dump()) if cell.maps else None
+            members.append(Member(point, seed, spec, maps))
     return members
 
 

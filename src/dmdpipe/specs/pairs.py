@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from dmdpipe.specs.base import Spec
@@ -36,3 +38,23 @@ class MetricsSpec(Spec):
     pairs: PairsSpec
     projections: PositiveInt = Field(128, description="fixed random directions of the sliced Wasserstein distance")
     whitened_variance: PositiveFloat = Field(0.99, le=1, description="share of variance that the whitened cosine keeps")
+
+
+class MapSettings(Spec):
+    """Options of the distances to named maps: the transport map, the particle flow, the best affine map."""
+
+    fake: Literal["kernel", "gaussian"] = Field(
+        "kernel",
+        description="how the particles' own score is known: from their points, or from their mean and covariance (exact"
+        " where data and start are Gaussian)",
+    )
+    particles: int = Field(1_000, ge=2, description="how many make the fake score: the first held-out noises")
+    flow_steps: PositiveInt = Field(600, description="Euler steps of the particle flow")
+    transport_pairs: int = Field(1_000, ge=2, description="noises that are assigned to samples, the first ones")
+    jacobian_points: PositiveInt = Field(16, description="noises at which Jacobians are taken, the first ones")
+
+
+class MapsSpec(MapSettings):
+    """Distances of one student to the named maps, at every snapshot."""
+
+    pairs: PairsSpec

@@ -11,6 +11,7 @@ from dmdpipe.specs.data import DataSpec
 from dmdpipe.specs.diffusion import ExactScore, NoiseRange, SamplerSpec, TrainedScore
 from dmdpipe.specs.hardware import Hardware
 from dmdpipe.specs.network import MLP, Linear
+from dmdpipe.specs.pairs import MapSettings
 from dmdpipe.specs.student import InitSettings, Recipe, SamplingSteps
 
 Overrides = dict[str, Any]
@@ -57,6 +58,7 @@ class Cell(Spec):
     bank: BankSettings = BankSettings()
     student: StudentSettings = StudentSettings()
     metrics: MetricSettings = MetricSettings()
+    maps: MapSettings | None = Field(None, description="none: distances to the named maps are not taken")
 
 
 class ScaleOverlay(Spec):
@@ -115,6 +117,8 @@ class CellRef(Spec):
     seed: int
     metrics: str = Field(description="folder of its metrics step")
     pairs: str = Field(description="folder of its pairs step")
+    # Left out where there is none, so that a study without them is the same study as before there were maps.
+    maps: str | None = Field(None, exclude_if=lambda given: given is None, description="folder of its maps step")
 
 
 class EvidenceSpec(Spec):
