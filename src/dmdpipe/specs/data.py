@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from dmdpipe.specs.base import Spec
+from dmdpipe.specs.base import Spec, later
 
 SIGMA_DATA = 0.5
 
@@ -36,6 +36,10 @@ class Digits(_Images):
     side: Literal[1, 2, 4, 8] = 8
     dequantisation: float = Field(
         1.0, ge=0, le=1, description="width of the centred uniform noise, in grey levels (1/16)"
+    )
+    digit: int | None = later(None, ge=0, le=9, description="the one digit of which there are images; none: all ten")
+    class_means: bool = later(
+        False, description="whether the ten digits' mean images count as modes: a sample's class is the nearest one's"
     )
 
 
@@ -130,7 +134,8 @@ def data_name(data: DataSpec) -> str:
         case Digits() | Fashion():
             half = "" if data.half == "both" else f"-{data.half}-half"
             few = "" if data.n_images is None else f"-n{data.n_images}"
-            return f"{data.family}-{data.side}x{data.side}{half}{few}"
+            one = "" if getattr(data, "digit", None) is None else f"-only-{data.digit}"
+            return f"{data.family}-{data.side}x{data.side}{one}{half}{few}"
         case Gaussian() | Mixture():
             return f"{data.family}-{data.dim}"
         case _:
