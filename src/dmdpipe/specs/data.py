@@ -134,7 +134,8 @@ def data_name(data: DataSpec) -> str:
         case Digits() | Fashion():
             half = "" if data.half == "both" else f"-{data.half}-half"
             few = "" if data.n_images is None else f"-n{data.n_images}"
-            one = "" if getattr(data, "digit", None) is None else f"-only-{data.digit}"
+            digit = getattr(data, "digit", None)
+            one = "" if digit is None else f"-only-{digit}"
             return f"{data.family}-{data.side}x{data.side}{one}{half}{few}"
         case Gaussian() | Mixture():
             return f"{data.family}-{data.dim}"
