@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dmdpipe.copying.measure import CONSTANT_METRICS, SNAPSHOT_METRICS, measure, measure_copying
+from dmdpipe.copying.measure import CONSTANT_METRICS, MODE_METRICS, SNAPSHOT_METRICS, measure, measure_copying
 from dmdpipe.copying.pairing_metrics import matching_costs, pairing_inefficiency, relative_pair_error
 from dmdpipe.errors import UserError
 from dmdpipe.specs.data import Gaussian
@@ -58,7 +58,7 @@ def test_the_table_is_tidy_and_complete():
     table = measure(**arrays())
     assert list(table.columns) == ["generator_step", "metric", "value"]
     assert (table["generator_step"].dtype, table["value"].dtype) == (np.int64, np.float64)
-    names = {*SNAPSHOT_METRICS, *CONSTANT_METRICS, "mode_agreement"}
+    names = {*SNAPSHOT_METRICS, *CONSTANT_METRICS, *MODE_METRICS}
     assert set(table["metric"]) == names
     assert len(table) == 4 * len(names)
     assert not table.duplicated(["generator_step", "metric"]).any()
@@ -99,7 +99,7 @@ def test_a_diverged_snapshot_is_visible_and_not_converged(readings):
     diverged = readings.loc[10]
     assert diverged["gate_ratio"] == np.inf
     assert diverged["converged"] == 0
-    rest = {*SNAPSHOT_METRICS, "mode_agreement"} - {"gate_ratio", "converged"}
+    rest = {*SNAPSHOT_METRICS, "mode_agreement", "rho_within_mode"} - {"gate_ratio", "converged"}
     assert diverged[sorted(rest)].isna().all()
     assert diverged[list(CONSTANT_METRICS)].notna().all()
 

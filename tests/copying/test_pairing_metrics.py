@@ -22,7 +22,9 @@ from dmdpipe.copying.pairing_metrics import (
     pairing_inefficiency,
     random_cost,
     relative_pair_error,
+    relative_pair_error_within,
     retrieval_at_k,
+    same_mode_error,
     whitening,
 )
 
@@ -239,3 +241,41 @@ def test_the_named_costs_enter_delta_e_as_documented():
     costs = MatchingCosts(pair=3.0, random=5.0, optimal=1.0)
     assert pairing_inefficiency(costs) == 0.5
     assert normalised_excess_cost(costs) == 2.0
+
+
+MODES = np.array([[-5.0, 0.0], [5.0, 0.0], [0.0, 90.0]])
+
+
+def blobs(n=600, seed=0):
+    """Samples around two of three centres, unequal in number, one alone at the third; and their modes."""
+    rng = np.random.default_rng(seed)
+    mode = np.append(np.sort(rng.integers(0, 3, n - 1) // 2), 2)
+    return MODES[mode] + rng.standard_normal((n, 2)), mode
+
+
+def test_rho_within_modes_is_rho_of_every_mode_and_tells_a_copy_from_a_copy_of_the_mode():
+    t, mode = blobs()
+    rng = np.random.default_rng(1)
+    same_mode = t.copy()
+    for one in (0, 1):
+        rows = np.flatnonzero(mode == one)
+        same_mode[rows] = t[rng.permutation(rows)]
+    assert relative_pair_error_within(t, t, MODES) == 0
+    assert relative_pair_error_within(same_mode, t, MODES) == pytest.approx(1, abs=0.05)
+    assert relative_pair_error_within(rng.permutation(t), t, MODES) == pytest.approx(1, abs=0.05)
+    # ρ itself takes the copied mode for copying, and same_mode_error says for how much of it.
+    assert relative_pair_error(same_mode, t) == pytest.approx(same_mode_error(t, MODES), rel=0.1)
+    assert same_mode_error(t, MODES) < 0.2
+
+
+def test_rho_within_modes_by_counting():
+    t, mode = blobs(30)
+    s = t + np.random.default_rng(2).standard_normal(t.shape)
+    rows = range(len(t) - 1)
+    pair = np.mean([((s[i] - t[i]) ** 2).sum() for i in rows])
+    mismatched = [[((s[i] - t[j]) ** 2).sum() for j in rows if j != i and mode[j] == mode[i]] for i in rows]
+    expected = pair / np.mean([np.mean(of_one) for of_one in mismatched])
+    assert relative_pair_error_within(s, t, MODES) == pytest.approx(expected)
+    assert relative_pair_error_within(s, t, MODES[:1]) == pytest.approx(relative_pair_error(s, t))
+    assert same_mode_error(t, MODES[:1]) == pytest.approx(1)
+    assert np.isnan(relative_pair_error_within(MODES, MODES, MODES)) and np.isnan(same_mode_error(MODES, MODES))

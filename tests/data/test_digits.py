@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose
 from sklearn.datasets import load_digits
 
-from dmdpipe.data.digits import draw, split_images
+from dmdpipe.data.digits import draw, split_images, split_labels
 from dmdpipe.errors import UserError
 from dmdpipe.specs.data import Digits, data_name
 
@@ -110,3 +110,18 @@ def test_more_images_than_there_are_is_one_line():
 def test_names_tell_subsets_apart():
     assert data_name(Digits()) == "digits-8x8"
     assert data_name(Digits(half="second", n_images=50)) == "digits-8x8-second-half-n50"
+
+
+def test_a_single_digit_is_the_images_with_its_label_and_class_means_are_means_over_them():
+    """Against scikit-learn's own order: an image's label is that of the image that it equals."""
+    label_of = {image.tobytes(): label for image, label in zip(*load_digits(return_X_y=True), strict=True)}
+    images, labels = split_images()[0].reshape(-1, 64), split_labels()[0]
+    assert [label_of[image.tobytes()] for image in images] == labels.tolist()
+    rng = np.random.Generator(np.random.Philox(0))
+    only = draw(Digits(digit=3, n_train=400, n_held_out=20, dequantisation=0), rng)
+    assert_allclose(only.images, images[labels == 3] / 16)
+    assert only.n_images == (labels == 3).sum() and only.modes is None
+    held_out, held_out_labels = split_images()[1].reshape(-1, 64), split_labels()[1]
+    assert_allclose(only.held_out, held_out[held_out_labels == 3][:20] / 16)
+    modes = draw(Digits(class_means=True, n_images=5, n_train=5, n_held_out=1), rng).modes
+    assert_allclose(modes, np.stack([images[labels == digit].mean(0) for digit in range(10)]) / 16)

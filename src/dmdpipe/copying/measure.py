@@ -42,7 +42,9 @@ from dmdpipe.copying.pairing_metrics import (
     pair_ranks,
     pairing_inefficiency,
     relative_pair_error,
+    relative_pair_error_within,
     retrieval_at_k,
+    same_mode_error,
     whitening,
 )
 from dmdpipe.errors import UserError
@@ -85,7 +87,10 @@ SNAPSHOT_METRICS = (
     "scale_ratio",
     "jacobian_alignment",
 )
-"""Metrics of a snapshot; where the data's modes are known, ``mode_agreement`` as well."""
+"""Metrics of a snapshot; where the data's modes are known, ``MODE_METRICS`` as well."""
+
+MODE_METRICS = ("mode_agreement", "rho_within_mode", "rho_same_mode")
+"""What needs known modes; the last one is a constant."""
 
 CONSTANT_METRICS = (
     "rho_affine",
@@ -170,7 +175,7 @@ class _Instrument:
         """Return every metric of one snapshot [N, d] by name, the constants included."""
         values = dict.fromkeys(SNAPSHOT_METRICS, np.nan) | self.constants
         if self.modes is not None:
-            values["mode_agreement"] = np.nan
+            values = dict.fromkeys(MODE_METRICS, np.nan) | values
         if np.isfinite(student).all():
             return values | self._pairing(student) | self._distribution(student) | self._novelty(student)
         return values | {"gate_ratio": np.inf, "converged": 0.0}
@@ -199,6 +204,7 @@ class _Instrument:
         }
         if self.modes is not None:
             values["mode_agreement"] = mode_agreement(student, self.teacher, self.modes)
+            values["rho_within_mode"] = relative_pair_error_within(student, self.teacher, self.modes)
         return values
 
     def _novelty(self, student: Array) -> dict[str, float]:
@@ -273,7 +279,7 @@ def measure(
 
     Returns:
         Columns generator_step (int64), metric (one of SNAPSHOT_METRICS, CONSTANT_METRICS or
-        ``mode_agreement``) and value (float64), in order of snapshot, then metric.
+        MODE_METRICS) and value (float64), in order of snapshot, then metric.
 
     Raises:
         UserError: if shapes disagree, there are fewer than 2 pairs, 2 reference sets or 2d held-out pairs, or
@@ -299,7 +305,7 @@ def measure(
     _check(arrays)
     instrument = _set_up(arrays, cost, projections, whitened_variance, seed)
 
-    names = [*SNAPSHOT_METRICS, *CONSTANT_METRICS, *(() if modes is None else ("mode_agreement",))]
+    names = [*SNAPSHOT_METRICS, *CONSTANT_METRICS, *(() if modes is None else MODE_METRICS)]
     steps = arrays["generator_step"].astype(np.int64)
     values: list[float] = []
     for done, snapshot in enumerate(arrays["student"], start=1):
@@ -363,6 +369,7 @@ def _set_up(
             "memorized_held_out": memorized_share(ratios_held_out),
             "assignment_pairs": float(min(n, ASSIGNMENT_LIMIT)),
             "inference_cost": cost,
+            **({"rho_same_mode": same_mode_error(teacher, arrays["modes"])} if "modes" in arrays else {}),
         },
     )
 

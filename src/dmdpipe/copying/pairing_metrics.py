@@ -220,3 +220,40 @@ def mode_agreement(student: npt.ArrayLike, teacher: npt.ArrayLike, modes: npt.Ar
     p_s, p_t = (np.bincount(m, minlength=len(centres)) / len(s) for m in (m_s, m_t))
     chance = float(p_s @ p_t)
     return (float(np.mean(m_s == m_t)) - chance) / (1 - chance) if chance < 1 else np.nan
+
+
+def relative_pair_error_within(student: npt.ArrayLike, teacher: npt.ArrayLike, modes: npt.ArrayLike) -> float:
+    """Return ρ within modes: C_pair over the mean of ‖s_i − t_j‖² over those j ≠ i whose t_j has the mode of t_i.
+
+    0: a copy. 1: the pairing is no better than one shuffled within the teacher's modes, however well student and
+    teacher agree in the mode. Each row counts alike; rows that are alone in their mode are left out. NaN if all are.
+
+    Args:
+        student: paired samples [N, d].
+        teacher: paired samples [N, d].
+        modes: known centres [k, d]; a sample's mode is the nearest one.
+    """
+    pair, random = _costs_within(student, teacher, modes)
+    return pair / random if random > 0 else np.nan
+
+
+def same_mode_error(teacher: npt.ArrayLike, modes: npt.ArrayLike) -> float:
+    """Return what ρ reads of a student that has the teacher's mode and nothing else: T shuffled within its modes.
+
+    NaN if no mode has two of the samples [N, d], or all samples are equal.
+    """
+    random = random_cost(teacher, teacher)
+    return _costs_within(teacher, teacher, modes)[1] / random if random > 0 else np.nan
+
+
+def _costs_within(student: npt.ArrayLike, teacher: npt.ArrayLike, modes: npt.ArrayLike) -> tuple[float, float]:
+    """Return the mean paired and the mean mismatched cost of rows, mismatched within the mode of t_i."""
+    s, t = as_pairs(student, teacher)
+    mode = nearest_mode(t, as_points(modes))
+    members = [rows for rows in (np.flatnonzero(mode == one) for one in np.unique(mode)) if len(rows) > 1]
+    if not members:
+        return np.nan, np.nan
+    shares = np.array([len(rows) for rows in members]) / sum(map(len, members))
+    pair = [pair_cost(s[rows], t[rows]) for rows in members]
+    random = [random_cost(s[rows], t[rows]) for rows in members]
+    return float(shares @ pair), float(shares @ random)

@@ -32,4 +32,5 @@ def transform(raw: RawData, spec: Digits | Fashion, rng: np.random.Generator) ->
         train=projected(raw.train),
         held_out=projected(raw.held_out),
         images=None if raw.images is None else projected(raw.images),
+        modes=None if raw.modes is None else projected(raw.modes),
     )

@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from dmdpipe.data.images import chosen, describe_dequantisation, distinct_rows, image_rows
+from dmdpipe.data.pooling import area_pool
 from dmdpipe.data.raw import RawData
 from dmdpipe.seeds import derive_seed
 
@@ -25,11 +26,27 @@ def split_images() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
     The split is the same for every spec.
     """
-    images = load_digits().images
+    return split(load_digits().images)
+
+
+def split_labels() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return which digit each of the images of ``split_images`` shows, 0…9."""
+    return split(load_digits().target)
+
+
+def split(all_of_them: NDArray) -> tuple[NDArray, NDArray]:
+    """Return the entries for training and those held out, in the order that is the same for every spec."""
     rng = np.random.Generator(np.random.Philox(key=derive_seed(0, "data", "digits", "split")))
-    order = rng.permutation(len(images))
-    n_train = int(TRAIN_SHARE * len(images))
-    return images[order[:n_train]], images[order[n_train:]]
+    order = rng.permutation(len(all_of_them))
+    n_train = int(TRAIN_SHARE * len(all_of_them))
+    return all_of_them[order[:n_train]], all_of_them[order[n_train:]]
+
+
+def class_means(images: NDArray, side: int) -> NDArray[np.float64]:
+    """Return the ten digits' means over training images [n, 8, 8], pooled and in 0…1: [10, side²]."""
+    labels = split_labels()[0]
+    means = np.stack([images[labels == digit].mean(axis=0) for digit in range(10)])
+    return area_pool(means / GREY_LEVELS, side).reshape(10, -1)
 
 
 def draw(spec: Digits, rng: np.random.Generator) -> RawData:
@@ -38,6 +55,11 @@ def draw(spec: Digits, rng: np.random.Generator) -> RawData:
     The images are split before anything else, so no held-out row shows a training image.
     """
     train, held_out = split_images()
+    modes = class_means(train, spec.side) if spec.class_means else None
+    if spec.digit is not None:
+        train, held_out = (
+            images[labels == spec.digit] for images, labels in zip((train, held_out), split_labels(), strict=True)
+        )
     train = chosen(train, spec)
     settings = (spec.side, GREY_LEVELS, spec.dequantisation, rng)
     return RawData(
@@ -48,5 +70,6 @@ def draw(spec: Digits, rng: np.random.Generator) -> RawData:
         licence="CC BY 4.0",
         dequantisation=describe_dequantisation(spec.dequantisation, GREY_LEVELS, train.shape[-1]),
         n_images=min(len(train), spec.n_train),
+        modes=modes,
         images=distinct_rows(train, spec.n_train, spec.side, GREY_LEVELS),
     )

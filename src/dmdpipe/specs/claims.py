@@ -34,6 +34,8 @@ MetricName = Literal[
     "retrieval_null",
     "normalised_rank",
     "mode_agreement",
+    "rho_within_mode",
+    "rho_same_mode",
     "sliced_w2",
     "sliced_w2_floor",
     "sliced_w2_over_floor",

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_serializer, model_validator
 from pydantic.functional_serializers import SerializerFunctionWrapHandler
 
-from dmdpipe.specs.base import Spec
+from dmdpipe.specs.base import Spec, later
 
 SIGMA_DATA = 0.5
 
@@ -84,6 +84,10 @@ class Digits(_Images):
     side: Literal[1, 2, 4, 8] = 8
     dequantisation: float = Field(
         1.0, ge=0, le=1, description="width of the centred uniform noise, in grey levels (1/16)"
+    )
+    digit: int | None = later(None, ge=0, le=9, description="the one digit of which there are images; none: all ten")
+    class_means: bool = later(
+        False, description="whether the ten digits' mean images count as modes: a sample's class is the nearest one's"
     )
 
 
@@ -203,7 +207,9 @@ def data_name(data: DataSpec) -> str:
             few = "" if data.n_images is None else f"-n{data.n_images}"
             kept = "" if data.components is None else f"-pca{data.components}"
             law = "" if data.law is None else f"-{data.law}"
-            name = f"{data.family}-{data.side}x{data.side}{half}{few}{kept}{law}"
+            digit = getattr(data, "digit", None)
+            one = "" if digit is None else f"-only-{digit}"
+            name = f"{data.family}-{data.side}x{data.side}{one}{half}{few}{kept}{law}"
         case Gaussian() | Mixture():
             name = f"{data.family}-{data.dim}"
         case _:
