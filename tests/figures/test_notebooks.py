@@ -18,7 +18,7 @@ from dmdpipe.forking import client
 from dmdpipe.forking.server import fork_server
 
 REPORTS = Path(__file__).parents[2] / "reports"
-NAMES = ["dimension", "dynamics", "gate", "initialisation", "overview", "paired_grids", "start_quality"]
+NAMES = ["dimension", "dynamics", "few_step", "gate", "initialisation", "overview", "paired_grids", "start_quality"]
 
 
 def write_notebook(path: Path, *cells: str) -> Path:

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
 SCALE = "smoke"
 SMOKE = ("--config", f"scale={SCALE}")
-PAGES = ("overview", "dimension", "dynamics", "paired_grids", "initialisation", "start_quality", "gate")
+PAGES = ("overview", "dimension", "dynamics", "paired_grids", "initialisation", "start_quality", "few_step", "gate")
 CLAIMS = ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "H1")
 COLUMNS = [
     *["study", "scale", "point", "data", "d", "network", "init", "recipe", "sigma_max", "seed"],

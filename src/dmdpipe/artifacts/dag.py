@@ -18,7 +18,7 @@ from dmdpipe.specs.report import FigureSpec, VerdictsSpec
 from dmdpipe.specs.study import CellRef, Config, EvidenceSpec
 
 REPORTS_FOLDER = Path("reports")
-NOTEBOOKS = ("overview", "dimension", "dynamics", "paired_grids", "initialisation", "start_quality", "gate")
+NOTEBOOKS = ("overview", "dimension", "dynamics", "paired_grids", "initialisation", "start_quality", "few_step", "gate")
 
 
 @dataclass(frozen=True)

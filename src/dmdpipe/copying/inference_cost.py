@@ -20,8 +20,8 @@ def weights(network: Any, dim: int) -> int:
 def inference_cost(student: StudentSpec) -> float:
     """Return a student's multiplications for a sample, over those of one call of its teacher's network.
 
-    Steps × weights of the student / weights of the teacher; 1 for a student of one step on the teacher's network. NaN for
-    an exact teacher, which has no network. Heun's sampler of n intervals costs 2n − 1 in this unit.
+    Steps × weights of the student / weights of the teacher; 1 for a student of one step on the teacher's network. NaN
+    for an exact teacher, which has no network. Heun's sampler of n intervals costs 2n − 1 in this unit.
     """
     score, dim = student.teacher.score, dimension(student.teacher.data)
     if score.kind != "trained":

@@ -103,7 +103,7 @@ CONSTANT_METRICS = (
     "assignment_pairs",
     "inference_cost",
 )
-"""Baselines, floors and nulls: they don't depend on how a student is trained and are repeated at every generator step."""
+"""Baselines, floors and nulls: they don't depend on how a student is trained, and stand at every generator step."""
 
 
 class Source(NamedTuple):
@@ -443,9 +443,10 @@ def measure_copying(step: Step) -> None:
         if not np.array_equal(arrays[name], array(source), equal_nan=True):
             raise UserError(f"{SOURCES[name]} differs from {source}: not its pairs; rebuild the step pairs")
     optional = {name: SOURCES[name] for name in ("modes", "resampled")}
+    found = {name: tensors[source.role, source.file].get(source.tensor) for name, source in optional.items()}
     table = measure(
         **arrays,
-        **{name: tensors[source.role, source.file].get(source.tensor) for name, source in optional.items()},
+        **{name: tensor for name, tensor in found.items() if tensor is not None},
         cost=inference_cost(spec.pairs.student),
         projections=spec.projections,
         whitened_variance=spec.whitened_variance,

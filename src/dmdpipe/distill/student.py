@@ -72,7 +72,8 @@ class Student(nn.Module):
         """Return what the generator is told of a level, the same at every call."""
         kind = level, z.dtype, z.device
         if kind not in self._told:
-            sigma = z.new_full((1, 1), level)
+            # Not made from z: under vmap that would be one member's, and end with the map.
+            sigma = torch.full((1, 1), level, dtype=z.dtype, device=z.device)
             self._told[kind] = self.generator.conditions(sigma) if isinstance(self.generator, Denoiser) else sigma
         return self._told[kind]
 

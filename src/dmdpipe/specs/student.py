@@ -25,10 +25,10 @@ class Init(Spec):
     teacher: the teacher's weights. rotated: the teacher's denoiser behind a fixed rotation of its input, S₀(z) =
     D(σ_max·Qz, σ_max) (an equivariance check, exact for any network). edm-default: fresh weights with a zero output
     layer, S₀ = c_skip·σ_max·z. random-head: fresh weights, random output layer, skip kept. random-no-skip: the same
-    without the skip. kd: fresh weights as for random-head, first regressed onto T; a network of another shape than the
-    teacher's can copy no weights, so this is the nearest that it comes to the teacher's start. kd-rotated: the teacher's
-    weights, first regressed onto T∘Q. other-teacher: the weights of another teacher than the one whose score the student
-    follows.
+    without the skip. kd: fresh weights as for random-head, first regressed onto T; a network of another shape than
+    the teacher's can copy no weights, so this is the nearest that it comes to the teacher's start. kd-rotated: the
+    teacher's weights, first regressed onto T∘Q. other-teacher: the weights of another teacher than the one whose score
+    the student follows.
     """
 
     kind: InitKind = "teacher"
@@ -232,7 +232,7 @@ class StudentSpec(Hardware):
                 raise ValueError("sampling_steps above 1 needs network.kind 'mlp': a linear student has no noise level")
             if self.init.kind in ("rotated", *REGRESSED) or self.recipe.regression_weight:
                 raise ValueError(
-                    "sampling_steps above 1: rotated starts, and regressions (init.kind 'kd', recipe.regression_weight),"
+                    "sampling_steps above 1: rotated starts and regressions (init.kind 'kd', recipe.regression_weight)"
                     " are about S(z) of one step; take sampling_steps 1"
                 )
         if self.precision != "full" and self.dtype != "float32":
