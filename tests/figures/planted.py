@@ -27,6 +27,8 @@ def _run(data: str, d: int, init: str, sigma_max: float, step: int, noise: np.ra
         "delta_e": rho * matched, "delta_e_null": 0.95 * matched, "retrieval_at_1": max(0.0, 1 - rho) ** 2,
         "retrieval_null": min(0.9, 0.001 * d), "jacobian_alignment": 0.9 - 0.8 * rho,
         "scale_ratio": 0.1 + 0.9 * done,
+        "rho_resampled": rho, "rho_resampling": 0.0, "novelty_teacher": 0.9, "novelty_data": 0.95,
+        "inference_cost": 2.0 if init == "edm-default" else 1.0,
         "sliced_w2_over_floor": ratio, "energy_over_floor": 0.9 * ratio, "gate_ratio": ratio,
     }  # fmt: skip
 
@@ -51,6 +53,7 @@ def results(seeds: int = 3, smoke: bool = False) -> pd.DataFrame:
         keys = {"study": study, "scale": "smoke" if smoke else "laptop", "data": data, "d": d, "init": init}
         keys |= {
             "point": f"data={data}, start={init}, sigma_max={sigma:g}",
+            "network": "mlp-64x3",
             "recipe": "dmd2",
             "sigma_max": sigma,
         }

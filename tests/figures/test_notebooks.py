@@ -168,6 +168,6 @@ def test_report_notebooks_run(tmp_path: Path, name: str, smoke: bool) -> None:
     run_notebook(REPORTS / f"{name}.ipynb", parameters, tmp_path / "out")
     page = (tmp_path / "out" / f"{name}.html").read_text(encoding="utf-8")
     nothing = "No run of this kind at this scale." in page
-    assert nothing == (smoke and name in ("overview", "dimension", "initialisation", "paired_grids"))
+    assert nothing == (smoke and name in ("overview", "dimension", "few_step", "initialisation", "paired_grids"))
     assert ("<img" in page) == (not nothing)
     assert not re.search(r"https?://", page)
