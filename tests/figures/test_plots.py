@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgba
 
 from dmdpipe.artifacts.tables import encode_table
 from dmdpipe.errors import UserError
-from dmdpipe.figures import curves, gate, grids, mechanism, pages, readout, starts, style, tables, verdicts
+from dmdpipe.figures import cost, curves, gate, grids, mechanism, pages, readout, starts, style, tables, verdicts
 
 
 @pytest.fixture(scope="module")
@@ -375,3 +375,43 @@ def test_a_map_that_is_not_available_is_left_out(results: pd.DataFrame) -> None:
     assert data.loc[(data["d"] == 64) & (data["metric"] == "rho_flow"), "value"].isna().all()
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert sum("nearest: " in title or "no seed" in title for title in titles) == data["point"].nunique()
+
+
+def of_cost() -> pd.DataFrame:
+    """Three students of one start, one of a smaller network, and one whose teacher has no network."""
+    rows = []
+    for point, network, price, distance, converged in (
+        ("1 step", "mlp-64x3", 1.0, 1.8, True),
+        ("2 steps", "mlp-64x3", 2.0, 1.4, True),
+        ("4 steps", "mlp-64x3", 4.0, 1.1, True),
+        ("small", "mlp-16x3", 0.125, 3.0, False),
+        ("linear", "linear", np.nan, 1.0, True),
+    ):
+        values = {"inference_cost": price, "gate_ratio": distance, "rho": 0.3, "rho_resampled": 0.1 * distance}
+        values |= {"rho_resampling": 0.5 * (price > 1), "novelty_teacher": 0.9, "novelty_data": 0.8}
+        keys = {"study": "few_step", "point": f"student={point}", "data": "digits-4x4", "d": 16, "network": network}
+        keys |= {"init": "teacher", "recipe": "dmd2", "sigma_max": 80.0, "generator_step": 100, "readout": True}
+        for seed in (-1, 0):
+            ends = {"seed": seed, "n_seeds": 1, "low": np.nan, "high": np.nan, "converged": converged}
+            rows += [keys | ends | {"metric": metric, "value": value} for metric, value in values.items()]
+    return pd.DataFrame(rows)
+
+
+def test_cost_joins_the_steps_of_one_network_and_marks_what_is_not_converged() -> None:
+    results = of_cost()
+    figure, data = cost.copying_against_cost(results)
+    figure.draw_without_rendering()
+    assert set(data["point"]) == set(results["point"]) - {"student=linear"}
+    joined = [line for line in figure.axes[0].get_lines() if line.get_linestyle() == "-" and len(line.get_xdata()) > 2]
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in joined] == [([1, 2, 4], [1.8, 1.4, 1.1])]
+    assert faces(figure.axes[0]) == {1.8: True, 1.4: True, 1.1: True, 3.0: False}
+    assert sorted(faces(figure.axes[3])) == pytest.approx([0.11, 0.14, 0.18, 0.3])
+    assert style.NOT_CONVERGED in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_only_studies_whose_students_differ_in_cost_have_its_figure() -> None:
+    results = of_cost()
+    (figure,) = (figure for figure in pages.FIGURES if figure.draw is cost.copying_against_cost)
+    assert pages.is_shown(figure, results)
+    assert not pages.is_shown(figure, results[results["point"] == "student=1 step"])
+    assert not pages.is_shown(figure, results[results["metric"] != "novelty_data"])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.display import HTML, Markdown, display
 
-from dmdpipe.figures import curves, grids, mechanism, readout, report, starts, tables
+from dmdpipe.figures import cost, curves, grids, mechanism, readout, report, starts, tables
 from dmdpipe.figures.verdicts import badge, measured, number
 from dmdpipe.specs.report import Reader, StudyPage
 
@@ -34,6 +34,7 @@ class StudyFigure:
         by: a figure for each combination of values of these columns.
         varies: leave out those in which this column has one value.
         metrics: what a study's table must have for it.
+        differs: the metric of these that must not be the same for all points, if one is named.
     """
 
     title: str
@@ -42,6 +43,7 @@ class StudyFigure:
     by: tuple[str, ...] = ("study",)
     varies: str | None = None
     metrics: tuple[str, ...] = ("rho",)
+    differs: str | None = None
 
 
 FIGURES = (
@@ -74,6 +76,20 @@ FIGURES = (
         " dashed the teacher's; those of the transport map and of every exact denoiser are, a rotation's are not.",
         mechanism.maps_over_time,
         metrics=("rho_transport", "jacobian_asymmetry"),
+    ),
+    StudyFigure(
+        "What does copying cost or buy?",
+        "Across: the cost of a sample, in calls of the teacher's network; the teacher itself needs 127. A curve joins"
+        " students of one start and one network that differ in their number of steps. Copying, step by step: ρ between"
+        " the student and the teacher that is sampled in the same steps, with the same fresh noise between them; for"
+        " one step this is the usual ρ. Dotted: what that noise alone does to ρ. Where it is near 1, nothing that the"
+        " student does could tie its samples to the first noise. Novelty: distance to the nearest independent teacher"
+        " sample, over that of a fresh teacher sample; dotted: the same to the training data. Below 1: nearer than"
+        " fresh samples are. Novelty that falls with the cost at a distribution within the gate would say that cheap"
+        " students pay with copies.",
+        cost.copying_against_cost,
+        metrics=("inference_cost", "gate_ratio", "rho_resampled", "novelty_teacher", "novelty_data"),
+        differs="inference_cost",
     ),
 )
 
@@ -156,9 +172,16 @@ def draw_more(results: pd.DataFrame, output: Path | str) -> None:
     """Display the figures of ``FIGURES`` that this study has."""
     for figure in FIGURES:
         named = list(tables.parts(results, figure.by, varies=figure.varies))
-        if named and set(figure.metrics) <= set(results["metric"]):
+        if named and is_shown(figure, results):
             display(Markdown(f"## {figure.title}\n\n{figure.reading}"))
             report.show(figure.draw, named, output)
+
+
+def is_shown(figure: StudyFigure, results: pd.DataFrame) -> bool:
+    """Whether a study's results have what a figure shows."""
+    if not set(figure.metrics) <= set(results["metric"]):
+        return False
+    return figure.differs is None or tables.at_readout(results, figure.differs)["value"].nunique() > 1
 
 
 def draw_pairs(gallery: pd.DataFrame, results: pd.DataFrame, output: Path | str) -> None:

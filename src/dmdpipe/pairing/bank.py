@@ -33,8 +33,7 @@ def noise_rows(dim: int, n: int, seed: int, purpose: str) -> NDArray[np.float32]
 def noise_between(spec: NoiseBankSpec, steps: int) -> list[NDArray[np.float32]]:
     """Return the noise that a student of ``steps`` steps adds before each later one, over the paired bank: [N, d] each.
 
-    Like every row of the bank, row i depends on nothing but dim, seed, step and i: it is the same for every student,
-    and part of what a sample's z stands for.
+    Like every row of the bank, row i depends on nothing but dim, seed, step and i, so it is the same for every student.
     """
     return [noise_rows(spec.dim, spec.n_paired, spec.seed, f"between/{step}") for step in range(2, steps + 1)]
 

@@ -277,8 +277,8 @@ class StudentSpec(Hardware):
                 raise ValueError("sampling_steps above 1 needs network.kind 'mlp': a linear student has no noise level")
             if self.init.kind in ("rotated", *REGRESSED) or self.recipe.regression_weight:
                 raise ValueError(
-                    "sampling_steps above 1: rotated starts, and regressions (init.kind 'kd',"
-                    " recipe.regression_weight), are about S(z) of one step; take sampling_steps 1"
+                    "sampling_steps above 1: rotated starts and regressions (init.kind 'kd', recipe.regression_weight)"
+                    " are about S(z) of one step; take sampling_steps 1"
                 )
         if self.precision != "full" and self.dtype != "float32":
             raise ValueError(f"precision '{self.precision}' needs dtype 'float32', got '{self.dtype}'")
