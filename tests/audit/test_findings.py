@@ -72,7 +72,7 @@ def tree(root: Path, rho: dict[int, float]) -> Path:
     (verdicts,) = [step for step in steps.values() if step.stage == "verdicts"]
     words = StudyPage(
         name=STUDY, number=7, title="A title", question="Is it?", prediction="It is.", changes_mind="",
-        axes=(Axis(name="point", labels=(POINT,)),), readers=(),
+        axes=(Axis(name="point", labels=(POINT,)),), readers=(), students=(),
     )  # fmt: skip
     spec = StudyFigureSpec(notebook="study", scale="tiny", source_sha256="0", study=words)
     page = PlannedStep("figures", spec, {"verdicts": verdicts})

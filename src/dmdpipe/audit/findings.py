@@ -199,7 +199,7 @@ def _agreement(verdicts: pd.DataFrame) -> list[str]:
     return [*lines, *(f"- Our own hypothesis {row['id']}: {row['verdict']}." for row in own.to_dict("records"))]
 
 
-def _criterion_row(row: Mapping[str, Any], reference: str, there: set[str]) -> str:
+def _criterion_row(row: Mapping[Any, Any], reference: str, there: set[str]) -> str:
     name = f"`{row['study']}`"
     study = f"[{name}]({reference}{row['study']}/README.md)" if row["study"] in there else f"{name}, not run"
     cells = (
@@ -210,7 +210,7 @@ def _criterion_row(row: Mapping[str, Any], reference: str, there: set[str]) -> s
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def _outcome(row: Mapping[str, Any]) -> str:
+def _outcome(row: Mapping[Any, Any]) -> str:
     cause = row["cause"]
     return f"**{row['outcome']}**" + (f" ({cause})" if isinstance(cause, str) and cause else "")
 
