@@ -21,7 +21,7 @@ WINDOWS = 60
 CURVES = {
     "dm_loss": "DM loss: ½·mean g²",
     "fake_loss": "fake-score loss",
-    "student_gradient": "norm of the student's gradient, unclipped",
+    "student_gradient": "student's gradient norm, unclipped",
     "adversarial_loss": "adversarial loss (student)",
     "discriminator_loss": "discriminator loss (1.39: cannot tell)",
     "regression_loss": "regression loss",
