@@ -72,7 +72,7 @@ def tree(root: Path, rho: dict[int, float]) -> Path:
     (verdicts,) = [step for step in steps.values() if step.stage == "verdicts"]
     words = StudyPage(
         name=STUDY, number=7, title="A title", question="Is it?", prediction="It is.", changes_mind="",
-        axes=(Axis(name="point", labels=(POINT,)),), readers=(),
+        axes=(Axis(name="point", labels=(POINT,)),), readers=(), students=(),
     )  # fmt: skip
     spec = StudyFigureSpec(notebook="study", scale="tiny", source_sha256="0", study=words)
     page = PlannedStep("figures", spec, {"verdicts": verdicts})
@@ -188,5 +188,5 @@ def check_reference(folder: Path) -> None:
 
 
 def test_the_committed_findings_follow_from_the_committed_tables() -> None:
-    for folder in sorted((DOCS / "reference").glob("*")):
-        check_reference(folder)
+    for manifest in sorted((DOCS / "reference").glob("*/manifest.json")):
+        check_reference(manifest.parent)

@@ -133,30 +133,14 @@ def verdicts() -> pd.DataFrame:
 def criteria() -> pd.DataFrame:
     """Criteria of C1 and C2, with and without bounds."""
     inf, nan = np.inf, np.nan
-    return pd.DataFrame(
-        [
-            ("C1", "ρ at d = 2", 0.05, -0.01, 0.11, 0.5, "above", "fails", "0.05 is below 0.5", 5, 0.03, 0.0567, 3.0),
-            ("C2", "ρ at d = 64", 0.2, -inf, 0.25, 0.5, "below", "holds", "0.2 is below 0.5", 5, 0.02, 0.04, 3.0),
-            ("C2", "ρ less affine", nan, nan, nan, 0.0, "below", "undecided", "not converged", 0, nan, nan, nan),
-        ],
-        columns=[
-            *(
-                "id",
-                "criterion",
-                "value",
-                "low",
-                "high",
-                "threshold",
-                "predicts",
-                "outcome",
-                "reason",
-                "n_seeds",
-                "spread",
-                "detectable",
-                "seeds_needed",
-            ),
-        ],
-    )
+    rows = [
+        ("C1", "ρ at d = 2", 0.05, -0.01, 0.11, 0.5, "above", "fails", "0.05 is below 0.5", 5, 0.03, 0.0567, 3.0),
+        ("C2", "ρ at d = 64", 0.2, -inf, 0.25, 0.5, "below", "holds", "0.2 is below 0.5", 5, 0.02, 0.04, 3.0),
+        ("C2", "ρ less affine", nan, nan, nan, 0.0, "below", "undecided", "not converged", 0, nan, nan, nan),
+    ]
+    columns = ["id", "criterion", "value", "low", "high", "threshold", "predicts", "outcome", "reason", "n_seeds"]
+    table = pd.DataFrame(rows, columns=[*columns, "spread", "detectable", "seeds_needed"])
+    return table.assign(study="start", cause=["", "", "not converged"])
 
 
 def study_page(name: str) -> StudyPage:
@@ -171,8 +155,25 @@ def study_page(name: str) -> StudyPage:
         prediction="It is < 1.",
         changes_mind="",
         axes=(Axis(name="start", labels=("teacher", "random-head")),),
+        students=(),
         readers=tuple(
             Reader(claim=claim, title="t", criterion=Criterion.model_validate({**words, "name": one, "threshold": at}))
             for claim, one, at in readers
         ),
     )
+
+
+def training() -> pd.DataFrame:
+    """Thinned histories of two points, two seeds each: one with an adversarial term, one that diverges."""
+    steps = np.arange(1, 11) * 10
+    common = {"generator_step": steps, "fake_loss": 1.0 / steps, "student_gradient": 2.0 / steps}
+    none = {"adversarial_loss": np.nan, "discriminator_loss": np.nan, "regression_loss": np.nan}
+    parts = []
+    for seed in (0, 1):
+        healthy = {**common, **none, "dm_loss": 0.1 + 1.0 / steps, "adversarial_loss": 0.7 - seed / steps}
+        diverged = {**common, **none, "dm_loss": np.where(steps > 50, np.nan, 1.0 * steps)}
+        parts += [
+            pd.DataFrame({"point": point, "seed": seed, **one})
+            for point, one in (("case=gan", healthy), ("case=fast", diverged))
+        ]
+    return pd.concat(parts, ignore_index=True)

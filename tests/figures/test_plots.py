@@ -10,7 +10,21 @@ from matplotlib.colors import to_rgba
 
 from dmdpipe.artifacts.tables import encode_table
 from dmdpipe.errors import UserError
-from dmdpipe.figures import cost, curves, gate, grids, mechanism, pages, readout, starts, style, tables, verdicts
+from dmdpipe.figures import (
+    claims,
+    cost,
+    curves,
+    gate,
+    grids,
+    mechanism,
+    pages,
+    readout,
+    starts,
+    style,
+    tables,
+    training,
+    verdicts,
+)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +159,56 @@ def test_what_would_change_our_mind_is_the_bound_next_to_the_threshold(
         {**row, "outcome": "undecided", "n_seeds": 5, "detectable": 0.2, "seeds_needed": 34.0}
     )
     assert "5 seeds see a difference of 0.2" in open_words and "takes 34 fresh seeds" in open_words
+
+
+def test_a_strip_puts_the_number_on_its_side_of_the_threshold_with_its_bounds() -> None:
+    figure, data = claims.criteria_strips(planted.criteria())
+    fails, holds, unknown = figure.axes
+    for axes, value, ends in ((fails, -0.45 / 0.51, (-1.0, -0.39 / 0.51)), (holds, -1.0, (-1.1, -0.25 / 0.3))):
+        (marker,) = [x for x, _ in drawn_points(axes)]
+        bounds = next(line.get_xdata() for line in axes.get_lines() if line.get_ydata()[0] == -0.55)
+        assert marker == pytest.approx(value) and tuple(bounds) == pytest.approx(ends)
+    assert not drawn_points(unknown) and "not measured" in [text.get_text() for text in unknown.texts]
+    assert list(data["criterion"]) == list(planted.criteria()["criterion"])
+
+
+def test_missing_evidence_names_the_study_that_would_give_it() -> None:
+    rows = planted.criteria()
+    assert claims.missing_evidence(rows[:2]) == ""
+    undecided = pd.concat([rows[2:]] * 4).assign(
+        study=["a", "b", "b", "c"],
+        cause=["no study", "interval crosses", "interval crosses", "not converged"],
+        seeds_needed=[np.nan, 34.0, 34.0, np.nan],
+    )
+    words = claims.missing_evidence(undecided)
+    assert words == (
+        "What would decide it: study a, which has not been run; 34 seeds of study b; more converged seeds of study c."
+    )
+
+
+def test_a_history_is_thinned_to_medians_over_windows_of_equal_length() -> None:
+    n = 1_200
+    steps = np.arange(1, n + 1)
+    history = pd.DataFrame({"generator_step": steps, "dm_gradient": np.sqrt(2.0 * steps), "fake_loss": -1.0 * steps})
+    table = training.thinned(history)
+    assert list(table["generator_step"]) == list(range(20, n + 1, 20))
+    np.testing.assert_allclose(table["dm_loss"], table["generator_step"] - 9.5)
+    np.testing.assert_allclose(table["fake_loss"], -(table["generator_step"] - 9.5))
+    assert table["regression_loss"].isna().all()
+    assert list(training.thinned(history[:3])["generator_step"]) == [1, 2, 3]
+
+
+def test_training_curves_show_what_some_student_has_and_every_seed() -> None:
+    rows = planted.training()
+    figure, data = training.training_curves(rows)
+    titles = [axes.get_title(loc="left") for axes in figure.axes if axes.get_lines()]
+    assert titles == [
+        training.CURVES[name] for name in ("dm_loss", "fake_loss", "student_gradient", "adversarial_loss")
+    ]
+    dm, *_, adversarial = [axes for axes in figure.axes if axes.get_lines()]
+    assert len(dm.get_lines()) == 6 and len(adversarial.get_lines()) == 4  # a median without seeds is an empty line
+    assert max(len(line.get_xdata()) for line in dm.get_lines()) == 10
+    assert len(data) == len(rows)
 
 
 def test_time_starts_at_step_0_and_has_a_panel_per_data_and_sigma_max(results: pd.DataFrame) -> None:

@@ -14,7 +14,7 @@ from dmdpipe.errors import UserError
 from dmdpipe.specs.claims import Claims, load_claims
 from dmdpipe.specs.config import CONFIG_FOLDER, load_config, load_study, members_of, study_names
 from dmdpipe.specs.grid import Member
-from dmdpipe.specs.report import Axis, FigureSpec, Reader, StudyFigureSpec, StudyPage, VerdictsSpec
+from dmdpipe.specs.report import Axis, FigureSpec, Reader, StudentRef, StudyFigureSpec, StudyPage, VerdictsSpec
 from dmdpipe.specs.study import CellRef, Config, EvidenceSpec, ScaleOverlay
 
 REPORTS_FOLDER = Path("reports")
@@ -100,7 +100,7 @@ def plan_run(overrides: Mapping[str, Any] | None = None, folder: Path = CONFIG_F
         {name: study.evidence for name, study in studies.items()},
     )
     pages = [plan_notebook(name, config.scale, verdicts) for name in NOTEBOOKS]
-    pages += [plan_study_page(name, config.scale, claims, verdicts, folder) for name in studies]
+    pages += [plan_study_page(study, config.scale, claims, verdicts, folder) for study in studies.values()]
     return RunPlan(config, studies, verdicts, {step.spec.page: step for step in pages})
 
 
@@ -129,20 +129,28 @@ def plan_notebook(name: str, scale: str, verdicts: PlannedStep) -> PlannedStep:
 
 
 def plan_study_page(
-    name: str, scale: str, claims: Claims, verdicts: PlannedStep, folder: Path = CONFIG_FOLDER
+    study: StudyPlan, scale: str, claims: Claims, verdicts: PlannedStep, folder: Path = CONFIG_FOLDER
 ) -> PlannedStep:
-    """Return the step that runs the notebook which all studies share for one of them, on the verdicts step's tables."""
+    """Return the step that runs the notebook which all studies share for one of them.
+
+    It reads the verdicts step's tables and the histories of the study's students.
+    """
+    students = {
+        (member.point, member.seed): plan("metrics", member.spec).parents["pairs"].parents["student"]
+        for member in study.members
+    }
+    refs = [StudentRef(point=point, seed=seed, student=step.folder) for (point, seed), step in students.items()]
     spec = StudyFigureSpec(
         notebook=STUDY_NOTEBOOK,
         scale=scale,
         source_sha256=_source_digest(STUDY_NOTEBOOK),
-        study=study_page(name, scale, claims, folder),
+        study=study_page(study.name, scale, claims, folder).model_copy(update={"students": tuple(refs)}),
     )
-    return PlannedStep("figures", spec, {"verdicts": verdicts})
+    return PlannedStep("figures", spec, {"verdicts": verdicts, **{step.folder: step for step in students.values()}})
 
 
 def study_page(name: str, scale: str, claims: Claims, folder: Path = CONFIG_FOLDER) -> StudyPage:
-    """Return what a study's page says before any result: the study's words, its grid at a scale, who reads it."""
+    """Return what a study's page says before any result: its words, its grid at a scale, who reads it; no students."""
     study = load_study(name, folder)
     kept = study.scales.get(scale, ScaleOverlay()).axes
     return StudyPage(
@@ -159,6 +167,7 @@ def study_page(name: str, scale: str, claims: Claims, folder: Path = CONFIG_FOLD
             for criterion in claim.criteria
             if criterion.study == name
         ),
+        students=(),
     )
 
 

@@ -32,7 +32,7 @@ TRAINING_ON_A_GPU = Equality(
     " are deterministic, which has not been measured yet",
 )
 # What the notebooks of the report import.
-FIGURE_MODULES = ("curves", "gate", "pages", "report", "starts", "tables", "verdicts")
+FIGURE_MODULES = ("claims", "curves", "gate", "pages", "report", "starts", "tables", "verdicts")
 
 
 def _nothing(spec: Any) -> Any:

@@ -210,7 +210,7 @@ def _criterion_row(row: Mapping[Any, Any], reference: str, there: set[str]) -> s
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def _outcome(row: Mapping[str, Any]) -> str:
+def _outcome(row: Mapping[Any, Any]) -> str:
     cause = row["cause"]
     return f"**{row['outcome']}**" + (f" ({cause})" if isinstance(cause, str) and cause else "")
 

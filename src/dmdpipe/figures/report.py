@@ -54,6 +54,16 @@ def scale_note(results: pd.DataFrame, scale: str) -> None:
     say(f"Scale “{scale}”: studies {studies or 'none'}; {', '.join(words)}.{warning}")
 
 
+def list_pages(results: pd.DataFrame) -> None:
+    """Display links to the other pages, as they lie beside this one: each study's, then those over all studies."""
+    names = [f"study_{study}" for study in dict.fromkeys(results["study"])]
+    links = [
+        f'<a href="../{escape(name)}/notebook.html">{escape(name.replace("_", " "))}</a>'
+        for name in [*names, "start_quality", "gate"]
+    ]
+    display(HTML(f"<p>Pages: {', '.join(links)}.</p>"))
+
+
 def say(text: str, small: bool = False) -> None:
     """Display one paragraph of plain text."""
     look = ' style="color:#6B6B6B;font-size:.85em"' if small else ""

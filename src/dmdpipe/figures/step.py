@@ -6,14 +6,17 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dmdpipe.artifacts.tables import encode_table
 from dmdpipe.errors import UserError
 from dmdpipe.figures.notebooks import run_notebook
+from dmdpipe.figures.training import training_table
 from dmdpipe.specs.report import StudyFigureSpec
 
 if TYPE_CHECKING:
     from dmdpipe.artifacts.step import Step
     from dmdpipe.specs.report import FigureSpec
 
+TRAINING = "training.parquet"
 TABLES = ("verdicts", "criteria", "results", "gallery")
 
 
@@ -34,7 +37,9 @@ def draw_figures(step: Step) -> None:
         table: step.parent_file("verdicts", f"{table}.parquet") for table in TABLES if table in known
     }
     if isinstance(spec, StudyFigureSpec):
-        parameters["study"] = spec.study.model_dump(mode="json")
+        histories = training_table(spec.study.students, lambda student: step.read_table(student, "history.parquet"))
+        (step.folder / TRAINING).write_bytes(encode_table(histories))
+        parameters |= {"study": spec.study.model_dump(mode="json"), "training": step.folder / TRAINING}
     parameters |= {"scale": spec.scale, "output": "."}
     run_notebook(source, parameters, step.folder, title=spec.page.replace("_", " "))
     for suffix in (".ipynb", ".html"):

@@ -31,6 +31,14 @@ class Reader(Spec):
     criterion: Criterion
 
 
+class StudentRef(Spec):
+    """A student of a study, and where its history is."""
+
+    point: str
+    seed: int
+    student: str = Field(description="folder of its student step")
+
+
 class StudyPage(Spec):
     """What a study's page says of it before any result."""
 
@@ -42,6 +50,7 @@ class StudyPage(Spec):
     changes_mind: str
     axes: tuple[Axis, ...]
     readers: tuple[Reader, ...]
+    students: tuple[StudentRef, ...]
 
 
 class FigureSpec(Spec):
