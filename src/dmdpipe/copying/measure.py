@@ -44,6 +44,7 @@ from dmdpipe.copying.pairing_metrics import (
     retrieval_at_k,
     whitening,
 )
+from dmdpipe.copying.rotation import rotation
 from dmdpipe.errors import UserError
 from dmdpipe.seeds import derive_seed
 
@@ -81,7 +82,10 @@ SNAPSHOT_METRICS = (
     "scale_ratio",
     "jacobian_alignment",
 )
-"""Metrics of a snapshot; where the data's modes are known, ``mode_agreement`` as well."""
+"""Metrics of a snapshot that all data have."""
+
+SPECIAL_METRICS = {"mode_agreement": "modes", "rotation": "covariance"}
+"""Metrics of a snapshot that need what is known of some data only, and the argument of ``measure`` that it is."""
 
 CONSTANT_METRICS = (
     "rho_affine",
@@ -125,8 +129,11 @@ SOURCES = {
     "training": Source("data", "data.safetensors", "train"),
     "images": Source("data", "data.safetensors", "images"),
     "modes": Source("data", "data.safetensors", "modes"),
+    "covariance": Source("data", "data.safetensors", "exact.variances"),
 }
-"""Where each array of ``measure`` comes from; ``modes`` and ``images`` may be missing."""
+"""Where each array of ``measure`` comes from; ``modes``, ``images`` and ``covariance`` may be missing."""
+
+MAY_BE_MISSING = ("modes", "images", "covariance")
 
 PAIRED_WITH = {
     "z": Source("noise", "noise.safetensors", "paired"),
@@ -147,6 +154,7 @@ class _Instrument:
     shuffled: Array
     initial: Array
     modes: Array | None
+    covariance: Array | None
     whitening: Array
     projections: Array
     references: list[SampleSet]
@@ -156,8 +164,7 @@ class _Instrument:
     def read(self, student: Array) -> dict[str, float]:
         """Return every metric of one snapshot [N, d] by name, the constants included."""
         values = dict.fromkeys(SNAPSHOT_METRICS, np.nan) | self.constants
-        if self.modes is not None:
-            values["mode_agreement"] = np.nan
+        values |= {name: np.nan for name, known in SPECIAL_METRICS.items() if getattr(self, known) is not None}
         if np.isfinite(student).all():
             return values | self._pairing(student) | self._distribution(student)
         return values | {"gate_ratio": np.inf, "converged": 0.0}
@@ -185,6 +192,8 @@ class _Instrument:
         }
         if self.modes is not None:
             values["mode_agreement"] = mode_agreement(student, self.teacher, self.modes)
+        if self.covariance is not None:
+            values["rotation"] = rotation(student, self.z, self.covariance)
         return values
 
     def _distribution(self, student: Array) -> dict[str, float]:
@@ -219,6 +228,7 @@ def measure(
     data_held_out: npt.ArrayLike,
     training: npt.ArrayLike,
     modes: npt.ArrayLike | None = None,
+    covariance: npt.ArrayLike | None = None,
     projections: int = 128,
     whitened_variance: float = 0.99,
     seed: int = 0,
@@ -243,6 +253,7 @@ def measure(
         data_held_out: real data [m, d].
         training: what the teacher was trained on [n, d]: rows, or the distinct images behind them.
         modes: known mode centres [k, d].
+        covariance: Σ [d, d] of the data, where they are known to be one Gaussian.
         projections: directions of the sliced distance.
         whitened_variance: share of variance that the whitened cosine keeps, in (0, 1].
         seed: the student's. Every seed has its own shuffle: with one shuffle for all, its sampling error would be
@@ -251,7 +262,7 @@ def measure(
 
     Returns:
         Columns generator_step (int64), metric (one of SNAPSHOT_METRICS, CONSTANT_METRICS or
-        ``mode_agreement``) and value (float64), in order of snapshot, then metric.
+        SPECIAL_METRICS) and value (float64), in order of snapshot, then metric.
 
     Raises:
         UserError: if shapes disagree, there are fewer than 2 pairs, 2 reference sets or 2d held-out pairs, or
@@ -269,14 +280,16 @@ def measure(
         "noise_held_out": noise_held_out,
         "data_held_out": data_held_out,
         "training": training,
-    } | ({} if modes is None else {"modes": modes})
+    }
+    given |= {name: known for name, known in (("modes", modes), ("covariance", covariance)) if known is not None}
     # The student has K snapshots and may be large: it is converted one snapshot at a time.
     as_stored = ("student", "generator_step")
     arrays = {name: np.asarray(value, dtype=None if name in as_stored else np.float64) for name, value in given.items()}
     _check(arrays)
     instrument = _set_up(arrays, projections, whitened_variance, seed)
 
-    names = [*SNAPSHOT_METRICS, *CONSTANT_METRICS, *(() if modes is None else ("mode_agreement",))]
+    special = (name for name, known in SPECIAL_METRICS.items() if known in given)
+    names = [*SNAPSHOT_METRICS, *CONSTANT_METRICS, *special]
     steps = arrays["generator_step"].astype(np.int64)
     values: list[float] = []
     for done, snapshot in enumerate(arrays["student"], start=1):
@@ -314,6 +327,7 @@ def _set_up(arrays: Mapping[str, npt.NDArray], projections: int, whitened_varian
         shuffled=teacher[shuffled_pairing(n, derive_seed(seed, "copying", "shuffle"))],
         initial=arrays["student"][0].astype(np.float64),
         modes=arrays.get("modes"),
+        covariance=arrays.get("covariance"),
         whitening=axes,
         projections=directions,
         references=references,
@@ -354,6 +368,7 @@ def _check(arrays: Mapping[str, npt.NDArray]) -> None:
         "data_held_out": "m d",
         "training": "n d",
         "modes": "k d",
+        "covariance": "d d",
     }
     for name, axes in shapes.items():
         if name not in arrays:
@@ -381,6 +396,13 @@ def _check(arrays: Mapping[str, npt.NDArray]) -> None:
             raise UserError(f"{SOURCES[name]} does not vary: the teacher has collapsed; train another")
 
 
+def _covariance(data: Mapping[str, npt.NDArray]) -> npt.NDArray | None:
+    """Return Σ [d, d] of data that are known to be one Gaussian, from the tensors of the data step."""
+    if len(data.get("exact.weights", ())) != 1:
+        return None
+    return data["exact.basis"] * data["exact.variances"][0] @ data["exact.basis"].T
+
+
 def measure_copying(step: Step) -> None:
     """Measure one student: read its pairs and their parents, write ``metrics.parquet`` (see ``measure``).
 
@@ -398,7 +420,7 @@ def measure_copying(step: Step) -> None:
             raise UserError(f"{source} is missing; rebuild that step")
         return held[source.tensor]
 
-    arrays = {name: array(source) for name, source in SOURCES.items() if name not in ("images", "modes")}
+    arrays = {name: array(source) for name, source in SOURCES.items() if name not in MAY_BE_MISSING}
     images = SOURCES["images"]
     # Rows show an image many times under other noise: the nearest two would be one image.
     arrays["training"] = tensors[images.role, images.file].get(images.tensor, arrays["training"])
@@ -409,6 +431,7 @@ def measure_copying(step: Step) -> None:
     table = measure(
         **arrays,
         modes=tensors[modes.role, modes.file].get(modes.tensor),
+        covariance=_covariance(tensors[SOURCES["covariance"].role, SOURCES["covariance"].file]),
         projections=spec.projections,
         whitened_variance=spec.whitened_variance,
         seed=spec.pairs.student.seed,

@@ -32,6 +32,7 @@ MetricName = Literal[
     "retrieval_null",
     "normalised_rank",
     "mode_agreement",
+    "rotation",
     "sliced_w2",
     "sliced_w2_floor",
     "sliced_w2_over_floor",
