@@ -104,7 +104,7 @@ def test_names_say_what_was_done():
 def test_impossible_transformations_are_refused():
     with pytest.raises(ValueError, match="ambient.dim .3. must be at least the family's own dimension, 16"):
         Digits(side=4, ambient=Ambient(dim=3))
-    with pytest.raises(ValueError, match="components .17. must be at most the number of pixels, 16"):
+    with pytest.raises(ValueError, match="components .17. must be at most the number of coordinates, 16"):
         Digits(side=4, components=17)
 
 
