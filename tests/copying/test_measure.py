@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dmdpipe.copying.measure import CONSTANT_METRICS, MODE_METRICS, SNAPSHOT_METRICS, measure, measure_copying
+from dmdpipe.copying.measure import CONSTANT_METRICS, SNAPSHOT_METRICS, SPECIAL_METRICS, measure, measure_copying
 from dmdpipe.copying.pairing_metrics import matching_costs, pairing_inefficiency, relative_pair_error
 from dmdpipe.errors import UserError
 from dmdpipe.specs.data import Gaussian
@@ -58,7 +58,8 @@ def test_the_table_is_tidy_and_complete():
     table = measure(**arrays())
     assert list(table.columns) == ["generator_step", "metric", "value"]
     assert (table["generator_step"].dtype, table["value"].dtype) == (np.int64, np.float64)
-    names = {*SNAPSHOT_METRICS, *CONSTANT_METRICS, *MODE_METRICS}
+    special = {name for name, known in SPECIAL_METRICS.items() if known == "modes"}
+    names = {*SNAPSHOT_METRICS, *CONSTANT_METRICS, *special}
     assert set(table["metric"]) == names
     assert len(table) == 4 * len(names)
     assert not table.duplicated(["generator_step", "metric"]).any()

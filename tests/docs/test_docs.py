@@ -17,7 +17,7 @@ from dmdpipe.artifacts.manifest import Manifest
 from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.cli import app
 from dmdpipe.copying.maps import MAP_CONSTANTS, MAP_METRICS
-from dmdpipe.copying.measure import CONSTANT_METRICS, MODE_METRICS, SNAPSHOT_METRICS
+from dmdpipe.copying.measure import CONSTANT_METRICS, SNAPSHOT_METRICS, SPECIAL_METRICS
 from dmdpipe.evidence.power import power, seeds_needed
 from dmdpipe.evidence.readings import describe_statistic
 from dmdpipe.evidence.results import COLUMNS
@@ -32,7 +32,7 @@ from dmdpipe.specs.study import Cell, ScaleOverlay, Study
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "config" / "README.md"])
 SCALES = ("smoke", "laptop", "gpu")  # in the order of the documentation's columns
-METRICS = {*SNAPSHOT_METRICS, *CONSTANT_METRICS, *MAP_METRICS, *MAP_CONSTANTS, *MODE_METRICS, "seed_seed"}
+METRICS = {*SNAPSHOT_METRICS, *CONSTANT_METRICS, *MAP_METRICS, *MAP_CONSTANTS, *SPECIAL_METRICS, "seed_seed"}
 LAUNCHER_WORDS = {"test", "lint", "exec"}
 FOLDERS = ("src", "config", "docs", "envs", "profiles", "reports", "rules", "tests", "workflow")
 

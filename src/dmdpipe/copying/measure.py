@@ -47,6 +47,7 @@ from dmdpipe.copying.pairing_metrics import (
     same_mode_error,
     whitening,
 )
+from dmdpipe.copying.rotation import rotation
 from dmdpipe.errors import UserError
 from dmdpipe.seeds import derive_seed
 
@@ -87,10 +88,15 @@ SNAPSHOT_METRICS = (
     "scale_ratio",
     "jacobian_alignment",
 )
-"""Metrics of a snapshot; where the data's modes are known, ``MODE_METRICS`` as well."""
+"""Metrics of a snapshot that all data have."""
 
-MODE_METRICS = ("mode_agreement", "rho_within_mode", "rho_same_mode")
-"""What needs known modes; the last one is a constant."""
+SPECIAL_METRICS = {
+    "mode_agreement": "modes",
+    "rho_within_mode": "modes",
+    "rho_same_mode": "modes",
+    "rotation": "covariance",
+}
+"""Metrics that need what is known of some data only, and the argument of ``measure`` that it is."""
 
 CONSTANT_METRICS = (
     "rho_affine",
@@ -137,10 +143,11 @@ SOURCES = {
     "training": Source("data", "data.safetensors", "train"),
     "images": Source("data", "data.safetensors", "images"),
     "modes": Source("data", "data.safetensors", "modes"),
+    "covariance": Source("data", "data.safetensors", "exact.variances"),
 }
 """Where each array of ``measure`` comes from; those in ``MAY_BE_MISSING`` need not be there."""
 
-MAY_BE_MISSING = ("resampled", "images", "modes")
+MAY_BE_MISSING = ("resampled", "images", "modes", "covariance")
 
 PAIRED_WITH = {
     "z": Source("noise", "noise.safetensors", "paired"),
@@ -162,6 +169,7 @@ class _Instrument:
     resampled: Array
     initial: Array
     modes: Array | None
+    covariance: Array | None
     whitening: Array
     projections: Array
     references: list[SampleSet]
@@ -174,8 +182,8 @@ class _Instrument:
     def read(self, student: Array) -> dict[str, float]:
         """Return every metric of one snapshot [N, d] by name, the constants included."""
         values = dict.fromkeys(SNAPSHOT_METRICS, np.nan) | self.constants
-        if self.modes is not None:
-            values = dict.fromkeys(MODE_METRICS, np.nan) | values
+        unread = (name for name, known in SPECIAL_METRICS.items() if getattr(self, known) is not None)
+        values = dict.fromkeys(unread, np.nan) | values
         if np.isfinite(student).all():
             return values | self._pairing(student) | self._distribution(student) | self._novelty(student)
         return values | {"gate_ratio": np.inf, "converged": 0.0}
@@ -205,6 +213,8 @@ class _Instrument:
         if self.modes is not None:
             values["mode_agreement"] = mode_agreement(student, self.teacher, self.modes)
             values["rho_within_mode"] = relative_pair_error_within(student, self.teacher, self.modes)
+        if self.covariance is not None:
+            values["rotation"] = rotation(student, self.z, self.covariance)
         return values
 
     def _novelty(self, student: Array) -> dict[str, float]:
@@ -243,6 +253,7 @@ def measure(
     data_held_out: npt.ArrayLike,
     training: npt.ArrayLike,
     modes: npt.ArrayLike | None = None,
+    covariance: npt.ArrayLike | None = None,
     resampled: npt.ArrayLike | None = None,
     cost: float = 1.0,
     projections: int = 128,
@@ -269,6 +280,7 @@ def measure(
         data_held_out: real data [m, d].
         training: what the teacher was trained on [n, d]: rows, or the distinct images behind them.
         modes: known mode centres [k, d].
+        covariance: Σ [d, d] of the data, where they are known to be one Gaussian.
         resampled: the teacher with the student's noise between its steps [N, d]; T(z) itself if there is one step.
         cost: the student's inference cost (``dmdpipe.copying.inference_cost``).
         projections: directions of the sliced distance.
@@ -279,7 +291,7 @@ def measure(
 
     Returns:
         Columns generator_step (int64), metric (one of SNAPSHOT_METRICS, CONSTANT_METRICS or
-        MODE_METRICS) and value (float64), in order of snapshot, then metric.
+        SPECIAL_METRICS) and value (float64), in order of snapshot, then metric.
 
     Raises:
         UserError: if shapes disagree, there are fewer than 2 pairs, 2 reference sets or 2d held-out pairs, or
@@ -298,14 +310,16 @@ def measure(
         "data_held_out": data_held_out,
         "training": training,
         "resampled": teacher if resampled is None else resampled,
-    } | ({} if modes is None else {"modes": modes})
+    }
+    given |= {name: known for name, known in (("modes", modes), ("covariance", covariance)) if known is not None}
     # The student has K snapshots and may be large: it is converted one snapshot at a time.
     as_stored = ("student", "generator_step")
     arrays = {name: np.asarray(value, dtype=None if name in as_stored else np.float64) for name, value in given.items()}
     _check(arrays)
     instrument = _set_up(arrays, cost, projections, whitened_variance, seed)
 
-    names = [*SNAPSHOT_METRICS, *CONSTANT_METRICS, *(() if modes is None else MODE_METRICS)]
+    special = (name for name, known in SPECIAL_METRICS.items() if known in given)
+    names = [*SNAPSHOT_METRICS, *CONSTANT_METRICS, *special]
     steps = arrays["generator_step"].astype(np.int64)
     values: list[float] = []
     for done, snapshot in enumerate(arrays["student"], start=1):
@@ -347,6 +361,7 @@ def _set_up(
         resampled=arrays["resampled"],
         initial=arrays["student"][0].astype(np.float64),
         modes=arrays.get("modes"),
+        covariance=arrays.get("covariance"),
         whitening=axes,
         projections=directions,
         references=references,
@@ -398,6 +413,7 @@ def _check(arrays: Mapping[str, npt.NDArray]) -> None:
         "data_held_out": "m d",
         "training": "n d",
         "modes": "k d",
+        "covariance": "d d",
     }
     for name, axes in shapes.items():
         if name not in arrays:
@@ -423,6 +439,13 @@ def _check(arrays: Mapping[str, npt.NDArray]) -> None:
     for name in ("teacher", "teacher_held_out"):
         if not np.ptp(arrays[name], axis=0).any():
             raise UserError(f"{SOURCES[name]} does not vary: the teacher has collapsed; train another")
+
+
+def _covariance(data: Mapping[str, npt.NDArray]) -> npt.NDArray | None:
+    """Return Σ [d, d] of data that are known to be one Gaussian, from the tensors of the data step."""
+    if len(data.get("exact.weights", ())) != 1:
+        return None
+    return data["exact.basis"] * data["exact.variances"][0] @ data["exact.basis"].T
 
 
 def measure_copying(step: Step) -> None:
@@ -456,6 +479,7 @@ def measure_copying(step: Step) -> None:
     table = measure(
         **arrays,
         modes=if_there(SOURCES["modes"]),
+        covariance=_covariance(tensors[SOURCES["covariance"].role, SOURCES["covariance"].file]),
         resampled=if_there(SOURCES["resampled"]),
         cost=inference_cost(spec.pairs.student),
         projections=spec.projections,

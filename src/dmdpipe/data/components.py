@@ -12,10 +12,10 @@ from dmdpipe.data.raw import RawData
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dmdpipe.specs.data import Digits, Fashion
+    from dmdpipe.specs.data import Digits, Fashion, Photos
 
 
-def transform(raw: RawData, spec: Digits | Fashion, rng: np.random.Generator) -> RawData:
+def transform(raw: RawData, spec: Digits | Fashion | Photos, rng: np.random.Generator) -> RawData:
     """Return the data, projected on the pool's mean and its ``components`` leading principal components.
 
     Held-out rows are projected on the same ones. Nothing is random.

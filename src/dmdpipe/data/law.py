@@ -9,10 +9,10 @@ import numpy as np
 from dmdpipe.data.raw import GaussianMixture, RawData
 
 if TYPE_CHECKING:
-    from dmdpipe.specs.data import Digits, Fashion
+    from dmdpipe.specs.data import Digits, Fashion, Photos
 
 
-def transform(raw: RawData, spec: Digits | Fashion, rng: np.random.Generator) -> RawData:
+def transform(raw: RawData, spec: Digits | Fashion | Photos, rng: np.random.Generator) -> RawData:
     """Return samples of the Gaussian that has the pool's mean and covariance, and that Gaussian as exact.
 
     No image stands behind them: source and licence stay, since the moments are the images'.

@@ -36,6 +36,7 @@ MetricName = Literal[
     "mode_agreement",
     "rho_within_mode",
     "rho_same_mode",
+    "rotation",
     "sliced_w2",
     "sliced_w2_floor",
     "sliced_w2_over_floor",

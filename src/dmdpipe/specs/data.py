@@ -26,6 +26,9 @@ class Ambient(Spec):
 
     dim: PositiveInt | None = Field(None, description="number of coordinates, k or more; none: k")
     axes: Literal["rotated", "permuted"] = "rotated"
+    spread: Literal["all", "own"] = Field(
+        "all", description="of which coordinates the common spread is: all, or k, so that dim does not change the scale"
+    )
 
 
 class _Family(Spec):
@@ -54,13 +57,7 @@ The module of the same name in ``dmdpipe.data`` does it.
 """
 
 
-class _Images(_Family):
-    n_images: PositiveInt | None = Field(
-        None, description="distinct images behind the training pool: the first n of those there are; none: all"
-    )
-    half: Literal["both", "first", "second"] = Field(
-        "both", description="which of two disjoint halves of the training images; held-out images are the same"
-    )
+class _Pixels(_Family):
     components: PositiveInt | None = Field(
         None, description="leading principal components of the pool that are kept, in the images' own coordinates"
     )
@@ -69,12 +66,21 @@ class _Images(_Family):
     )
 
     @model_validator(mode="after")
-    def _components_are_there(self) -> _Images:
+    def _components_are_there(self) -> _Pixels:
         if self.components is not None and self.components > own_dimension(self):
             raise ValueError(
-                f"components ({self.components}) must be at most the number of pixels, {own_dimension(self)}"
+                f"components ({self.components}) must be at most the number of coordinates, {own_dimension(self)}"
             )
         return self
+
+
+class _Images(_Pixels):
+    n_images: PositiveInt | None = Field(
+        None, description="distinct images behind the training pool: the first n of those there are; none: all"
+    )
+    half: Literal["both", "first", "second"] = Field(
+        "both", description="which of two disjoint halves of the training images; held-out images are the same"
+    )
 
 
 class Digits(_Images):
@@ -96,6 +102,16 @@ class Fashion(_Images):
 
     family: Literal["fashion"] = "fashion"
     side: int = Field(28, ge=1, le=28)
+    dequantisation: float = Field(
+        1.0, ge=0, le=1, description="width of the centred uniform noise, in grey levels (1/256)"
+    )
+
+
+class Photos(_Pixels):
+    """Colour patches of scikit-learn's two photos, one for training and one held out; d = 3·side²."""
+
+    family: Literal["photos"] = "photos"
+    side: int = Field(32, ge=1, le=64)
     dequantisation: float = Field(
         1.0, ge=0, le=1, description="width of the centred uniform noise, in grey levels (1/256)"
     )
@@ -155,13 +171,13 @@ class Mixture(_Family):
 
 
 DataSpec = Annotated[
-    Digits | Fashion | Ring | Moons | Checkerboard | SwissRoll | Gaussian | Mixture,
+    Digits | Fashion | Photos | Ring | Moons | Checkerboard | SwissRoll | Gaussian | Mixture,
     Field(discriminator="family"),
 ]
 
 FAMILIES: dict[str, type[_Family]] = {
     model.model_fields["family"].default: model
-    for model in (Digits, Fashion, Ring, Moons, Checkerboard, SwissRoll, Gaussian, Mixture)
+    for model in (Digits, Fashion, Photos, Ring, Moons, Checkerboard, SwissRoll, Gaussian, Mixture)
 }
 
 
@@ -175,6 +191,8 @@ def own_dimension(data: _Family) -> int:
     match data:
         case Digits() | Fashion():
             return data.side**2
+        case Photos():
+            return 3 * data.side**2
         case Gaussian() | Mixture():
             return data.dim
         case _:
@@ -205,15 +223,18 @@ def data_name(data: DataSpec) -> str:
         case Digits() | Fashion():
             half = "" if data.half == "both" else f"-{data.half}-half"
             few = "" if data.n_images is None else f"-n{data.n_images}"
-            kept = "" if data.components is None else f"-pca{data.components}"
-            law = "" if data.law is None else f"-{data.law}"
             digit = getattr(data, "digit", None)
             one = "" if digit is None else f"-only-{digit}"
-            name = f"{data.family}-{data.side}x{data.side}{one}{half}{few}{kept}{law}"
+            name = f"{data.family}-{data.side}x{data.side}{one}{half}{few}"
+        case Photos():
+            name = f"{data.family}-{data.side}x{data.side}"
         case Gaussian() | Mixture():
             name = f"{data.family}-{data.dim}"
         case _:
             name = data.family
+    if isinstance(data, _Pixels):
+        name += "" if data.components is None else f"-pca{data.components}"
+        name += "" if data.law is None else f"-{data.law}"
     if data.ambient is None:
         return name
     room = "" if dimension(data) == own_dimension(data) else f"-in-{dimension(data)}"

@@ -267,7 +267,7 @@ class StudentSpec(Hardware):
     def _consistent(self) -> StudentSpec:
         exact_gaussian = self.teacher.score.kind == "exact" and is_gaussian(self.teacher.data)
         if self.network.kind == "linear" and not exact_gaussian:
-            raise ValueError("network.kind 'linear' needs a Gaussian teacher with score.kind 'exact'")
+            raise ValueError("network.kind 'linear' needs a teacher of gaussian data with score.kind 'exact'")
         if self.network.kind == "linear" and self.init.kind not in ("teacher", "rotated"):
             raise ValueError(f"init.kind '{self.init.kind}' needs network.kind 'mlp'")
         if self.network.kind == "linear" and (self.device, self.precision) != ("cpu", "full"):
