@@ -49,8 +49,7 @@ MAP_METRICS = ("rho_transport", "rho_gaussian_transport", "rho_flow", "rho_linea
 """Read at every snapshot."""
 
 MAP_CONSTANTS = (
-    "transport_floor",
-    "transport_null",
+    "transport_slope",
     "rho_transport_teacher",
     "rho_gaussian_transport_teacher",
     "rho_flow_teacher",
@@ -58,7 +57,7 @@ MAP_CONSTANTS = (
     "jacobian_asymmetry_teacher",
     "transport_pairs",
 )
-"""Floors, nulls, and how far the teacher itself is from the maps: repeated at every generator step."""
+"""How far the teacher itself is from the maps, and how well they are known: repeated at every generator step."""
 
 SEED = 0  # of what belongs to the instrument: the same for every student
 
@@ -77,15 +76,15 @@ def named_maps(
     Returns:
         maps: ``gaussian_transport``, ``flow`` and ``linear`` [N, d]; a flow that ends over the gate is NaN, since it
             is no map onto the teacher's distribution.
-        estimate: of the transport map at the first min(N, M, pairs) noises.
+        estimate: of the transport map at the first min(N, pairs) noises.
         constants: by the names in ``MAP_CONSTANTS``, but for ``jacobian_asymmetry_teacher``.
     """
     z, t, reference = noise["paired"], teacher["teacher"], teacher["reference"]
     n, d = t.shape
     transport = gaussian_transport(teacher["held_out"])
     rng = np.random.Generator(np.random.Philox(derive_seed(SEED, "copying", "transport")))
-    used = min(n, pairs, len(noise["held_out"]))
-    estimate = estimate_transport(z[:used], noise["held_out"][:used], reference[:, :used], rng)
+    used = min(n, pairs)
+    estimate = estimate_transport(z[:used], reference[:, :used], rng)
 
     directions = fixed_projections(d, 128, derive_seed(SEED, "copying", "projections"))
     references = [sample_set(points, directions) for points in reference]
@@ -100,8 +99,7 @@ def named_maps(
         "linear": fit_affine(noise["held_out"], teacher["held_out"])(z),
     }
     constants = {
-        "transport_floor": estimate.floor,
-        "transport_null": estimate.null,
+        "transport_slope": estimate.slope,
         "rho_transport_teacher": estimate.rho(t[:used]),
         "rho_gaussian_transport_teacher": relative_pair_error(t, maps["gaussian_transport"]),
         "rho_flow_teacher": relative_pair_error(t, maps["flow"]),

@@ -75,7 +75,7 @@ def maps_over_time(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             below.set_ylabel("‖J − Jᵀ‖ / ‖J‖")
     keys = [marks.key(label, colour, line) for _, label, colour, line in MAPS]
     keys += [
-        marks.key("Jacobian of the student", style.INK),
+        marks.key("Jacobian of the student", style.INK, "-"),
         marks.key("Jacobian of the teacher's map", style.INK, "--"),
         *marks.converged_keys(means.loc[means["metric"] == "rho", "converged"]),
     ]

@@ -72,8 +72,8 @@ def particle_flow(
 
     The cloud stands for the distribution and makes the fake score; tracers follow it without adding to it. A step
     is x ← x − η·ḡ, with one noise level for all particles and ḡ the mean of μ_fake − μ_real at x + σ·ε and x − σ·ε:
-    where scores are linear the noise cancels exactly. Levels are visited in a low-discrepancy order, η falls from
-    ``RATE`` to 0.
+    where scores are linear the noise cancels exactly (but for its part in the divisor, which all share). Levels are
+    visited in a low-discrepancy order, η falls from ``RATE`` to 0.
 
     Args:
         cloud: start points [M, d], independent of the tracers.

@@ -56,8 +56,6 @@ MetricName = Literal[
     "memorized",
     "memorized_held_out",
     "rho_transport",
-    "transport_floor",
-    "transport_null",
     "rho_transport_teacher",
     "rho_gaussian_transport",
     "rho_gaussian_transport_teacher",
@@ -68,6 +66,7 @@ MetricName = Literal[
     "jacobian_asymmetry",
     "jacobian_asymmetry_teacher",
     "transport_pairs",
+    "transport_slope",
 ]
 
 
