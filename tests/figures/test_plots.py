@@ -208,6 +208,7 @@ def test_training_curves_show_what_some_student_has_and_every_seed() -> None:
     dm, *_, adversarial = [axes for axes in figure.axes if axes.get_lines()]
     assert len(dm.get_lines()) == 6 and len(adversarial.get_lines()) == 4  # a median without seeds is an empty line
     assert max(len(line.get_xdata()) for line in dm.get_lines()) == 10
+    assert [bool(axes.get_lines()) for axes in figure.axes] == [axes.axison for axes in figure.axes]
     assert len(data) == len(rows)
 
 

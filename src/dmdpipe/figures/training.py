@@ -67,7 +67,7 @@ def training_curves(training: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     n_columns = min(3, max(len(drawn), 1))
     n_rows = math.ceil(max(len(drawn), 1) / n_columns)
     figure = style.new_figure(4.0 * n_columns, 2.9 * n_rows + 0.5 + 0.22 * math.ceil(len(points) / 4))
-    all_axes: Any = figure.subplots(n_rows, n_columns, squeeze=False).flat
+    all_axes: list[Any] = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
     for axes, name in zip(all_axes, drawn, strict=False):
         for i, point in enumerate(points):
             colour, line = style.PALETTE[i % len(style.PALETTE)], style.LINE_STYLES[i // len(style.PALETTE) % 5]
@@ -80,7 +80,7 @@ def training_curves(training: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             axes.set_yscale("log")
         axes.set_title(CURVES[name])
         axes.set_xlabel("generator step")
-    for axes in list(all_axes)[len(drawn) :]:
+    for axes in all_axes[len(drawn) :]:
         axes.set_axis_off()
     keys = [
         marks.key(
