@@ -48,11 +48,11 @@ def test_on_a_line_assignments_are_sorted() -> None:
 def test_of_a_gaussian_the_estimate_reads_the_true_rho(d: int, correlation: float) -> None:
     """S(z) = Σ^{1/2}w with w correlated with z: ρ is 1 − correlation, in every dimension."""
     n = 250
-    z, free = (rng(seed).standard_normal((n, d)) for seed in (1, 3))
+    z, free = (exact_moments(rng(seed).standard_normal((n, d))) for seed in (1, 3))
     targets = rng(4).standard_normal((4, n, d)) @ root(d)
     estimate = estimate_transport(z, targets, rng(5))
     samples = (correlation * z + np.sqrt(1 - correlation**2) * free) @ root(d)
-    assert estimate.rho(samples) == pytest.approx(1 - correlation, abs=0.1)
+    assert estimate.rho(samples) == pytest.approx(1 - correlation, abs=0.15)
     # Also before the student has the distribution: a small start is no sooner near the map.
     assert estimate.rho(0.01 * samples) == pytest.approx(1, abs=0.03)
     low, high = (0.9, 1.1) if d == 2 else (0.5, 0.9)

@@ -91,7 +91,7 @@ def nearest_map(point: pd.DataFrame) -> str:
     of them (a flow over the gate) is left out.
     """
     runs = tables.per_seed(tables.at_readout(point, *(metric for metric, *_ in MAPS)))
-    counted = runs[runs["converged"].astype(bool)].pivot(index="seed", columns="metric", values="value")
+    counted = runs[runs["converged"].astype(bool)].pivot(index=["study", "seed"], columns="metric", values="value")
     if counted.empty:
         return "no seed has converged"
     known = counted.dropna(axis=1)
