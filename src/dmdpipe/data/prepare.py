@@ -9,7 +9,7 @@ import numpy as np
 
 from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.seeds import derive_seed
-from dmdpipe.specs.data import FAMILIES, SIGMA_DATA, data_name, dimension, own_dimension, transformations
+from dmdpipe.specs.data import FAMILIES, SIGMA_DATA, data_name, dimension, transformations
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,8 +32,7 @@ def prepare(spec: DataSpec) -> tuple[dict[str, NDArray], dict[str, Any]]:
     """Return the tensors and the facts of one dataset, the same for the same spec.
 
     Everything is shifted by one vector and multiplied by one number, in float64, so that the mean variance of
-    a coordinate is σ_data² = 0.25: of the exact distribution where it is known, else of the training pool. Where
-    ``ambient.spread`` is "own", the mean is over as many coordinates as the family itself has.
+    a coordinate is σ_data² = 0.25: of the exact distribution where it is known, else of the training pool.
 
     Returns:
         tensors: ``train`` [n, d] and ``held_out`` [m, d], float32; ``modes`` [k, d], float32, where the modes
@@ -49,8 +48,6 @@ def prepare(spec: DataSpec) -> tuple[dict[str, NDArray], dict[str, Any]]:
     raw = _draw(spec)
     mean = raw.train.mean(axis=0) if raw.exact is None else raw.exact.mean()
     variance = float(raw.train.var(axis=0).mean()) if raw.exact is None else raw.exact.mean_variance()
-    if spec.ambient and spec.ambient.spread == "own":
-        variance *= dimension(spec) / own_dimension(spec)
     if variance == 0:
         raise UserError(f"data.n_train: all rows of {data_name(spec)} are equal at n_train {spec.n_train}; raise it")
     raw_spread = variance**0.5

@@ -26,9 +26,6 @@ class Ambient(Spec):
 
     dim: PositiveInt | None = Field(None, description="number of coordinates, k or more; none: k")
     axes: Literal["rotated", "permuted"] = "rotated"
-    spread: Literal["all", "own"] = Field(
-        "all", description="of which coordinates the common spread is: all, or k, so that dim does not change the scale"
-    )
 
 
 class _Family(Spec):
