@@ -12,8 +12,9 @@ from torch.testing import assert_close
 
 from dmdpipe.diffusion.losses import denoising_loss, weighted_squared_error
 from dmdpipe.diffusion.optimiser import FlatParameters
+from dmdpipe.kernels.conditions import Conditions
 from dmdpipe.kernels.library import function
-from dmdpipe.networks.denoiser import Conditions, Denoiser
+from dmdpipe.networks.denoiser import Denoiser
 from dmdpipe.networks.mlp import MLP
 
 ROUNDING = 2.0**-24

@@ -11,7 +11,8 @@ from dmdpipe.diffusion.optimiser import FlatParameters
 from dmdpipe.distill.ensemble import call_with_pullback, stacked
 from dmdpipe.distill.loop import distil
 from dmdpipe.networks.bf16 import Bf16Denoiser
-from dmdpipe.networks.denoiser import Denoiser, build_network, in_precision
+from dmdpipe.networks.denoiser import Denoiser, build_network
+from dmdpipe.networks.precision import in_precision
 from dmdpipe.networks.pullback import with_pullback
 from dmdpipe.specs.data import Gaussian
 from dmdpipe.specs.diffusion import TeacherSpec, TrainedScore

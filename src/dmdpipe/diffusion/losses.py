@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmdpipe.networks.denoiser import SIGMA_DATA, Conditions, Denoiser
+from dmdpipe.kernels.conditions import Conditions
+from dmdpipe.networks.denoiser import SIGMA_DATA, Denoiser
 from dmdpipe.networks.pullback import with_pullback
 
 

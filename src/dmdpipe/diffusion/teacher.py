@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from dmdpipe.networks.denoiser import Denoiser, build_network, in_precision
+from dmdpipe.networks.denoiser import Denoiser, build_network
+from dmdpipe.networks.precision import in_precision
 from dmdpipe.specs.data import dimension
 
 if TYPE_CHECKING:

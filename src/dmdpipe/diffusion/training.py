@@ -13,7 +13,8 @@ from dmdpipe.diffusion.losses import denoising_loss, edm_weight
 from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.kernels.noise import Stream
-from dmdpipe.networks.denoiser import Denoiser, build_network, in_precision
+from dmdpipe.networks.denoiser import Denoiser, build_network
+from dmdpipe.networks.precision import in_precision
 from dmdpipe.seeds import derive_seed
 
 if TYPE_CHECKING:

@@ -25,7 +25,9 @@ from dmdpipe.distill.dmd import dm_gradient, fake_score_loss
 from dmdpipe.distill.initialisation import initialise
 from dmdpipe.distill.loop import learning_rate, snapshot_steps, unflatten
 from dmdpipe.distill.student import Student, build_student, student_to_train
-from dmdpipe.networks.denoiser import Conditions, Denoiser, in_precision
+from dmdpipe.kernels.conditions import Conditions
+from dmdpipe.networks.denoiser import Denoiser
+from dmdpipe.networks.precision import in_precision
 from dmdpipe.specs.data import dimension
 from dmdpipe.specs.student import REGRESSED
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from dmdpipe.diffusion.optimiser import FlatParameters
 from dmdpipe.diffusion.training import zero_output_layer
 from dmdpipe.kernels.noise import Stream
-from dmdpipe.networks.denoiser import Denoiser, build_network, in_precision
+from dmdpipe.networks.denoiser import Denoiser, build_network
+from dmdpipe.networks.precision import in_precision
 from dmdpipe.seeds import derive_seed
 from dmdpipe.specs.data import dimension
 from dmdpipe.specs.network import MLP

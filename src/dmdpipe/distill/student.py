@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from dmdpipe.data.rotations import haar_rotation
 from dmdpipe.diffusion.schedule import student_levels
-from dmdpipe.networks.denoiser import Conditions, Denoiser, build_network, in_precision
+from dmdpipe.kernels.conditions import Conditions
+from dmdpipe.networks.denoiser import Denoiser, build_network
+from dmdpipe.networks.precision import in_precision
 from dmdpipe.networks.pullback import Pullback, with_pullback
 from dmdpipe.seeds import derive_seed
 from dmdpipe.specs.data import dimension

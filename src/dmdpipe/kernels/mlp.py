@@ -7,7 +7,7 @@ rows go through all layers in blocks that stay in the cache. Float32, on the CPU
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,7 @@ from torch import Tensor
 from dmdpipe.kernels.library import function
 
 if TYPE_CHECKING:
-    from dmdpipe.networks.denoiser import Conditions
-    from dmdpipe.networks.pullback import Pullback
+    from dmdpipe.kernels.conditions import Conditions
 
 SIZE, MEMORY = ctypes.c_int64, ctypes.c_void_p
 
@@ -47,8 +46,8 @@ class CompiledMLP:
         call(*self._question(x, given), len(x), x.data_ptr(), answer.data_ptr(), memory.data_ptr())
         return answer
 
-    def with_pullback(self, x: Tensor, given: Conditions) -> tuple[Tensor, Pullback]:
-        """Return D(x) [B, d] and its pullback, which may be called once."""
+    def with_pullback(self, x: Tensor, given: Conditions) -> tuple[Tensor, Callable[..., None]]:
+        """Return D(x) [B, d] and its pullback (``dmdpipe.networks.pullback``), which may be called once."""
         x = x.contiguous()
         answer, memory = torch.empty_like(x), self._memory()
         kept = torch.empty(function("mlp", "mlp_kept_size", SIZE, MEMORY, SIZE)(_structure(*self.sizes), len(x)))

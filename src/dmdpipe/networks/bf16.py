@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dmdpipe.networks.denoiser import Conditions, Denoiser
+from dmdpipe.kernels.conditions import Conditions
+from dmdpipe.networks.denoiser import Denoiser
 
 
 class Bf16Denoiser(Denoiser):

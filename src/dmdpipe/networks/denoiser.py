@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from dmdpipe.kernels.conditions import Conditions
 from dmdpipe.networks.pullback import Pullback, pullback_by_autograd
 from dmdpipe.seeds import derive_seed
 
@@ -17,34 +18,6 @@ if TYPE_CHECKING:
     from dmdpipe.specs.network import NetworkSpec
 
 SIGMA_DATA = 0.5
-
-
-class Conditions(NamedTuple):
-    """What a denoiser's answer depends on beside x: coefficients at noise levels σ, as a table.
-
-    Attributes:
-        c_in: EDM's coefficients [K, 1].
-        c_out: likewise.
-        c_skip: likewise.
-        features: what the network is told of c_noise = ln(σ)/4: its ``noise_features`` [K, E], or c_noise [K, 1].
-        rows: the table's row for each sample [B], int64; without it K is B, or 1 for all samples.
-    """
-
-    c_in: Tensor
-    c_out: Tensor
-    c_skip: Tensor
-    features: Tensor
-    rows: Tensor | None = None
-
-    def at(self, rows: Tensor) -> Conditions:
-        """Return the conditions of samples [B] at these rows of the table: to look up is cheaper than to compute."""
-        return self._replace(rows=rows)
-
-    def looked_up(self) -> Conditions:
-        """Return the same with a row for each sample, or one for all."""
-        if self.rows is None:
-            return self
-        return Conditions(*(column.index_select(0, self.rows) for column in self[:4]))
 
 
 class Denoiser(nn.Module):
@@ -109,15 +82,6 @@ class Denoiser(nn.Module):
         """Return what computes this denoiser's answers at x in C, if that can be."""
         fits = not self.plain and x.dtype == torch.float32 and x.device.type == "cpu"
         return self.kernel if fits else None
-
-
-def in_precision(denoiser: Denoiser, precision: str) -> Denoiser:
-    """Return a denoiser of the same network whose products are in a precision (``dmdpipe.specs.hardware``)."""
-    if precision != "bf16":
-        return denoiser
-    # By name, so that an edit of it touches only the trainings that use it.
-    half: type[Denoiser] = import_module("dmdpipe.networks.bf16").Bf16Denoiser
-    return half(denoiser.network, denoiser.skip)
 
 
 def build_network(spec: NetworkSpec, dim: int, seed: int) -> nn.Module:
