@@ -85,7 +85,7 @@ def with_forced(arguments: list[str], names: list[str]) -> list[str]:
 def with_config(arguments: list[str], pair: str) -> list[str]:
     """Return arguments with one more ``key=value`` of configuration, which overrules an earlier one of that key."""
     for place in range(len(arguments) - 1, -1, -1):
-        if arguments[place].partition("=")[0] in ("--config", "-C"):
+        if _is_config(arguments[place]):
             end = place + 1
             while end < len(arguments) and not arguments[end].startswith("-"):
                 end += 1
@@ -102,9 +102,8 @@ def config_overrides(arguments: list[str]) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     inside = False
     for word in arguments:
-        option, _, attached = word.partition("=")
-        if option in ("--config", "-C"):
-            inside, word = True, attached
+        if _is_config(word):
+            inside, word = True, word.removeprefix("--config").removeprefix("-C").removeprefix("=")
         elif word.startswith("-"):
             inside = False
         if inside and word:
@@ -113,6 +112,11 @@ def config_overrides(arguments: list[str]) -> dict[str, Any]:
                 raise UserError(f"--config: '{word}' is no key=value pair, e.g. scale=smoke")
             overrides[key] = parse_yaml(value, f"--config {word}")
     return overrides
+
+
+def _is_config(word: str) -> bool:
+    """Whether a word is the option ``--config`` or ``-C``, perhaps with the first pair attached."""
+    return word.partition("=")[0] == "--config" or (word.startswith("-C") and not word.startswith("--"))
 
 
 def _asks(arguments: list[str], names: tuple[str, ...]) -> bool:

@@ -85,6 +85,8 @@ def test_without_forced_words_ours_come_last() -> None:
         ("study_a", "study_a --config studies=[b]"),
         ("study_a --config scale=smoke", "study_a --config scale=smoke studies=[b]"),
         ("study_a -C studies=[a] scale=smoke -n", "study_a -C studies=[a] scale=smoke studies=[b] -n"),
+        ("-Cscale=smoke study_a", "-Cscale=smoke study_a studies=[b]"),
+        ("study_a -Cscale=smoke", "study_a -Cscale=smoke studies=[b]"),
         ("--config=scale=smoke --cores 2 study_a", "--config=scale=smoke studies=[b] --cores 2 study_a"),
     ],
 )

@@ -44,10 +44,10 @@ def test_32_pixels_have_3072_coordinates_and_a_declared_licence():
 
 def test_places_are_distinct():
     photo = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
-    rows = photos.patches(photo, 24, Photos(side=2, dequantisation=0), np.random.default_rng(0))
+    rows = photos.patches(photo, 24, "n_train", Photos(side=2, dequantisation=0), np.random.default_rng(0))
     assert len(levels(rows)) == 24
     with pytest.raises(UserError, match="has 24 places for patches, not 25"):
-        photos.patches(photo, 25, Photos(side=2), np.random.default_rng(0))
+        photos.patches(photo, 25, "n_train", Photos(side=2), np.random.default_rng(0))
 
 
 def test_another_file_is_refused_with_both_checksums(monkeypatch):

@@ -13,6 +13,7 @@ from dmdpipe.distill.batches import RandomBatches
 from dmdpipe.distill.fake_score import LaggedScore, SampledScore, fresh_fake
 from dmdpipe.distill.loop import HISTORY, distil
 from dmdpipe.distill.oracle import LinearOracle
+from dmdpipe.distill.student import build_student
 from dmdpipe.kernels.noise import Stream
 from dmdpipe.networks.denoiser import build_network
 from dmdpipe.seeds import derive_seed
@@ -109,7 +110,7 @@ def test_a_fresh_fake_score_starts_as_a_teacher_does_whatever_the_teacher_is():
     fake = fresh_fake(spec, CPU)
     x, sigma = Stream(1).normal(4, 2), torch.full((4, 1), 0.5)
     assert_close(fake(x, sigma), 0.5 * x)
-    assert not torch.equal(fake.network.input.weight, build_network(SMALL, 2, spec.seed).input.weight)
+    assert not torch.equal(fake.network.input.weight, build_student(spec).generator.network.input.weight)
     _, gradient = trained(spec)
     assert gradient[0] > 0
 

@@ -174,13 +174,14 @@ def test_a_strip_puts_the_number_on_its_side_of_the_threshold_with_its_bounds() 
 
 def test_missing_evidence_names_the_study_that_would_give_it() -> None:
     rows = planted.criteria()
-    assert claims.missing_evidence(rows[:2]) == ""
+    assert claims.missing_evidence("refuted", rows) == ""
+    assert "premises" in claims.missing_evidence("inconclusive", rows.assign(outcome="fails"))
     undecided = pd.concat([rows[2:]] * 4).assign(
         study=["a", "b", "b", "c"],
         cause=["no study", "interval crosses", "interval crosses", "not converged"],
         seeds_needed=[np.nan, 34.0, 34.0, np.nan],
     )
-    words = claims.missing_evidence(undecided)
+    words = claims.missing_evidence("inconclusive", undecided)
     assert words == (
         "What would decide it: study a, which has not been run; 34 seeds of study b; more converged seeds of study c."
     )

@@ -209,6 +209,8 @@ def _student_modules(spec: StudentSpec) -> set[str]:
         or spec.recipe.fake_lag,
         "dmdpipe.distill.oracle": spec.recipe.fake == "oracle",
         "dmdpipe.distill.regression": spec.recipe.regression_weight or spec.init.kind in REGRESSED,
+        # A fresh fake score is an MLP, whatever the student and the teacher are.
+        "dmdpipe.networks.mlp": spec.recipe.fake_start == "fresh",
     }
     used = {module for module, is_used in selected.items() if is_used}
     return _network_modules(spec) | _precision_modules(spec) | used

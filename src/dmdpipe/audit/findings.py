@@ -72,7 +72,7 @@ def write_findings(results: Path, scale: str, docs: Path) -> list[Path]:
     files[docs / PAGE] = with_block(
         text, scale, scale_block(scale, root, judged, criteria, studies), docs / PAGE
     ).encode()
-    _put(files, [top, *(top / str(row["study"]) for row in rows)])
+    _put(files, [top, *(path for path in top.glob("*") if path.is_dir()), *{path.parent for path in files} - {docs}])
     return sorted(files)
 
 
@@ -149,7 +149,7 @@ def study_text(
         "",
         f"**Question.** {page.question}",
         "",
-        f"**Prediction**, fixed before the runs. {page.prediction}",
+        f"**Prediction.** {page.prediction}",
         "",
         "**What came out.**",
         "",
@@ -297,5 +297,7 @@ def _put(files: Mapping[Path, bytes], owned: Iterable[Path]) -> None:
         for path in folder.iterdir():
             if path.is_file() and path not in files:
                 path.unlink()
+        if not any(path.is_relative_to(folder) for path in files):
+            folder.rmdir()
     for path, data in files.items():
         write_atomically(path, data)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dmdpipe.artifacts.checked import one_line
-from dmdpipe.artifacts.dag import RunPlan, plan_run
+from dmdpipe.artifacts.dag import RunPlan, plan_run, plan_study, steps_below
 from dmdpipe.artifacts.environment import Environment, expected_environment, lock_digest
 from dmdpipe.artifacts.manifest import FILE_NAME, Manifest, read_manifest
 from dmdpipe.artifacts.plan import PlannedStep
@@ -30,7 +30,7 @@ from dmdpipe.audit.published import (
 from dmdpipe.audit.tree import step_folders
 from dmdpipe.errors import UserError
 from dmdpipe.specs.base import digest
-from dmdpipe.specs.config import CONFIG_FOLDER, scale_names
+from dmdpipe.specs.config import CONFIG_FOLDER, scale_names, study_names
 
 # What a run leaves beside its steps, outside of every promise.
 OUTSIDE = ("logs",)
@@ -181,18 +181,24 @@ def verify_tree(
     )
 
 
-def todays_steps(results: Path, folders: Iterable[str], config: Path = CONFIG_FOLDER) -> dict[str, PlannedStep]:
+def todays_steps(results: Path, folders: Collection[str], config: Path = CONFIG_FOLDER) -> dict[str, PlannedStep]:
     """Return every step that today's configuration asks for, by folder, at every scale of which results are there."""
     return {**steps_at_scales_there(results, folders, config), **full_plan(None, config).steps}
 
 
-def steps_at_scales_there(results: Path, folders: Iterable[str], config: Path) -> dict[str, PlannedStep]:
+def steps_at_scales_there(results: Path, folders: Collection[str], config: Path) -> dict[str, PlannedStep]:
     """Return the steps of every scale of which there are tables, verdicts or pages, by folder."""
     there = {part for folder in folders if not _is_keyed(folder) for part in Path(folder).parts[1:]}
     scales = [name for name in scale_names(config) if name in there or (results / "report" / name).exists()]
     planned: dict[str, PlannedStep] = {}
     for scale in scales:
-        planned |= full_plan(scale, config).steps
+        plan = full_plan(scale, config)
+        planned |= plan.steps
+        # Studies that were started by name.
+        for name in sorted(set(study_names(config)) - set(plan.studies)):
+            evidence = plan_study(name, scale, config).evidence
+            if evidence.folder in folders:
+                planned |= {step.folder: step for step in steps_below(evidence)}
     return planned
 
 

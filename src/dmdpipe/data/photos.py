@@ -35,8 +35,8 @@ def draw(spec: Photos, rng: np.random.Generator) -> RawData:
         UserError: if a photo is not the published file, or has fewer places than patches are asked for.
     """
     return RawData(
-        train=patches(load_photo(TRAIN_PHOTO), spec.n_train, spec, rng),
-        held_out=patches(load_photo(HELD_OUT_PHOTO), spec.n_held_out, spec, rng),
+        train=patches(load_photo(TRAIN_PHOTO), spec.n_train, "n_train", spec, rng),
+        held_out=patches(load_photo(HELD_OUT_PHOTO), spec.n_held_out, "n_held_out", spec, rng),
         source=f"train: {TRAIN_PHOTO} by danielbuechele, https://www.flickr.com/photos/danielbuechele/6061409035; "
         f"held out: {HELD_OUT_PHOTO} by vultilion, https://www.flickr.com/photos/vultilion/6056698931; "
         "both as contained in scikit-learn",
@@ -62,15 +62,17 @@ def load_photo(name: str) -> NDArray[np.uint8]:
     return photo
 
 
-def patches(photo: NDArray[np.uint8], n: int, spec: Photos, rng: np.random.Generator) -> NDArray[np.float64]:
+def patches(photo: NDArray[np.uint8], n: int, key: str, spec: Photos, rng: np.random.Generator) -> NDArray[np.float64]:
     """Return n patches of ``spec.side``×``spec.side`` pixels at distinct places of a photo, flat: [n, 3·side²].
+
+    ``key`` is the field of the data that says n.
 
     Raises:
         UserError: if there are fewer places.
     """
     rows, columns = (length - spec.side + 1 for length in photo.shape[:2])
     if n > rows * columns:
-        raise UserError(f"data.n_train: a photo has {rows * columns} places for patches, not {n}; take fewer")
+        raise UserError(f"data.{key}: a photo has {rows * columns} places for patches, not {n}; take fewer")
     row, column = np.divmod(rng.choice(rows * columns, size=n, replace=False), columns)
     steps = np.arange(spec.side)
     chosen = photo[(row[:, None] + steps)[:, :, None], (column[:, None] + steps)[:, None, :]]

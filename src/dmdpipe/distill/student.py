@@ -64,11 +64,12 @@ class Student(nn.Module):
     def _question(self, z: Tensor, between: Sequence[Tensor]) -> tuple[Tensor, Tensor | Conditions]:
         if len(between) >= len(self.levels):
             raise ValueError(f"noise before {len(between)} later steps, but the student has {len(self.levels) - 1}")
+        level = self.levels[len(between)]
+        if between:
+            return torch.add(self(z, between[:-1]), between[-1], alpha=level), self._level(z, level)
         if self.rotation is not None:
             z = z @ self.rotation.T
-        level = self.levels[len(between)]
-        noisy = torch.add(self(z, between[:-1]), between[-1], alpha=level) if between else level * z
-        return noisy, self._level(z, level)
+        return level * z, self._level(z, level)
 
     def _level(self, z: Tensor, level: float) -> Tensor | Conditions:
         """Return what the generator is told of a level, the same at every call."""

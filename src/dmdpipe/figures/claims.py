@@ -61,7 +61,7 @@ def _strip(axes: Any, row: Mapping[Any, Any]) -> None:
     if math.isnan(off[1]):
         axes.text(0.03, -0.55, "not measured", fontsize=7.5, color=style.MUTED, va="center")
         return
-    if not (math.isnan(low) or math.isnan(high)):
+    if not (math.isnan(off[0]) or math.isnan(off[2])):
         axes.plot([low, high], [-0.55, -0.55], color=colour, linewidth=2.0, solid_capstyle="butt")
     face = "white" if row["outcome"] == "undecided" else colour
     axes.plot(value, -0.55, "o", color=colour, markersize=6, markerfacecolor=face)
@@ -90,14 +90,19 @@ def claim_cards(verdicts: pd.DataFrame, criteria: pd.DataFrame, output: Path | s
             f'<div style="margin:.3em 0">{badge(claim["verdict"])}</div>'
             f'<div style="color:#555">{escape(statement) if isinstance(statement, str) else ""}</div>'
             f'<img style="width:100%" alt="Criteria of {escape(name)}" src="data:image/png;base64,{image}">'
-            f"<div>{escape(missing_evidence(mine))}</div></div>"
+            f"<div>{escape(missing_evidence(str(claim['verdict']), mine))}</div></div>"
         )
     return f'<div style="{_GRID}">{"".join(cards)}</div>'
 
 
-def missing_evidence(criteria: pd.DataFrame) -> str:
-    """Return which study would decide what a claim's criteria leave open; empty if they leave nothing open."""
+def missing_evidence(verdict: str, criteria: pd.DataFrame) -> str:
+    """Return what would decide an inconclusive claim, from its criteria; empty for any other verdict."""
+    if verdict != "inconclusive":
+        return ""
     needs = []
+    if (criteria["outcome"] == "fails").any():
+        # A criterion that fails refutes, unless what fails, or is open, is a premise.
+        needs.append("a run in which the premises hold, since without them nothing is tested")
     for row in criteria[criteria["outcome"] == "undecided"].to_dict("records"):
         study = row["study"]
         match row["cause"]:
@@ -109,6 +114,8 @@ def missing_evidence(criteria: pd.DataFrame) -> str:
                 need = f"{row['seeds_needed']:.0f} seeds of study {study}"
             case "interval crosses":
                 need = f"more seeds of study {study} than can be run"
+            case "statistic undefined":
+                need = f"study {study} where its number is defined for every seed"
             case _:
                 need = f"more converged seeds of study {study}"
         needs.append(need)

@@ -79,13 +79,13 @@ FIGURES = (
     ),
     StudyFigure(
         "What does copying cost or buy?",
-        "Across: the cost of a sample, in calls of the teacher's network; the teacher itself needs 127. A curve joins"
+        "Across: the cost of a sample, in calls of the teacher's network. A curve joins"
         " students of one start and one network that differ in their number of steps. Copying, step by step: ρ between"
         " the student and the teacher that is sampled in the same steps, with the same fresh noise between them; for"
-        " one step this is the usual ρ. Dotted: what that noise alone does to ρ. Where it is near 1, nothing that the"
-        " student does could tie its samples to the first noise. Novelty: distance to the nearest independent teacher"
-        " sample, over that of a fresh teacher sample; dotted: the same to the training data. Below 1: nearer than"
-        " fresh samples are. Novelty that falls with the cost at a distribution within the gate would say that cheap"
+        " one step this is the usual ρ. Dotted: what that noise alone does to ρ. Where it is near 1, the first noise"
+        " has hardly a say in the sample, whatever the student does. Novelty: distance to the nearest independent"
+        " teacher sample, over that of a fresh teacher sample; dotted: the same to the training data. Below 1: nearer"
+        " than fresh samples are. Novelty that falls with the cost at a distribution within the gate would say that cheap"
         " students pay with copies.",
         cost.copying_against_cost,
         metrics=("inference_cost", "gate_ratio", "rho_resampled", "novelty_teacher", "novelty_data"),
@@ -105,11 +105,22 @@ def introduce(page: StudyPage, results: pd.DataFrame, scale: str) -> None:
     lines = [
         f"# {page.title}",
         f"**Question.** {page.question}",
-        f"**Prediction**, fixed before the runs. {page.prediction}",
+        f"**Prediction.** {page.prediction}",
         f"**What varies** (study `{page.name}`, number {page.number}). {grid}.",
     ]
+    if _of_several_steps(results):
+        lines.append(
+            "**Mind ρ.** Some students here take several steps, with fresh noise between them that leaves the first"
+            " noise little to say: their ρ is no measure of copying. `rho_resampled` is, beside `rho_resampling`, what"
+            " that noise alone does to ρ."
+        )
     display(Markdown("\n\n".join(lines)))
     report.scale_note(results, scale)
+
+
+def _of_several_steps(results: pd.DataFrame) -> bool:
+    rows = results[results["metric"] == "rho_resampling"]
+    return bool((rows["value"] > 0).any())
 
 
 def draw(page: StudyPage, results: pd.DataFrame, output: Path | str) -> None:
@@ -205,6 +216,8 @@ def turning_point(row: Mapping[Any, Any]) -> str:
     """
     threshold, n = float(row["threshold"]), row["n_seeds"]
     if row["outcome"] == "undecided":
+        if row["cause"] == "statistic undefined":
+            return "open: its number is not defined for every seed."
         if not _finite(row["detectable"]):
             return f"open: it takes at least three seeds that count, and there are {n:.0f}."
         could = f"{n:.0f} seeds see a difference of {number(row['detectable'])} from the threshold {number(threshold)}"

@@ -23,6 +23,13 @@ _QUALITIES = (
 )
 
 
+def comparable(results: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of students whose ρ can follow their start: distilled networks of one step."""
+    resampling = results["value"].where(results["metric"] == "rho_resampling")
+    of_several_steps = resampling.groupby([results["study"], results["point"]]).transform("max") > 0
+    return results[~of_several_steps & (results["network"] != "linear") & (results["recipe"] != "regression")]
+
+
 @style.styled
 def initialisation_controls(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Draw, for every start, ρ of the trained student to the teacher T and to the rotated teacher T∘Q.

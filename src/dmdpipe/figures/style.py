@@ -39,6 +39,8 @@ INIT_COLOURS = {
     "kd": WINE,
     "kd-rotated": PURPLE,
     "other-teacher": BLACK,
+    "partial": YELLOW,
+    "interpolated": MUTED,
 }
 INIT_MARKERS = {
     "teacher": "o",
@@ -49,21 +51,12 @@ INIT_MARKERS = {
     "kd": "*",
     "kd-rotated": "D",
     "other-teacher": "X",
-}
-DATA_COLOURS = {
-    "digits": BLUE,
-    "fashion": ORANGE,
-    "mixture": GREEN,
-    "gaussian": VERMILLION,
-    "ring": PURPLE,
-    "moons": SKY,
-    "checkerboard": BLACK,
-    "swiss_roll": MUTED,
+    "partial": "<",
+    "interpolated": ">",
 }
 LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
-INDEPENDENT = "unrelated to the teacher (1)"
 NOT_CONVERGED = "hollow: not converged"
 
 _SETTINGS: dict[Any, Any] = {
@@ -138,11 +131,6 @@ def init_rank(init: str) -> int:
     """Return a start's place in the order in which starts are always shown; unknown ones come last."""
     order = list(INIT_COLOURS)
     return order.index(init) if init in order else len(order)
-
-
-def data_colour(family: str) -> str:
-    """Return the fixed colour of a data family; an unknown one is drawn in grey."""
-    return DATA_COLOURS.get(family, MUTED)
 
 
 @styled

@@ -93,6 +93,12 @@ class Digits(_Images):
         False, description="whether the ten digits' mean images count as modes: a sample's class is the nearest one's"
     )
 
+    @model_validator(mode="after")
+    def _classes_are_of_images(self) -> Digits:
+        if self.class_means and self.law is not None:
+            raise ValueError(f"class_means are of images: leave them out with law '{self.law}'")
+        return self
+
 
 class Fashion(_Images):
     """Fashion-MNIST (70,000 images of 28×28), area-pooled to side×side; d = side²."""

@@ -108,7 +108,7 @@ def expand(name: str, study: Study, scale_name: str, scale: Scale) -> list[Membe
             raise UserError(f"{source}: at scale {scale_name} it has more than {LARGEST_STUDY} students; take fewer")
         for seed in range(scale.first_seed, last):
             spec = resolve(cell, seed, where)
-            maps = MapsSpec(pairs=spec.pairs, **cell.maps.model_dump()) if cell.maps else None
+            maps = parse(MapsSpec, {"pairs": spec.pairs, **cell.maps.model_dump()}, where) if cell.maps else None
             members.append(Member(point, seed, spec, maps))
     return members
 

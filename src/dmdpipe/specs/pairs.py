@@ -48,9 +48,11 @@ class MapSettings(Spec):
         description="how the particles' own score is known: from their points, or from their mean and covariance (exact"
         " where data and start are Gaussian)",
     )
-    particles: int = Field(1_000, ge=2, description="how many make the fake score: the first held-out noises")
+    particles: int = Field(1_000, ge=3, description="how many make the fake score: the first held-out noises")
     flow_steps: PositiveInt = Field(600, description="Euler steps of the particle flow")
-    transport_pairs: int = Field(1_000, ge=2, description="noises that are assigned to samples, the first ones")
+    transport_pairs: int = Field(
+        1_000, ge=2, le=4_096, description="noises that are assigned to samples, the first ones"
+    )
     jacobian_points: PositiveInt = Field(16, description="noises at which Jacobians are taken, the first ones")
 
 
@@ -58,3 +60,15 @@ class MapsSpec(MapSettings):
     """Distances of one student to the named maps, at every snapshot."""
 
     pairs: PairsSpec
+
+    @model_validator(mode="after")
+    def _fits_the_student(self) -> MapsSpec:
+        if self.pairs.student.sampling_steps > 1:
+            raise ValueError("maps are taken of S(z) in one step: sampling_steps must be 1")
+        bank = self.pairs.teacher_samples.bank
+        if not bank.dim < self.particles <= bank.n_held_out:
+            raise ValueError(
+                f"maps.particles must be above d = {bank.dim} and at most bank.n_held_out = {bank.n_held_out},"
+                f" got {self.particles}"
+            )
+        return self

@@ -173,6 +173,8 @@ class Recipe(Spec):
             )
         if self.fake != "learned" and (self.fake_lag or self.fake_start != "teacher"):
             raise ValueError(f"fake_lag and fake_start need fake 'learned': '{self.fake}' neither lags nor starts")
+        if not self.dm_weight and (self.fake_lag or self.fake_start != "teacher" or self.fake == "samples"):
+            raise ValueError("fake, fake_lag and fake_start are of no effect where dm_weight is 0; leave them out")
         if self.fake != "samples" and self.fake_samples != type(self).model_fields["fake_samples"].default:
             raise ValueError(f"fake_samples is for fake 'samples', not for '{self.fake}'")
         if self.fake == "samples" and self.adversarial_weight:
@@ -280,6 +282,8 @@ class StudentSpec(Hardware):
                     "sampling_steps above 1: rotated starts and regressions (init.kind 'kd', recipe.regression_weight)"
                     " are about S(z) of one step; take sampling_steps 1"
                 )
+            if self.recipe.fake == "samples":
+                raise ValueError("sampling_steps above 1: recipe.fake 'samples' is the score of one step's samples")
         if self.precision != "full" and self.dtype != "float32":
             raise ValueError(f"precision '{self.precision}' needs dtype 'float32', got '{self.dtype}'")
         if self.recipe.fake == "oracle" and self.network.kind != "linear":
