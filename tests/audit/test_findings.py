@@ -130,10 +130,7 @@ def test_every_number_is_the_one_in_the_tables(tmp_path: Path, docs: Path) -> No
     study = (docs / f"reference/tiny/{STUDY}/README.md").read_text()
     (row,) = cells(study, POINT)
     assert row[1].split()[0] == mean and row[2:] == ["0.01", "0.1", "3"]
-    assert (
-        "**Prediction**, fixed before the runs. It is." in study
-        and "![read_out-planted](read_out-planted.png)" in study
-    )
+    assert "**Prediction.** It is." in study and "![read_out-planted](read_out-planted.png)" in study
 
 
 def test_the_same_results_give_the_same_files_and_what_is_gone_goes(tmp_path: Path, docs: Path) -> None:
@@ -148,9 +145,13 @@ def test_the_same_results_give_the_same_files_and_what_is_gone_goes(tmp_path: Pa
     measured = (root / f"studies/{STUDY}/tiny/results.csv").read_text().splitlines()
     assert (folder / "numbers.csv").read_text().splitlines() == measured
     (folder / "old-figure.png").write_bytes(b"old")
+    gone = folder.with_name("gone")
+    gone.mkdir()
+    (gone / "README.md").write_text("a study of an earlier run")
     assert write_findings(root, "tiny", docs) == written
     assert {path: path.read_bytes() for path in docs.rglob("*") if path.is_file()} == before
     check_reference(docs / "reference/tiny")
+    assert not gone.exists()
 
 
 def test_what_the_verdicts_do_not_stand_on_is_refused(tmp_path: Path, docs: Path) -> None:

@@ -85,7 +85,6 @@ def test_without_forced_words_ours_come_last() -> None:
         ("study_a", "study_a --config studies=[b]"),
         ("study_a --config scale=smoke", "study_a --config scale=smoke studies=[b]"),
         ("study_a -C studies=[a] scale=smoke -n", "study_a -C studies=[a] scale=smoke studies=[b] -n"),
-        ("-Cscale=smoke study_a", "-Cscale=smoke study_a studies=[b]"),
         ("study_a -Cscale=smoke", "study_a -Cscale=smoke studies=[b]"),
         ("--config=scale=smoke --cores 2 study_a", "--config=scale=smoke studies=[b] --cores 2 study_a"),
     ],
@@ -165,4 +164,4 @@ def test_a_study_that_is_not_configured_runs_when_it_is_named(
     assert dmdpipe("run", *words).status == 0
     assert started[0][: len(words) + 1] == [*words, "studies=[validity, auxiliary]"]
     refused = dmdpipe("run", "study_auxilary")
-    assert refused.status == 1 and "did you mean 'study_auxiliary'?" in refused.err
+    assert refused.status == 2 and "did you mean 'study_auxiliary'?" in refused.err

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ from dmdpipe.figures import (
     training,
     verdicts,
 )
+from dmdpipe.specs.student import InitKind
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +172,21 @@ def test_a_strip_puts_the_number_on_its_side_of_the_threshold_with_its_bounds() 
         assert marker == pytest.approx(value) and tuple(bounds) == pytest.approx(ends)
     assert not drawn_points(unknown) and "not measured" in [text.get_text() for text in unknown.texts]
     assert list(data["criterion"]) == list(planted.criteria()["criterion"])
+
+
+def test_every_start_has_a_look_of_its_own() -> None:
+    kinds = set(get_args(InitKind))
+    for looks in (style.INIT_COLOURS, style.INIT_MARKERS):
+        assert kinds == set(looks) and len(set(looks.values())) == len(looks)
+
+
+def test_only_one_step_networks_that_distil_are_held_against_their_start() -> None:
+    row = {"study": "s", "metric": "rho_resampling", "value": 0.0, "network": "mlp-64x3", "recipe": "dmd2"}
+    others = {"linear": {"network": "linear"}, "told": {"recipe": "regression"}, "steps": {"value": 0.7}}
+    rows = [row | {"point": "usual"}, *(row | {"point": point} | given for point, given in others.items())]
+    rows += [{**one, "metric": "rho", "value": 0.3} for one in rows]
+    kept = starts.comparable(pd.DataFrame(rows))
+    assert set(kept["point"]) == {"usual"} and len(kept) == 2
 
 
 def test_missing_evidence_names_the_study_that_would_give_it() -> None:

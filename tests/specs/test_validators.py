@@ -8,8 +8,9 @@ import pytest
 from pydantic import BaseModel
 
 from dmdpipe.errors import UserError
+from dmdpipe.specs.data import Digits
 from dmdpipe.specs.diffusion import NoiseBankSpec, NoiseRange, TeacherSpec, TrainedScore
-from dmdpipe.specs.pairs import PairsSpec
+from dmdpipe.specs.pairs import MapsSpec, PairsSpec
 from dmdpipe.specs.problems import parse
 from dmdpipe.specs.student import StudentSpec
 from dmdpipe.specs.study import BankSettings, Config, MetricSettings, Scale, StudentSettings, Study
@@ -22,6 +23,12 @@ ORACLE_MLP = {"recipe": {"fake": "oracle"}}
 REGRESSION = {"recipe": {"name": "regression"}}
 GAN = {"recipe": {"name": "gan"}}
 LINEAR_GAN = {"network": {"kind": "linear"}, "recipe": {"fake": "oracle", "adversarial_weight": 1}}
+
+
+def pairs_of(**student: Any) -> dict[str, Any]:
+    """A student's pairs with its teacher, on the standard bank."""
+    return {"student": {"teacher": TRAINED, **student}, "teacher_samples": {"teacher": TRAINED, "bank": {"dim": 4}}}
+
 
 FINE: list[tuple[type[BaseModel], dict[str, Any]]] = [
     (TeacherSpec, TRAINED),
@@ -39,6 +46,7 @@ FINE: list[tuple[type[BaseModel], dict[str, Any]]] = [
         for kind in ("random-head", "kd")
     ),
     *((StudentSpec, {"teacher": TRAINED, "init": {"kind": kind}}) for kind in ("rotated", "edm-default", "kd-rotated")),
+    (MapsSpec, {"pairs": pairs_of()}),
     (NoiseBankSpec, {"dim": 2_000, "n_held_out": 4_000}),
     (TrainedScore, {"device": "cuda", "precision": "tf32"}),
     (StudentSpec, {"teacher": TRAINED, "precision": "bf16"}),
@@ -127,6 +135,25 @@ REFUSED: list[tuple[type[BaseModel], dict[str, Any], list[str]]] = [
             "teacher_samples": {"teacher": TRAINED, "bank": {"dim": 4}, "noise_range": {"sigma_max": 8}},
         },
         ["student.noise_range", "teacher_samples.noise_range"],
+    ),
+    (
+        StudentSpec,
+        {"teacher": TRAINED, "sampling_steps": 2, "recipe": {"fake": "samples"}},
+        ["fake 'samples'", "one step"],
+    ),
+    *(
+        (StudentSpec, {"teacher": TRAINED, "recipe": {"name": "regression", **given}}, ["no effect", "dm_weight"])
+        for given in ({"fake": "samples"}, {"fake_lag": 2}, {"fake_start": "fresh"})
+    ),
+    (Digits, {"class_means": True, "law": "gaussian"}, ["class_means", "law 'gaussian'"]),
+    *(
+        (MapsSpec, {"pairs": pairs_of(**student), **settings}, words)
+        for student, settings, words in (
+            ({"sampling_steps": 2}, {}, ["sampling_steps must be 1"]),
+            ({}, {"particles": 4}, ["maps.particles", "d = 4"]),
+            ({}, {"particles": 9_000}, ["maps.particles", "bank.n_held_out"]),
+            ({}, {"transport_pairs": 50_000}, ["transport_pairs", "4096"]),
+        )
     ),
     (Scale, {"title": "t", "seeds": 0}, ["seeds", "greater than 0"]),
     (Scale, {"seeds": 1}, ["title", "required"]),

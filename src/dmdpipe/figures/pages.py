@@ -85,8 +85,8 @@ FIGURES = (
         " one step this is the usual ρ. Dotted: what that noise alone does to ρ. Where it is near 1, the first noise"
         " has hardly a say in the sample, whatever the student does. Novelty: distance to the nearest independent"
         " teacher sample, over that of a fresh teacher sample; dotted: the same to the training data. Below 1: nearer"
-        " than fresh samples are. Novelty that falls with the cost at a distribution within the gate would say that cheap"
-        " students pay with copies.",
+        " than fresh samples are. Novelty that falls with the cost at a distribution within the gate would say that"
+        " cheap students pay with copies.",
         cost.copying_against_cost,
         metrics=("inference_cost", "gate_ratio", "rho_resampled", "novelty_teacher", "novelty_data"),
         differs="inference_cost",
@@ -216,7 +216,7 @@ def turning_point(row: Mapping[Any, Any]) -> str:
     """
     threshold, n = float(row["threshold"]), row["n_seeds"]
     if row["outcome"] == "undecided":
-        if row["cause"] == "statistic undefined":
+        if row.get("cause") == "statistic undefined":
             return "open: its number is not defined for every seed."
         if not _finite(row["detectable"]):
             return f"open: it takes at least three seeds that count, and there are {n:.0f}."
