@@ -101,6 +101,8 @@ def test_a_quantity_without_numbers_has_no_law() -> None:
     figure.draw_without_rendering()
     assert titles(figure)[2] == ["batch"]
     assert [tick.get_text() for tick in figure.axes[2].get_xticklabels()] == ["256", "exact"]
+    figure, _ = drift.drift_speeds(rows.assign(converged=False))
+    assert titles(figure)[2] == ["batch", "ring: no seed has a speed"]
 
 
 def test_only_studies_that_vary_the_training_have_the_figure() -> None:

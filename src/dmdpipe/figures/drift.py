@@ -157,11 +157,12 @@ def law_words(law: Interval, found: Array) -> str:
 def _draw_curve(
     axes: Axes, curve: Curve, places: dict[str, float], of_student: pd.DataFrame, colour: str
 ) -> tuple[pd.DataFrame, str]:
-    """Draw one curve; return its data, and its law in words: empty where the quantity is no number."""
+    """Draw one curve; return its data, and in words its law, where the quantity is a number."""
     values, points = list(curve.points), list(curve.points.values())
     runs = of_student.merge(pd.DataFrame({"value": values, "point": points}), on="point")
     found = runs.pivot(index="seed", columns="point", values="speed")[points].to_numpy(dtype=float)
-    law, words, x = Interval(np.nan, np.nan, np.nan), "", curve.numbers
+    law, x = Interval(np.nan, np.nan, np.nan), curve.numbers
+    words = "" if np.isfinite(found).any() else "no seed has a speed"
     if x is not None:
         law = power_law(x, found, runs.groupby("point")["d"].first()[points])
         words = law_words(law, found)
