@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.display import HTML, Markdown, display
 
-from dmdpipe.figures import cost, curves, grids, mechanism, readout, report, starts, tables
+from dmdpipe.figures import cost, curves, drift, grids, mechanism, readout, report, starts, tables
 from dmdpipe.figures.verdicts import badge, measured, number
 from dmdpipe.specs.report import Reader, StudyPage
 
@@ -35,6 +35,7 @@ class StudyFigure:
         varies: leave out those in which this column has one value.
         metrics: what a study's table must have for it.
         differs: the metric of these that must not be the same for all points, if one is named.
+        when: what else must be true of a study's table, if anything.
     """
 
     title: str
@@ -44,6 +45,7 @@ class StudyFigure:
     varies: str | None = None
     metrics: tuple[str, ...] = ("rho",)
     differs: str | None = None
+    when: Callable[[pd.DataFrame], bool] | None = None
 
 
 FIGURES = (
@@ -90,6 +92,16 @@ FIGURES = (
         cost.copying_against_cost,
         metrics=("inference_cost", "gate_ratio", "rho_resampled", "novelty_teacher", "novelty_data"),
         differs="inference_cost",
+    ),
+    StudyFigure(
+        "How fast does the pairing drift, and what sets the speed?",
+        "The speed is the least-squares slope of ρ over the snapshots of a student from which on it is within the gate;"
+        " a student with fewer than three of them has none. Marks: means over seeds with their 95 % intervals; dots:"
+        " single seeds. At 0 nothing drifts. Above each panel the exponent p of speed ∝ xᵖ, with its interval over"
+        " seeds; not determined, if a seed's speed is not positive. Learning rate: 1 if a flow drives the drift, 2 if"
+        " it is a random walk. ρ ends near 1, so a student that is nearly there drifts slower whatever is varied.",
+        drift.drift_speeds,
+        when=drift.varies_training,
     ),
 )
 
@@ -191,6 +203,8 @@ def draw_more(results: pd.DataFrame, output: Path | str) -> None:
 def is_shown(figure: StudyFigure, results: pd.DataFrame) -> bool:
     """Whether a study's results have what a figure shows."""
     if not set(figure.metrics) <= set(results["metric"]):
+        return False
+    if figure.when is not None and not figure.when(results):
         return False
     return figure.differs is None or tables.at_readout(results, figure.differs)["value"].nunique() > 1
 
