@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dmdpipe.artifacts.code import SourceTree, _definitions_in, definitions, own_sources
-from dmdpipe.artifacts.stages import find_stage
+from dmdpipe.artifacts.dag import plan_run
 from dmdpipe.errors import UserError
 
 TOY = {
@@ -240,8 +240,9 @@ NETWORKS = {"mlp.c", "products.h", "arithmetic.h"}
 )
 def test_an_edit_of_a_kernel_touches_the_steps_that_use_it(stage: str, c_files: set[str]) -> None:
     """So new arithmetic in the networks leaves metrics valid, and that of distances leaves trainings valid."""
-    modules = own_sources().reach(find_stage(stage).entry.partition(":")[0]).modules
-    names = {name for definitions_of in modules.values() for name in definitions_of}
+    run = plan_run({"scale": "smoke", "studies": ["dimension"]}, Path(__file__).parents[2] / "config")
+    step = next(step for step in run.steps.values() if step.stage == stage)
+    names = {name for definitions_of in step.code.modules.values() for name in definitions_of}
     assert {name for name in names if name.endswith((".c", ".h"))} == c_files
 
 
