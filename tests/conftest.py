@@ -14,6 +14,11 @@ import pytest
 from checkouts import Checkout, copy_checkout
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let whole runs of the pipeline go first, so that none of the workers waits for another's in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("workflow") is None)
+
+
 @pytest.fixture(scope="session")
 def new_checkout() -> Callable[[Path], Checkout]:
     """Make a fresh copy of the checkout in a folder."""
