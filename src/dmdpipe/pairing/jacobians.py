@@ -6,6 +6,7 @@ convex one (Brenier), and so is every exact denoiser's answer. A rotation is non
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,4 +38,4 @@ def jacobian_asymmetry(matrices: Tensor) -> float:
     """
     norm = matrices.square().sum()
     difference = (matrices - matrices.transpose(1, 2)).square().sum()
-    return float((difference / norm).sqrt()) if norm > 0 else float("nan")
+    return math.sqrt(float(difference / norm)) if norm > 0 else math.nan
