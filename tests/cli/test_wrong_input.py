@@ -25,8 +25,8 @@ WRONG_FILES: dict[str, tuple[str, str, str, list[str]]] = {
     "config: unknown study": (CONFIG, "dynamics", "dynamic", [CONFIG, "studies", "did you mean 'dynamics'?"]),
     "config: no studies": (
         CONFIG,
-        "[validity, low_dimension, high_dimension, dimension, initialisation, adversarial, dynamics, sigma_max]",
-        "[]",
+        "studies: [",
+        "studies: []  # [",
         [CONFIG, "studies"],
     ),
     "config: results elsewhere": (CONFIG, "results: results", "results: /results", [CONFIG, "results"]),

@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 from planted_studies import STUDIES
 
+from dmdpipe.copying.maps import MAP_CONSTANTS, MAP_METRICS
 from dmdpipe.copying.measure import CONSTANT_METRICS, SNAPSHOT_METRICS, SPECIAL_METRICS
 from dmdpipe.errors import UserError
 from dmdpipe.specs.claims import Claims, MetricName, load_claims
@@ -45,7 +46,7 @@ def test_the_projects_own_claims() -> None:
 
 
 def test_claims_can_be_about_everything_that_is_measured() -> None:
-    measured = {*SNAPSHOT_METRICS, *CONSTANT_METRICS, *SPECIAL_METRICS}
+    measured = {*SNAPSHOT_METRICS, *CONSTANT_METRICS, *SPECIAL_METRICS, *MAP_METRICS, *MAP_CONSTANTS}
     assert set(get_args(MetricName)) == measured - {"converged", "assignment_pairs"}
 
 

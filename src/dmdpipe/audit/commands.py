@@ -99,7 +99,7 @@ def explain(
     how long. Reasons are named differences: "recipe.generator.learning_rate: 0.0001 → 0.0002",
     "code: distill/dmd.py::dm_gradient changed".
 
-    Example: dmdpipe audit explain results/report/smoke/study_dimension/notebook.html
+    Example: dmdpipe audit explain results/report/smoke/overview/notebook.html
     """
     from dmdpipe.audit.explain import explain_artifact, explanation_text
 
