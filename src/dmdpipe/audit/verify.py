@@ -196,8 +196,8 @@ def steps_at_scales_there(results: Path, folders: Collection[str], config: Path)
         planned |= plan.steps
         # Studies that were started by name.
         for name in sorted(set(study_names(config)) - set(plan.studies)):
-            evidence = plan_study(name, scale, config).evidence
-            if evidence.folder in folders:
+            if f"{STAGES['evidence'].folder}/{name}/{scale}" in folders:
+                evidence = plan_study(name, scale, config).evidence
                 planned |= {step.folder: step for step in steps_below(evidence)}
     return planned
 
