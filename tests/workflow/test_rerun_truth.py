@@ -14,7 +14,7 @@ import pytest
 from toy_study import (
     CELLS_YAML,
     EVERYTHING,
-    PAGES,
+    FIGURES,
     REPORT,
     RUN,
     SCALE,
@@ -95,8 +95,8 @@ EDITS: dict[str, tuple[Callable[[Tree], None], set[str]]] = {
     "the audit": (code("audit/verify.py"), set()),
     "a spec's unused definition": (code("specs/student.py"), set()),
     "a dataset of no cell": (code("data/moons.py"), set()),
-    "a plot": (code("figures/curves.py"), {f"figures {page}" for page in PAGES}),
-    "a verdict's rule": (code("evidence/verdicts.py"), {"verdicts", *(f"figures {page}" for page in PAGES)}),
+    "a plot": (code("figures/curves.py"), FIGURES),
+    "a verdict's rule": (code("evidence/verdicts.py"), REPORT - {"evidence"}),
     "the tables of a study": (code("evidence/results.py"), REPORT),
     "a metric": (code("copying/pairing_metrics.py"), below("metrics")),
     "the sampler": (
@@ -135,7 +135,7 @@ EDITS: dict[str, tuple[Callable[[Tree], None], set[str]]] = {
     "an option of the metrics": (add(SECONDS, "  metrics.projections: 8"), below("metrics")),
     "a label": (replace(CELLS_YAML, "    ring: {", "    circle: {"), REPORT),
     "a study's words": (replace(CELLS_YAML, "What runs again?", "What does not?"), {"figures study_cells"}),
-    "a study's name": (rename_study, REPORT),
+    "a study's name": (rename_study, REPORT - {"figures study_cells"} | {"figures study_cellar"}),
     "a cell taken away": (replace(CELLS_YAML, "    ring: {data.family: ring}\n", ""), REPORT),
     "a threshold": (replace("config/claims.yaml", "threshold: 0.5", "threshold: 0.45"), REPORT - {"evidence"}),
     "a default written out": (

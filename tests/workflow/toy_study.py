@@ -59,7 +59,8 @@ CELLS = ("digits", "ring", "regression", "linear")
 SHARED = {"data": "digits", "noise": "digits", "teacher": "digits", "teacher_samples": "digits"}
 CELL_STAGES = ("data", "noise", "teacher", "teacher_samples", "student", "pairs", "metrics")
 PAGES = ("gate",)
-REPORT = {"evidence", "verdicts", "figures study_cells", *(f"figures {page}" for page in PAGES)}
+FIGURES = {"figures study_cells", *(f"figures {page}" for page in PAGES)}
+REPORT = {"evidence", "verdicts", *FIGURES}
 
 
 def steps(*stages: str, cells: tuple[str, ...] = CELLS) -> set[str]:
