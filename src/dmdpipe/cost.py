@@ -12,6 +12,7 @@ from dmdpipe.specs.student import REGRESSED
 
 if TYPE_CHECKING:
     from dmdpipe.artifacts.plan import PlannedStep
+    from dmdpipe.specs.student import StudentSpec
 
 # Measured in one laptop run, two jobs side by side on the two virtual CPUs of an AMD EPYC machine, batch 256.
 SECONDS_PER_UPDATE = 0.2e-3
@@ -29,22 +30,25 @@ def training_updates(step: PlannedStep) -> int:
     """Return how many updates of batch-times-network size a step makes: 0 for steps that train nothing.
 
     One forward and backward pass counts as one update; a DMD generator step with its five fake-score steps costs 24
-    forward passes, hence eight; with k of them 4k + 4 passes. A discriminator's passes
-    beside it make eleven, but not in C: they take as long as 27.
+    forward passes, hence eight; with k of them 4k + 4 passes. A discriminator's passes beside it make eleven, but not
+    in C: they take as long as 27.
     """
     spec = step.spec
     if step.stage == "teacher":
         return 0 if spec.score.kind == "exact" else spec.score.steps
     if step.stage != "student":
         return 0
-    start = spec.init.regression_steps if spec.init.kind in REGRESSED else 0
     learns_fake = spec.recipe.dm_weight and spec.recipe.fake == "learned"
     per_step = (4 * spec.recipe.generator_every + 4) // 3 if learns_fake else 1
     if spec.recipe.dm_weight and spec.recipe.fake == "samples":
         per_step += UPDATES_OF_A_BATCH_OF_SAMPLES * spec.recipe.fake_samples // spec.batch
     if spec.recipe.adversarial_weight:
         per_step += UPDATES_OF_A_DISCRIMINATOR
-    return start + per_step * spec.generator_steps
+    return _regression_steps(spec) + per_step * spec.generator_steps
+
+
+def _regression_steps(spec: StudentSpec) -> int:
+    return spec.init.regression_steps if spec.init.kind in REGRESSED else 0
 
 
 def estimated_seconds(step: PlannedStep) -> float:
@@ -68,8 +72,7 @@ def _multiplications(step: PlannedStep, updates: int) -> float:
         return updates * spec.score.batch * weights(spec.score.network, dimension(spec.data))
     dim = dimension(spec.teacher.data)
     own = weights(spec.network, dim)
-    start = spec.init.regression_steps if spec.init.kind in REGRESSED else 0
-    mean = own
+    start, mean = _regression_steps(spec), float(own)
     if spec.teacher.score.kind == "trained":
         share = SHARE_OF_THE_STUDENT if spec.recipe.dm_weight else 1
         # Each of the five batches goes through (steps − 1)/2 earlier steps in the mean, of these 24 passes.

@@ -28,7 +28,7 @@ audit_app = typer.Typer(
 
     \b
     dmdpipe audit verify                                    is every file what its manifest says, and up to date?
-    dmdpipe audit explain results/report/smoke/study_dimension    what it was made from, and why it would run again
+    dmdpipe audit explain results/report/smoke/overview     what it was made from, and why it would run again
     dmdpipe audit reproduce --sample 10                     run ten random steps again and compare the bytes
     dmdpipe audit diff results elsewhere                    two trees of results, artifact by artifact
     dmdpipe audit accept results/students --reason cosmetic  for the record: a change of the code alters nothing
@@ -70,7 +70,7 @@ def verify(
 
     \b
     dmdpipe audit verify                                         everything in the configured results
-    dmdpipe audit verify results/report/smoke/study_dimension          one page, with all that it was made from
+    dmdpipe audit verify results/report/smoke/overview           one page, with all that it was made from
     dmdpipe audit verify --format json > audit.json
     """
     from dmdpipe.audit.verify import verify_tree

@@ -8,13 +8,13 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from dmdpipe.figures import marks, style, tables
+from dmdpipe.figures.gate import GATE
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GATE = 2.0
 COST, DISTANCE = "inference_cost", "gate_ratio"
 _AGAINST_COST = (
     (DISTANCE, "", "Distribution", "distance to the teacher, over its floor"),

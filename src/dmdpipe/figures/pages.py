@@ -238,9 +238,9 @@ def turning_point(row: Mapping[Any, Any]) -> str:
         if _finite(row["seeds_needed"]):
             return f"open: {could}; one like the measured one takes {row['seeds_needed']:.0f} fresh seeds."
         return f"open: {could}; one like the measured one takes more than 10,000."
-    bound = row["high"] if (row["predicts"] == "below") == (row["outcome"] == "holds") else row["low"]
+    lies_below = (row["predicts"] == "below") == (row["outcome"] == "holds")
+    bound, other = (row["high"], "above") if lies_below else (row["low"], "below")
     gap = abs(float(bound) - threshold)
-    other = "above" if (row["predicts"] == "below") == (row["outcome"] == "holds") else "below"
     return (
         f"a run on fresh seeds whose mean lies {other} {number(threshold)}. Now it is {number(row['value'])}; the bound"
         f" that decides, {number(bound)}, leaves a margin of {number(gap)}, or {_in_spreads(gap, row['spread'])}."

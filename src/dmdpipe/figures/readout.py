@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,7 @@ FAR = 5.0
 
 @style.styled
 def read_out(
-    results: pd.DataFrame, metrics: Sequence[str] = (), thresholds: Iterable[tuple[str, float, str]] = ()
+    results: pd.DataFrame, metrics: Sequence[str] = (), thresholds: Sequence[tuple[str, float, str]] = ()
 ) -> tuple[Figure, pd.DataFrame]:
     """Draw ρ at the read-out for every point of a study, beside it other metrics that its criteria read.
 
@@ -90,7 +90,7 @@ def read_out(
         *(marks.key(f"start: {init}", style.init_colour(init), marker="o") for init in dict.fromkeys(starts)),
         *(marks.key(label, style.INK, marker=marker) for level, label, marker in LEVELS if level in known),
         marks.key("small: one seed; line: 95 % interval", style.MUTED, "-", "o", markersize=3),
-        *([marks.key("a claim's threshold", style.VERMILLION, "--")] if any(True for _ in thresholds) else []),
+        *([marks.key("a claim's threshold", style.VERMILLION, "--")] if thresholds else []),
         *marks.converged_keys(shown["converged"]),
     ]
     marks.legend_below(figure, keys, columns=2 if len(drawn) < 2 else 4)
@@ -98,7 +98,7 @@ def read_out(
     return figure, tables.drawn(shown)
 
 
-def _thresholds(thresholds: Iterable[tuple[str, float, str]], metric: str) -> dict[float, str]:
+def _thresholds(thresholds: Sequence[tuple[str, float, str]], metric: str) -> dict[float, str]:
     claims: dict[float, list[str]] = {}
     for name, value, claim in thresholds:
         if name == metric and claim not in claims.setdefault(value, []):

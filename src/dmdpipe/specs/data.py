@@ -8,10 +8,9 @@ coordinates is σ_data² = 0.25 in every dimension (science: otherwise σ_max/σ
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_serializer, model_validator
-from pydantic.functional_serializers import SerializerFunctionWrapHandler
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from dmdpipe.specs.base import Spec, later
 
@@ -31,13 +30,7 @@ class Ambient(Spec):
 class _Family(Spec):
     n_train: PositiveInt = Field(20_000, description="size of the stored training pool")
     n_held_out: PositiveInt = Field(2_000, description="size of the stored held-out set, never trained on")
-    ambient: Ambient | None = Field(None, description="other coordinates than the family's own, none: its own")
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_not_asked_for(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave transformations out where there are none: data without them keep the digests that they had."""
-        fields = handler(self)
-        return {name: value for name, value in fields.items() if name not in TRANSFORMATIONS or value is not None}
+    ambient: Ambient | None = later(None, description="other coordinates than the family's own, none: its own")
 
     @model_validator(mode="after")
     def _ambient_has_room(self) -> _Family:
@@ -55,10 +48,10 @@ The module of the same name in ``dmdpipe.data`` does it.
 
 
 class _Pixels(_Family):
-    components: PositiveInt | None = Field(
+    components: PositiveInt | None = later(
         None, description="leading principal components of the pool that are kept, in the images' own coordinates"
     )
-    law: Literal["gaussian"] | None = Field(
+    law: Literal["gaussian"] | None = later(
         None, description="gaussian: samples of the Gaussian with the pool's mean and covariance; exact score known"
     )
 
@@ -226,8 +219,7 @@ def data_name(data: DataSpec) -> str:
         case Digits() | Fashion():
             half = "" if data.half == "both" else f"-{data.half}-half"
             few = "" if data.n_images is None else f"-n{data.n_images}"
-            digit = getattr(data, "digit", None)
-            one = "" if digit is None else f"-only-{digit}"
+            one = f"-only-{data.digit}" if isinstance(data, Digits) and data.digit is not None else ""
             name = f"{data.family}-{data.side}x{data.side}{one}{half}{few}"
         case Photos():
             name = f"{data.family}-{data.side}x{data.side}"

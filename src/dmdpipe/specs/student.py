@@ -233,16 +233,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-# Left out of the canonical spec where it is 1: students of one step are those that they were before there were others.
-SamplingSteps = Annotated[
-    int,
-    Field(
-        ge=1,
-        le=64,
-        exclude_if=lambda steps: steps == 1,
-        description="answers to a sample: between two of them, fresh noise is added to the first",
-    ),
-]
+STEPS = later(1, ge=1, le=64, description="answers to a sample: between two of them, fresh noise is added to the first")
 
 
 class StudentSpec(Hardware):
@@ -251,7 +242,7 @@ class StudentSpec(Hardware):
     teacher: TeacherSpec
     start: TeacherSpec | None = Field(None, description="init.kind other-teacher: whose weights it starts with")
     network: Annotated[MLP | Linear, Field(discriminator="kind")] = MLP()
-    sampling_steps: SamplingSteps = 1
+    sampling_steps: int = STEPS
     noise_range: NoiseRange = NoiseRange()
     init: Init = Init()
     recipe: Recipe = Recipe()

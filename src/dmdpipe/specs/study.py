@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from dmdpipe.specs.base import Spec
+from dmdpipe.specs.base import Spec, later
 from dmdpipe.specs.data import DataSpec
 from dmdpipe.specs.diffusion import ExactScore, NoiseRange, SamplerSpec, TrainedScore
 from dmdpipe.specs.hardware import Hardware
 from dmdpipe.specs.network import MLP, Linear
 from dmdpipe.specs.pairs import MapSettings
-from dmdpipe.specs.student import InitSettings, Recipe, SamplingSteps
+from dmdpipe.specs.student import STEPS, InitSettings, Recipe
 
 Overrides = dict[str, Any]
 
@@ -31,7 +31,7 @@ class StudentSettings(Hardware):
     network: Annotated[MLP | Linear, Field(discriminator="kind")] | None = Field(
         None, description="none: the teacher's"
     )
-    sampling_steps: SamplingSteps = 1
+    sampling_steps: int = STEPS
     init: InitSettings = InitSettings()
     recipe: Recipe = Recipe()
     generator_steps: PositiveInt = 1_000
@@ -117,8 +117,7 @@ class CellRef(Spec):
     seed: int
     metrics: str = Field(description="folder of its metrics step")
     pairs: str = Field(description="folder of its pairs step")
-    # Left out where there is none, so that a study without them is the same study as before there were maps.
-    maps: str | None = Field(None, exclude_if=lambda given: given is None, description="folder of its maps step")
+    maps: str | None = later(None, description="folder of its maps step")
 
 
 class EvidenceSpec(Spec):
