@@ -12,6 +12,7 @@ import torch
 
 from dmdpipe.bench import gpu
 from dmdpipe.distill.ensemble import Ensemble
+from dmdpipe.distill.member_noise import DrawnOnCPU
 from dmdpipe.errors import UserError
 
 SIZES = {"--members": 2, "--width": 8, "--dim": 2, "--batch": 4, "--steps": 2, "--turns": 1}
@@ -36,6 +37,16 @@ def test_a_student_that_is_another_one_fails(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(gpu, "_weights", off_after_three)
     assert failed() == ["a student is that of the CPU"]
+
+
+def test_other_noise_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def later_one(specs: Any, dim: int, device: torch.device) -> DrawnOnCPU:
+        noise = DrawnOnCPU(specs, dim, device)
+        noise.batches[1].streams["fake"].normal(1)
+        return noise
+
+    monkeypatch.setattr(gpu, "member_noise", later_one)
+    assert failed() == ["noise is that of the CPU, byte for byte"]
 
 
 def test_members_that_take_other_steps_fail(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +85,7 @@ def test_a_rate_counts_a_multiplication_and_an_addition(monkeypatch: pytest.Monk
 def test_the_command_checks_then_prints_speeds(dmdpipe: Callable[..., Any]) -> None:
     outcome = dmdpipe("bench", "gpu", *TOY, "--precision", "full", "--precision", "bf16", "--format", "json")
     assert outcome.status == 0, outcome.err
-    assert outcome.err.count("ok     ") == 5 and "FAILED" not in outcome.err
+    assert outcome.err.count("ok     ") == 6 and "FAILED" not in outcome.err
     rows = pd.read_json(StringIO(outcome.out)).to_dict("records")
     found = [(row["precision"], row["way"], row["students"]) for row in rows]
     assert found == [(p, way, n) for p in ("full", "bf16") for way, n in (("loop", 1), ("together", 2))]

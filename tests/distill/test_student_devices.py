@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -17,7 +19,9 @@ from dmdpipe.diffusion.teacher import load_teacher
 from dmdpipe.distill import cuda_graph, ensemble
 from dmdpipe.distill.ensemble import Ensemble
 from dmdpipe.distill.loop import distil
+from dmdpipe.distill.member_noise import DrawnOnCPU, DrawnOnGPU
 from dmdpipe.errors import UserError
+from dmdpipe.kernels.noise import Stream
 from dmdpipe.networks.denoiser import build_network
 from dmdpipe.networks.pullback import with_pullback
 from dmdpipe.specs.data import Moons, Ring
@@ -150,29 +154,34 @@ def written_out_pullback(module, flat, *inputs):
     return answer, to_flat
 
 
-class PretendedGraph:
-    """A CUDA graph: what is captured is not computed until it is replayed, then always in the same memory."""
+def held_by(together):
+    """Return every tensor that a round changes."""
+    noise = together.noise
+    positions = [stream.position for batches in getattr(noise, "batches", []) for stream in batches.streams.values()]
+    return [*together.members.values(), together.step, *positions, *getattr(noise, "positions", {}).values()]
 
-    made: list[cuda_graph.Replayed] = []
+
+class PretendedGraph:
+    """A CUDA graph: what is captured is not computed until it is replayed, always in the same memory."""
+
+    procedures: list = []
+    captures = 0
 
     @contextmanager
     @staticmethod
     def capturing(graph):
+        PretendedGraph.captures += 1
+        (graph.procedure,) = PretendedGraph.procedures
+        graph.memory = held_by(graph.procedure.__self__)
+        before = [tensor.clone() for tensor in graph.memory]
         yield
-        # Python has run, but no kernel has: the outputs hold nothing yet. Inputs handed through hold what they held.
-        replayed = PretendedGraph.made[-1]
-        replayed.captured = None
+        # Python has run, but no kernel has.
+        for tensor, value in zip(graph.memory, before, strict=True):
+            tensor.copy_(value)
 
     def replay(self):
-        replayed = PretendedGraph.made[-1]
-        if replayed.captured is None:
-            inputs = {id(tensor) for tensor in replayed.inputs[0].values()}
-            replayed.captured = {k: v for k, v in replayed.outputs.items() if id(v) not in inputs}
-            for value in replayed.captured.values():
-                value.fill_(torch.nan)
-        for name, value in replayed.function(*replayed.inputs).items():
-            if name in replayed.captured:
-                replayed.captured[name].copy_(value)
+        self.procedure()
+        assert all(one is two for one, two in zip(self.memory, held_by(self.procedure.__self__), strict=True))
 
 
 @pytest.fixture
@@ -187,18 +196,48 @@ def without_a_graph_of_cuda(monkeypatch):
 
     start = cuda_graph.Replayed.__init__
 
-    def remembered(self, function):
-        start(self, function)
-        PretendedGraph.made.append(self)
+    def remembered(self, procedure):
+        start(self, procedure)
+        PretendedGraph.procedures[:] = [procedure]
 
+    monkeypatch.setattr(PretendedGraph, "captures", 0)
     monkeypatch.setattr(cuda_graph.Replayed, "__init__", remembered)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", nothing)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", PretendedGraph)
     monkeypatch.setattr(torch.cuda, "graph", PretendedGraph.capturing)
-    yield
-    PretendedGraph.made.clear()
+
+
+class NoiseOnAGPU:
+    """``dmdpipe.kernels.gpu_noise`` by its description, drawn with the streams of the CPU."""
+
+    @staticmethod
+    def groups_of(size):
+        return math.ceil(size / 64)
+
+    @staticmethod
+    def normals(keys, position, start, apart, draws, size):
+        return NoiseOnAGPU.drawn(keys, position, start, apart, draws, lambda stream: stream.normal(size))
+
+    @staticmethod
+    def integers(keys, position, start, apart, draws, size, ends):
+        return NoiseOnAGPU.drawn(keys, position, start, apart, draws, lambda stream: stream.integers(*ends, size))
+
+    @staticmethod
+    def drawn(keys, position, start, apart, draws, draw):
+        rows = []
+        for key in keys.tolist():
+            stream = Stream(key)
+            for number in range(draws):
+                stream.position.fill_(int(position) + start + number * apart)
+                rows.append(draw(stream))
+        return torch.stack(rows).view(len(keys), draws, -1).to(keys.device)
+
+
+@pytest.fixture
+def noise_on_a_gpu(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dmdpipe.kernels.gpu_noise", NoiseOnAGPU)
 
 
 def members(**fields):
@@ -211,19 +250,53 @@ def together(specs, graph=False):
 
 def test_a_replayed_round_starts_from_what_the_last_one_left(without_a_graph_of_cuda):
     assert torch.equal(together(members(), graph=True), together(members()))
-    (replayed,) = PretendedGraph.made
-    assert replayed.captured.keys() == replayed.outputs.keys() - {"teacher"}
+    assert PretendedGraph.captures == 1
 
 
 @pytest.mark.parametrize("graph", [False, True])
-def test_members_on_a_gpu_are_the_same_and_come_back(monkeypatch, without_a_graph_of_cuda, graph):
+def test_members_on_a_gpu_are_the_same_and_come_back(monkeypatch, without_a_graph_of_cuda, noise_on_a_gpu, graph):
     here = together(members())
     monkeypatch.setattr(ensemble, "vmap", one_after_the_other)
     monkeypatch.setattr(ensemble, "call_with_pullback", written_out_pullback)
     with pretended_gpu() as gpu:
         there = together(members(device="cuda"), graph)
         assert gpu.operations > 3 * 5 * 40
+    assert PretendedGraph.captures == graph
     assert_close(there, here, atol=1e-9, rtol=1e-7)
+
+
+@pytest.mark.parametrize("recipe", ["dmd2", "fastgen"])
+@pytest.mark.parametrize("batch", [3, 64, 130])
+def test_members_draw_the_same_noise_on_a_gpu(noise_on_a_gpu, recipe, batch):
+    specs = [student_spec(recipe, seed=seed, batch=batch) for seed in (0, 1)]
+    here, there = (kind(specs, 2, torch.device("cpu")) for kind in (DrawnOnCPU, DrawnOnGPU))
+    for _ in range(3):
+        expected, found = here.draw(), there.draw()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    positions = {name: int(position) for name, position in there.positions.items()}
+    assert positions == {name: int(here.batches[1].streams[name].position) for name in positions}
+
+
+def test_a_gpu_without_triton_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dmdpipe.kernels.gpu_noise", None)
+    with pytest.raises(UserError, match="need the package 'triton'"):
+        DrawnOnGPU(members(), 2, torch.device("cpu"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("size", [1, 64, 100, 5_000])
+@pytest.mark.parametrize("position", [0, 2**28 - 1, 2**40 + 3])
+def test_a_gpus_noise_is_the_cpus_byte_for_byte(size, position):
+    from dmdpipe.kernels import gpu_noise
+
+    keys = torch.tensor([0, 3, 2**62 + 12345, 2**63 - 1])
+    at = torch.tensor([position], device="cuda")
+    place = 2, 1 + NoiseOnAGPU.groups_of(size), 3, size
+    for draw, more in (("normals", ()), ("integers", ((20, 981),)), ("integers", ((0, 2**32 - 1),))):
+        found = getattr(gpu_noise, draw)(keys.cuda(), at, *place, *more).cpu().contiguous()
+        expected = getattr(NoiseOnAGPU, draw)(keys, at.cpu(), *place, *more)
+        assert found.numpy().tobytes() == expected.contiguous().numpy().tobytes()
 
 
 class Operations(TorchDispatchMode):
@@ -243,9 +316,7 @@ def test_a_round_can_be_captured(start):
     """It reads no value, makes no tensor from numbers of Python, draws nothing, and leaves its inputs as they are."""
     specs = [spec.model_copy(update={"init": spec.init.model_copy(update={"kind": start})}) for spec in members()]
     together = Ensemble(specs, [teacher(spec, torch.float64) for spec in specs])
-    drawn = [ensemble.draw_round(batches, specs[0].recipe) for batches in together.batches]
-    draws = {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
-    sizes = together._sizes(0)
+    draws, sizes = together.noise.draw(), together.sizes[0]
     before = {name: value.clone() for name, value in (together.members | draws | {"sizes": sizes}).items()}
     with torch.no_grad(), Operations() as seen:
         together.round(together.members, draws, sizes)

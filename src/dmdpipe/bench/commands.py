@@ -130,7 +130,7 @@ def gpu(
     The checks come first, a line each on standard error; if one fails, nothing is timed. Columns: milliseconds of a
     generator step with its fake-score steps, of all students; students a second, of 2,000 such steps each, and how many
     times those of the loop, which trains one; the share of the rate of bare products, batched in the hidden layers'
-    shape, and of one large product; milliseconds of drawing the noise on the CPU, which goes on beside; peak memory.
+    shape, and of one large product; milliseconds of drawing the noise alone; peak memory.
 
     \b
     dmdpipe bench gpu

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor
 
 from dmdpipe.bench.training import products_of, student_spec, timed, untrained_teacher
-from dmdpipe.diffusion.determinism import start_device
-from dmdpipe.distill.ensemble import Ensemble, draw_round
+from dmdpipe.diffusion.determinism import CPU, start_device
+from dmdpipe.distill.ensemble import Ensemble
 from dmdpipe.distill.loop import distil
+from dmdpipe.distill.member_noise import DrawnOnCPU, member_noise
 from dmdpipe.networks.denoiser import Denoiser
 from dmdpipe.specs.problems import parse
 from dmdpipe.specs.student import StudentSpec
@@ -34,7 +34,7 @@ class Check:
 
     Attributes:
         name: what must hold.
-        off: the largest difference found, as a share of the largest change of a weight in training.
+        off: the largest difference found; of weights as a share of their largest change in training.
         allowed: the largest that may be; 0 for the same bytes.
     """
 
@@ -61,7 +61,7 @@ class Speed:
         times_the_loop: that over the loop's, in the same turn.
         share_of_products: needed operations a second over the rate of bare products in the model's hidden shape.
         share_of_peak: the same over the rate of one large product.
-        noise_ms: milliseconds that the CPU needs to draw the noise of such a step, which it does beside it.
+        noise_ms: milliseconds of drawing the noise of such a step alone; NaN for the loop.
         peak_mib: the most memory that torch held on the GPU, in MiB; NaN on a CPU.
     """
 
@@ -107,6 +107,7 @@ def checks(device: str) -> Iterator[Check]:
     def together(graph: bool, teachers: Sequence[Denoiser] = teachers) -> Tensor:
         return Ensemble(members, teachers, graph).train()
 
+    yield Check("noise is that of the CPU, byte for byte", _noise_off(members), 0)
     yield Check("a student is that of the CPU", off(_weights(distil(there, teachers[0])[0]), alone[0]), ROUNDING)
     graph = device == "cuda"
     found = together(graph)
@@ -119,6 +120,20 @@ def checks(device: str) -> Iterator[Check]:
     beside = together(graph, [teachers[0], ill, teachers[2]])
     yield Check("beside one that is not a number the bytes are the same", off(beside[::2], found[::2]), 0)
     yield Check("and that one is not a number", 0.0 if beside[1].isnan().any() else math.inf, 0)
+
+
+def _noise_off(members: Sequence[StudentSpec]) -> float:
+    """Return the largest difference between what the members draw on their device and on the CPU, in three rounds."""
+    # Not a whole number of the streams' groups, and many of them.
+    sizes = {"batch": 700, "dtype": "float32"}
+    specs = [member.model_copy(update=sizes) for member in members]
+    device = torch.device(specs[0].device)
+    there, here = member_noise(specs, 51, device), DrawnOnCPU(specs, 51, CPU)
+    off = 0.0
+    for _ in range(3):
+        found, expected = there.draw(), here.draw()
+        off = max([off, *(float((found[name].cpu() - expected[name]).abs().max()) for name in expected)])
+    return off
 
 
 def _quick(spec: StudentSpec) -> Any:
@@ -178,7 +193,7 @@ def _speed(spec: StudentSpec, count: int, turns: int, device: torch.device, dtyp
         times_the_loop=median(count * row[0] / row[1] for row in rows),
         share_of_products=rate / product_rate((count, spec.batch, _width(spec)), device, dtype, batched=True),
         share_of_peak=rate / peak,
-        noise_ms=1e3 * _seconds_of_noise(together) if together else math.nan,
+        noise_ms=1e3 * timed_on(device, together.noise.draw) if together else math.nan,
         peak_mib=peak_mib,
     )
 
@@ -192,13 +207,6 @@ def ensemble_of(spec: StudentSpec, members: int) -> Ensemble:
 def _width(spec: StudentSpec) -> int:
     assert spec.network.kind == "mlp"
     return spec.network.width
-
-
-def _seconds_of_noise(together: Ensemble) -> float:
-    with ThreadPoolExecutor() as pool:
-        return timed(
-            lambda: list(pool.map(lambda batches: draw_round(batches, together.spec.recipe), together.batches))
-        )
 
 
 def product_rate(

@@ -1,45 +1,40 @@
-"""A function of tensors as a CUDA graph: launching thousands of small kernels takes longer than they do."""
+"""A procedure on tensors as a CUDA graph: launching thousands of small kernels takes longer than they do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
-
-Tensors = dict[str, Tensor]
 
 
 class Replayed:
-    """A function of tensors, captured as a CUDA graph at its first call and replayed afterwards.
+    """A procedure that reads and changes the same tensors each time: run once, captured at its second call, replayed.
 
     Args:
-        function: of two mappings and a tensor; called with the same names and shapes every time.
+        procedure: changes tensors in place, on the GPU alone, and reads none of their values on the CPU.
     """
 
-    def __init__(self, function: Callable[[Tensors, Tensors, Tensor], Tensors]):
-        self.function = function
+    def __init__(self, procedure: Callable[[], None]):
+        self.procedure = procedure
+        self.has_run = False
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, members: Tensors, draws: Tensors, sizes: Tensor) -> Tensors:
-        """Return what the function returns, in memory that the next call writes anew."""
+    def __call__(self) -> None:
+        """Do what the procedure does."""
+        if not self.has_run:
+            self._run_aside()
+            return
         if self.graph is None:
-            self.inputs = (
-                {k: v.clone() for k, v in members.items()},
-                {k: v.clone() for k, v in draws.items()},
-                sizes.clone(),
-            )
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                self.function(*self.inputs)
-            torch.cuda.current_stream().wait_stream(side)
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
-                self.outputs = self.function(*self.inputs)
-        for own, given in zip(self.inputs[:2], (members, draws), strict=True):
-            for name, tensor in own.items():
-                tensor.copy_(given[name])
-        self.inputs[2].copy_(sizes)
+                self.procedure()
         self.graph.replay()
-        return self.outputs
+
+    def _run_aside(self) -> None:
+        """Run it on a stream of its own: what libraries prepare at their first call can't be captured."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self.procedure()
+        torch.cuda.current_stream().wait_stream(side)
+        self.has_run = True

@@ -1,16 +1,15 @@
 """Many students at once: distillations that differ in seeds and weights alone, as one batch of matrix products.
 
 A GPU is idle while it trains one small student. Here every operation is that of the loop (``dmdpipe.distill.loop``),
-mapped over members by ``torch.func.vmap``; on a GPU one generator step with its fake-score steps is captured as a graph
-and replayed. Each member draws the noise that it would draw alone, on the CPU: what it becomes depends on neither its
-neighbours nor the device, to rounding. A member that diverges leaves its neighbours as they are.
+mapped over members by ``torch.func.vmap``; on a GPU one generator step with its fake-score steps, noise included, is
+captured as a graph and replayed. Each member draws the noise that it would draw alone: what it becomes depends on
+neither its neighbours nor the device, to rounding. A member that diverges leaves its neighbours as they are.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,11 +18,12 @@ from torch.func import functional_call, vjp, vmap
 
 from dmdpipe.diffusion.determinism import square_root, start_device
 from dmdpipe.diffusion.optimiser import bias_corrected
-from dmdpipe.distill.batches import RandomBatches
+from dmdpipe.diffusion.schedule import karras_grid
 from dmdpipe.distill.cuda_graph import Replayed
 from dmdpipe.distill.dmd import dm_gradient, fake_score_loss
 from dmdpipe.distill.initialisation import initialise
 from dmdpipe.distill.loop import learning_rate, snapshot_steps, unflatten
+from dmdpipe.distill.member_noise import fake_steps, member_noise
 from dmdpipe.distill.student import Student, build_student, student_to_train
 from dmdpipe.kernels.conditions import Conditions
 from dmdpipe.networks.denoiser import Denoiser
@@ -33,7 +33,7 @@ from dmdpipe.specs.student import REGRESSED
 
 if TYPE_CHECKING:
     from dmdpipe.distill.regression import PairPool
-    from dmdpipe.specs.student import Optimiser, Recipe, StudentSpec
+    from dmdpipe.specs.student import Optimiser, StudentSpec
 
     Tensors = dict[str, Tensor]
     Round = Callable[[Tensors, Tensors, Tensor], Tensors]
@@ -59,7 +59,7 @@ class Ensemble:
         self.spec = spec = specs[0]
         check(specs)
         device = start_device(spec, "student.device")
-        self.batches = [RandomBatches(member, dimension(spec.teacher.data)) for member in specs]
+        self.noise = member_noise(specs, dimension(spec.teacher.data), device)
         students = [started(member, teacher) for member, teacher in zip(specs, teachers, strict=True)]
         self.student = student_to_train(spec, device)
         self.denoiser = in_precision(copy.deepcopy(teachers[0]), spec.precision).to(device)
@@ -67,41 +67,44 @@ class Ensemble:
         for denoiser in (self.student.generator, self.denoiser):
             assert isinstance(denoiser, Denoiser)
             denoiser.plain = True
-        grid = self.batches[0].grid.to(device)
-        self.grid, self.conditions = grid, self.denoiser.conditions(grid)
+        dtype = getattr(torch, spec.dtype)
+        self.grid = karras_grid(spec.noise_range, spec.recipe.grid_size).to(device, dtype)[:, None]
+        self.conditions = self.denoiser.conditions(self.grid)
         self.members: Tensors = {"teacher": stacked(teachers), "student": stacked(students), "fake": stacked(teachers)}
         for name in NETWORKS:
             for moment in ("first", "second"):
                 self.members[f"{name}.{moment}"] = torch.zeros_like(self.members[name])
         self.members["evaluated"] = self.members["student"].clone()
         self.members = {name: value.to(device) for name, value in self.members.items()}
-        together: Round = vmap(self._round, in_dims=(0, 0, None))
-        self.round = Replayed(together) if graph else together
+        self.sizes = torch.stack([self._sizes(step) for step in range(spec.generator_steps)]).to(self.grid)
+        self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        self.round: Round = vmap(self._round, in_dims=(0, 0, None))
+        self.advance = Replayed(self._advance) if graph else self._advance
 
     def train(self, progress: Callable[[int], object] | None = None) -> Tensor:
         """Train to the end; return the snapshots' flat parameters [M, K, P], on the CPU.
 
         Args:
-            progress: called with the number of finished generator steps.
+            progress: called with the number of generator steps that have been asked for.
         """
         steps = snapshot_steps(self.spec.generator_steps, self.spec.snapshots)
         snapshots = [self.members["evaluated"].cpu().clone()]
-        with ThreadPoolExecutor() as pool, torch.no_grad():
-            coming = self._draw(pool)
-            for step in range(self.spec.generator_steps):
-                drawn = [draws.result() for draws in coming]
-                # The next noise is drawn while this step is made.
-                coming = self._draw(pool)
-                draws = {name: torch.stack([one[name] for one in drawn]).to(self.grid.device) for name in drawn[0]}
-                self.members |= self.round(self.members, draws, self._sizes(step))
-                if step + 1 in steps:
+        self.step.zero_()
+        with torch.no_grad():
+            for step in range(1, self.spec.generator_steps + 1):
+                self.advance()
+                if step in steps:
                     snapshots.append(self.members["evaluated"].cpu().clone())
                 if progress:
-                    progress(step + 1)
+                    progress(step)
         return torch.stack(snapshots, dim=1)
 
-    def _draw(self, pool: ThreadPoolExecutor) -> list[Future[Tensors]]:
-        return [pool.submit(draw_round, batches, self.spec.recipe) for batches in self.batches]
+    def _advance(self) -> None:
+        """Take one generator step, and the fake-score steps after it, with all members, in place."""
+        sizes = self.sizes.index_select(0, self.step)[0]
+        for name, value in self.round(self.members, self.noise.draw(), sizes).items():
+            self.members[name].copy_(value)
+        self.step.add_(1)
 
     def _sizes(self, step: int) -> Tensor:
         """Return ``step_sizes`` of the generator's step and of the fake-score steps after it."""
@@ -112,16 +115,17 @@ class Ensemble:
         for k in range(fakes):
             iteration = first + recipe.generator_every - fakes + k
             sizes.append(step_sizes(recipe.fake_score, iteration, last, step * fakes + k + 1))
-        return torch.stack(sizes).to(self.grid)
+        return torch.stack(sizes)
 
     def _round(self, member: Tensors, draws: Tensors, sizes: Tensor) -> Tensors:
         """Return what one generator step and the fake-score steps after it change in one member."""
         recipe = self.spec.recipe
-        member = dict(member)
+        frozen = member["teacher"]
+        member = {name: value for name, value in member.items() if name != "teacher"}
         z = draws["latent"]
         x, pullback = call_with_pullback(self.student, member["student"], z[0])
         noisy, given = self._noised(x, draws["dm.rows"], draws["dm.noise"])
-        real, fake = (call(self.denoiser, member[name], noisy, given) for name in ("teacher", "fake"))
+        real, fake = (call(self.denoiser, weights, noisy, given) for weights in (frozen, member["fake"]))
         gradient = dm_gradient(
             x,
             real,
@@ -208,26 +212,6 @@ def call_with_pullback(module: nn.Module, flat: Tensor, *inputs: object) -> tupl
 def named(module: nn.Module, flat: Tensor) -> Tensors:
     """Return flat parameters [P] by their names in the module."""
     return {name: value[0] for name, value in unflatten(flat[None], module).items()}
-
-
-def fake_steps(recipe: Recipe) -> int:
-    """Return the number of fake-score steps for each generator step."""
-    return recipe.generator_every - (0 if recipe.fake_trains_with_generator else 1)
-
-
-def draw_round(batches: RandomBatches, recipe: Recipe) -> Tensors:
-    """Return what one member draws for a generator step and the fake-score steps after it."""
-    dm = batches.diffusion("dm")
-    fakes = [batches.diffusion("fake") for _ in range(fake_steps(recipe))]
-    later = batches.shape[0]
-    latent = torch.cat([batches.latent(), batches.latent(recipe.generator_every - 1)])
-    return {
-        "latent": latent.reshape(recipe.generator_every, later, -1),
-        "dm.rows": dm.rows,
-        "dm.noise": dm.noise,
-        "fake.rows": torch.stack([fake.rows for fake in fakes]),
-        "fake.noise": torch.stack([fake.noise for fake in fakes]),
-    }
 
 
 def step_sizes(optimiser: Optimiser, iteration: int, iterations: int, count: int) -> Tensor:
