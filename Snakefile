@@ -24,6 +24,7 @@ rule all:
 include: "rules/data.smk"
 include: "rules/teacher.smk"
 include: "rules/distill.smk"
+include: "rules/ensembles.smk"
 include: "rules/pairs.smk"
 include: "rules/metrics.smk"
 include: "rules/maps.smk"

@@ -23,6 +23,11 @@ SHARE_OF_THE_STUDENT = 7 / 24  # of a DMD update; the rest is teacher and fake s
 UPDATES_OF_A_DISCRIMINATOR = 27
 UPDATES_OF_A_BATCH_OF_SAMPLES = 3
 SECONDS_PER_SNAPSHOT = 0.2
+# An ensemble on an NVIDIA H200, as a graph (docs/benchmarks.md); a round takes at least as long as its kernels' starts.
+START_UP_ON_A_GPU = 20.0
+SECONDS_PER_ROUND_ON_A_GPU = 4e-3
+SECONDS_PER_MULTIPLICATION_ON_A_GPU = 9e-12
+_UPDATES_OF_A_STEP = 8
 SECONDS_PER_FLOW_STEP = 0.06  # 1,000 particles and 1,000 tracers, with a kernel
 
 
@@ -36,8 +41,12 @@ def training_updates(step: PlannedStep) -> int:
     spec = step.spec
     if step.stage == "teacher":
         return 0 if spec.score.kind == "exact" else spec.score.steps
-    if step.stage != "student":
-        return 0
+    if step.stage == "ensemble":
+        return len(spec.members.seeds) * _student_updates(spec)
+    return _student_updates(spec) if step.stage == "student" else 0
+
+
+def _student_updates(spec: StudentSpec) -> int:
     learns_fake = spec.recipe.dm_weight and spec.recipe.fake == "learned"
     per_step = (4 * spec.recipe.generator_every + 4) // 3 if learns_fake else 1
     if spec.recipe.dm_weight and spec.recipe.fake == "samples":
@@ -55,6 +64,10 @@ def estimated_seconds(step: PlannedStep) -> float:
     """Return about how long a step takes on one core, start-up included."""
     seconds = START_UP.get(step.stage, START_UP_WITH_TORCH)
     spec = step.spec
+    if step.stage == "ensemble" and spec.device == "cuda":
+        rounds = spec.generator_steps * SECONDS_PER_ROUND_ON_A_GPU
+        per_update = SECONDS_PER_MULTIPLICATION_ON_A_GPU / _UPDATES_OF_A_STEP
+        return START_UP_ON_A_GPU + rounds + per_update * _multiplications(step, training_updates(step))
     if updates := training_updates(step):
         seconds += updates * SECONDS_PER_UPDATE + SECONDS_PER_MULTIPLICATION * _multiplications(step, updates)
     if step.stage == "metrics":

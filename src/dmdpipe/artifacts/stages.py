@@ -19,7 +19,7 @@ from dmdpipe.specs.diffusion import NoiseBankSpec, TeacherSamplesSpec, TeacherSp
 from dmdpipe.specs.hardware import Hardware
 from dmdpipe.specs.pairs import MapsSpec, MetricsSpec, PairsSpec
 from dmdpipe.specs.report import FigureSpec, StudyFigureSpec, VerdictsSpec
-from dmdpipe.specs.student import REGRESSED, StudentSpec
+from dmdpipe.specs.student import REGRESSED, StudentSpec, members_of
 from dmdpipe.specs.study import EvidenceSpec
 
 Parents = dict[str, tuple[str, Any]]
@@ -152,10 +152,18 @@ def _student_parents(spec: StudentSpec) -> Parents:
     return {"teacher": ("teacher", spec.teacher), "data": ("data", spec.teacher.data)} | start
 
 
+def _ensemble_parents(spec: StudentSpec) -> Parents:
+    return {f"teacher_{member.seed}": ("teacher", member.teacher) for member in members_of(spec)}
+
+
+def _member_parents(spec: StudentSpec) -> Parents:
+    return {"ensemble": ("ensemble", members_of(spec)[0])}
+
+
 def _pairs_parents(spec: PairsSpec) -> Parents:
     teacher = {"teacher": ("teacher", spec.student.teacher)} if spec.student.sampling_steps > 1 else {}
     return {
-        "student": ("student", spec.student),
+        "student": ("member" if spec.student.members else "student", spec.student),
         "teacher_samples": ("teacher_samples", spec.teacher_samples),
         "noise": ("noise", spec.teacher_samples.bank),
     } | teacher
@@ -267,6 +275,28 @@ _ROWS = (
         modules=_student_modules,
         equality=TRAINING,
         device=lambda spec: spec.device,
+    ),
+    Stage(
+        name="ensemble",
+        spec=StudentSpec,
+        folder="ensembles",
+        payload=("ensemble.safetensors",),
+        entry="dmdpipe.distill.together:train_together",
+        label=lambda spec: f"{_student_label(spec)}_of{len(spec.members.seeds)}",
+        parents=_ensemble_parents,
+        modules=lambda spec: {"dmdpipe.distill.dmd"} | _network_modules(spec) | _precision_modules(spec),
+        equality=TRAINING,
+        device=lambda spec: spec.device,
+    ),
+    Stage(
+        name="member",
+        spec=StudentSpec,
+        folder="members",
+        payload=("snapshots.safetensors", "history.parquet"),
+        entry="dmdpipe.distill.together:take_member",
+        label=lambda spec: f"{_student_label(spec)}_of{len(spec.members.seeds)}",
+        parents=_member_parents,
+        modules=_network_modules,
     ),
     Stage(
         name="pairs",

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
-from dmdpipe.diffusion.determinism import square_root, start_device
+from dmdpipe.diffusion.determinism import root_mean_square, square_root, start_device
 from dmdpipe.diffusion.optimiser import bias_corrected
 from dmdpipe.diffusion.schedule import karras_grid
+from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.distill.cuda_graph import Replayed
 from dmdpipe.distill.dmd import dm_gradient, fake_score_loss
 from dmdpipe.distill.initialisation import initialise
@@ -29,9 +30,10 @@ from dmdpipe.kernels.conditions import Conditions
 from dmdpipe.networks.denoiser import Denoiser
 from dmdpipe.networks.precision import in_precision
 from dmdpipe.specs.data import dimension
-from dmdpipe.specs.student import REGRESSED
+from dmdpipe.specs.student import obstacle_to_members
 
 if TYPE_CHECKING:
+    from dmdpipe.artifacts.step import Step
     from dmdpipe.distill.regression import PairPool
     from dmdpipe.specs.student import Optimiser, StudentSpec
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     Round = Callable[[Tensors, Tensors, Tensor], Tensors]
 
 NETWORKS = ("student", "fake")
+LOGGED = ("dm_gradient", "student_gradient", "fake_loss")
+"""What the training logs, of ``dmdpipe.distill.loop.HISTORY``."""
 
 
 class Ensemble:
@@ -49,10 +53,13 @@ class Ensemble:
         teachers: their teachers, one each, on the CPU.
         graph: whether a round is captured as a CUDA graph and replayed; on a GPU only.
 
+    Attributes:
+        history: what was logged [S, M, len(LOGGED)], a row for each generator step that is done.
+
     Raises:
         UserError: if the specs name a GPU and there is none.
-        ValueError: if the members' specs differ in more than seeds, or ask for what members can't do together:
-            regression terms or starts, discriminators, several steps, an oracle, an optimiser other than AdamW.
+        ValueError: if the members' specs differ in more than seeds, or ask for what members can't do together
+            (``dmdpipe.specs.student.obstacle_to_members``).
     """
 
     def __init__(self, specs: Sequence[StudentSpec], teachers: Sequence[Denoiser], graph: bool = False):
@@ -78,31 +85,46 @@ class Ensemble:
         self.members = {name: value.to(device) for name, value in self.members.items()}
         self.sizes = torch.stack([self._sizes(step) for step in range(spec.generator_steps)]).to(self.grid)
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        self.history = torch.zeros(spec.generator_steps, len(specs), len(LOGGED), dtype=dtype, device=device)
         self.round: Round = vmap(self._round, in_dims=(0, 0, None))
         self.advance = Replayed(self._advance) if graph else self._advance
 
-    def train(self, progress: Callable[[int], object] | None = None) -> Tensor:
+    def train(self, step: Step | None = None) -> Tensor:
         """Train to the end; return the snapshots' flat parameters [M, K, P], on the CPU.
 
         Args:
-            progress: called with the number of generator steps that have been asked for.
+            step: where checkpoints and progress go; without one, the training just runs.
         """
-        steps = snapshot_steps(self.spec.generator_steps, self.spec.snapshots)
-        snapshots = [self.members["evaluated"].cpu().clone()]
-        self.step.zero_()
+        spec, evaluated = self.spec, self.members["evaluated"]
+        steps = snapshot_steps(spec.generator_steps, spec.snapshots)
+        snapshots = evaluated.new_zeros(len(steps), *evaluated.shape)
+        state = None
+        done = 0
+        if step:
+            streams = {f"streams/{name}": position for name, position in self.noise.positions.items()}
+            own = {"step": self.step, "snapshots": snapshots, "history": self.history}
+            state = TrainingState(step.resume, self.members | own | streams)
+            done = state.resume(spec.generator_steps)
+        if done == 0:
+            self.step.zero_()
+            snapshots[0] = evaluated
         with torch.no_grad():
-            for step in range(1, self.spec.generator_steps + 1):
+            while done < spec.generator_steps:
                 self.advance()
-                if step in steps:
-                    snapshots.append(self.members["evaluated"].cpu().clone())
-                if progress:
-                    progress(step)
-        return torch.stack(snapshots, dim=1)
+                done += 1
+                if done in steps:
+                    snapshots[steps.index(done)] = evaluated
+                if step and state:
+                    step.progress(done, spec.generator_steps)
+                    state.save_now_and_then(done)
+        return snapshots.cpu().transpose(0, 1)
 
     def _advance(self) -> None:
         """Take one generator step, and the fake-score steps after it, with all members, in place."""
         sizes = self.sizes.index_select(0, self.step)[0]
-        for name, value in self.round(self.members, self.noise.draw(), sizes).items():
+        changed = self.round(self.members, self.noise.draw(), sizes)
+        self.history.index_copy_(0, self.step, changed.pop("log")[None])
+        for name, value in changed.items():
             self.members[name].copy_(value)
         self.step.add_(1)
 
@@ -118,7 +140,7 @@ class Ensemble:
         return torch.stack(sizes)
 
     def _round(self, member: Tensors, draws: Tensors, sizes: Tensor) -> Tensors:
-        """Return what one generator step and the fake-score steps after it change in one member."""
+        """Return what one generator step and the fake-score steps after it change in one member, and their log."""
         recipe = self.spec.recipe
         frozen = member["teacher"]
         member = {name: value for name, value in member.items() if name != "teacher"}
@@ -134,7 +156,8 @@ class Ensemble:
             normaliser_offset=recipe.normaliser_offset,
             normaliser_min=recipe.normaliser_min,
         )
-        step(member, "student", pullback(gradient * (recipe.dm_weight / gradient.numel())), recipe.generator, sizes[0])
+        to_student = pullback(gradient * (recipe.dm_weight / gradient.numel()))
+        log = [root_mean_square(gradient), step(member, "student", to_student, recipe.generator, sizes[0])]
         member["evaluated"] = member["evaluated"].lerp(member["student"], 1 - (recipe.ema or 0.0))
         samples = call(self.student, member["student"], z[1:].flatten(0, 1))
         batches = [*([x] if recipe.fake_trains_with_generator else []), *samples.chunk(len(z) - 1)]
@@ -142,9 +165,9 @@ class Ensemble:
             noisy, given = self._noised(batch, draws["fake.rows"][k], draws["fake.noise"][k])
             denoised, pullback = call_with_pullback(self.denoiser, member["fake"], noisy, given)
             sigma = self.grid.index_select(0, draws["fake.rows"][k])
-            _, gradient = fake_score_loss(denoised, batch, sigma, weighting=recipe.fake_weighting)
+            loss, gradient = fake_score_loss(denoised, batch, sigma, weighting=recipe.fake_weighting)
             step(member, "fake", pullback(gradient), recipe.fake_score, sizes[1 + k])
-        return member
+        return member | {"log": torch.stack([*log, loss])}
 
     def _noised(self, x: Tensor, rows: Tensor, noise: Tensor) -> tuple[Tensor, Conditions]:
         return torch.addcmul(x, self.grid.index_select(0, rows), noise), self.conditions.at(rows)
@@ -152,21 +175,10 @@ class Ensemble:
 
 def check(specs: Sequence[StudentSpec]) -> None:
     """Raise ValueError unless these students can train together."""
-    spec = specs[0]
-    if any(without_seeds(member.model_dump()) != without_seeds(spec.model_dump()) for member in specs):
+    if any(without_seeds(member.model_dump()) != without_seeds(specs[0].model_dump()) for member in specs):
         raise ValueError("the members of an ensemble may differ in their seeds only")
-    recipe = spec.recipe
-    if recipe.adversarial_weight:
-        raise ValueError("the members of an ensemble can't train discriminators")
-    optimisers = {recipe.generator.kind, recipe.fake_score.kind}
-    if recipe.regression_weight or not recipe.dm_weight or spec.init.kind in REGRESSED:
-        raise ValueError("the members of an ensemble can't regress onto the teacher's map")
-    if spec.sampling_steps > 1:
-        raise ValueError("the members of an ensemble make one step")
-    if spec.start:
-        raise ValueError("the members of an ensemble start with their own teachers' weights")
-    if recipe.fake != "learned" or recipe.fake_start != "teacher" or recipe.fake_lag or optimisers != {"adamw"}:
-        raise ValueError("an ensemble needs fake scores that start as the teacher and learn without a lag, and AdamW")
+    if obstacle := obstacle_to_members(specs[0]):
+        raise ValueError(obstacle)
 
 
 def without_seeds(dump: object) -> object:
@@ -221,13 +233,19 @@ def step_sizes(optimiser: Optimiser, iteration: int, iterations: int, count: int
     return torch.tensor((rate, *corrected), dtype=torch.float64)
 
 
-def step(member: Tensors, name: str, gradient: Tensor, optimiser: Optimiser, sizes: Tensor) -> None:
-    """Take one step of AdamW, as ``dmdpipe.diffusion.optimiser`` does, with one network of a member."""
+def step(member: Tensors, name: str, gradient: Tensor, optimiser: Optimiser, sizes: Tensor) -> Tensor:
+    """Take one step of AdamW, as ``dmdpipe.diffusion.optimiser`` does, with one network of a member.
+
+    Returns:
+        The gradient's norm before clipping, a scalar.
+    """
+    norm = torch.linalg.vector_norm(gradient)
     if optimiser.clip is not None:
-        gradient = gradient * (optimiser.clip / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp(max=1.0)
+        gradient = gradient * (optimiser.clip / (norm + 1e-6)).clamp(max=1.0)
     rate, size, epsilon = sizes
     first = member[f"{name}.first"].lerp(gradient, 1 - optimiser.beta1)
     second = optimiser.beta2 * member[f"{name}.second"] + (1 - optimiser.beta2) * gradient.square()
     values = member[name] * (1 - rate * optimiser.weight_decay)
     member[name] = values - size * first / (square_root(second) + epsilon)
     member[f"{name}.first"], member[f"{name}.second"] = first, second
+    return norm

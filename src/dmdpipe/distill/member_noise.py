@@ -41,11 +41,19 @@ class DrawnOnCPU:
         specs: the members.
         dim: number of coordinates d.
         device: the CPU.
+
+    Attributes:
+        positions: where each stream stands: all there is to save and restore.
     """
 
     def __init__(self, specs: Sequence[StudentSpec], dim: int, device: torch.device):
         self.recipe = specs[0].recipe
         self.batches = [RandomBatches(spec, dim, device) for spec in specs]
+        self.positions = {
+            f"{number}/{purpose}": batches.streams[purpose].position
+            for number, batches in enumerate(self.batches)
+            for purpose in PURPOSES
+        }
 
     def draw(self) -> Tensors:
         """Return what a generator step and the F fake-score steps after it need, for M members.
@@ -77,6 +85,9 @@ class DrawnOnGPU:
         specs: the members.
         dim: number of coordinates d.
         device: the GPU.
+
+    Attributes:
+        positions: where each stream stands: all there is to save and restore. Members draw in step.
 
     Raises:
         UserError: if there is no Triton.

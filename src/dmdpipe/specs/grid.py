@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -14,7 +14,7 @@ from dmdpipe.specs.diffusion import ExactScore, NoiseBankSpec, TeacherSamplesSpe
 from dmdpipe.specs.network import MLP, Linear
 from dmdpipe.specs.pairs import MapsSpec, MetricsSpec, PairsSpec
 from dmdpipe.specs.problems import parse
-from dmdpipe.specs.student import Init, InitSettings, StudentSpec
+from dmdpipe.specs.student import Init, InitSettings, Members, StudentSpec, obstacle_to_members
 from dmdpipe.specs.study import Cell, Scale, ScaleOverlay, Study
 
 
@@ -106,8 +106,9 @@ def expand(name: str, study: Study, scale_name: str, scale: Scale) -> list[Membe
         last = scale.first_seed + max(own, default=overlay.seeds or scale.seeds)
         if len(members) + last - scale.first_seed > LARGEST_STUDY:
             raise UserError(f"{source}: at scale {scale_name} it has more than {LARGEST_STUDY} students; take fewer")
-        for seed in range(scale.first_seed, last):
-            spec = resolve(cell, seed, where)
+        seeds = range(scale.first_seed, last)
+        for seed in seeds:
+            spec = resolve(cell, seed, where, seeds)
             maps = parse(MapsSpec, {"pairs": spec.pairs, **cell.maps.model_dump()}, where) if cell.maps else None
             members.append(Member(point, seed, spec, maps))
     return members
@@ -239,19 +240,21 @@ def _branch(tree: dict[str, Any], dotted: str, source: str) -> tuple[dict[str, A
     return branch, last
 
 
-def resolve(cell: Cell, seed: int, where: str) -> MetricsSpec:
+def resolve(cell: Cell, seed: int, where: str, seeds: Sequence[int] = ()) -> MetricsSpec:
     """Return the full spec of one member: teacher and student both take ``seed``; the noise bank is common to all.
 
-    A cell that names the teacher's seed has one teacher for all its students.
+    A cell that names the teacher's seed has one teacher for all its students. One whose students train ``together``
+    names the ``seeds`` of all of them in the spec of each.
 
     Raises:
         UserError: if the parts do not fit together, e.g. an exact score of data whose score is not known.
     """
     score = cell.score
-    if score.kind == "trained" and "seed" not in score.model_fields_set:
+    one_teacher = "seed" in score.model_fields_set
+    if score.kind == "trained" and not one_teacher:
         score = score.model_copy(update={"seed": seed})
     teacher = parse(TeacherSpec, {"data": cell.data, "score": score}, where)
-    settings = {name: getattr(cell.student, name) for name in type(cell.student).model_fields}
+    settings = {name: getattr(cell.student, name) for name in type(cell.student).model_fields if name != "together"}
     if settings["network"] is None:
         settings["network"] = cell.score.network if cell.score.kind == "trained" else settings["network"]
     if settings["network"] is None:
@@ -260,6 +263,9 @@ def resolve(cell: Cell, seed: int, where: str) -> MetricsSpec:
     settings["init"] = init_of(cell.student.init, settings["network"], start)
     own = {"teacher": teacher, "start": start, "noise_range": cell.noise_range, "seed": seed}
     student = parse(StudentSpec, {**settings, **own}, where)
+    if cell.student.together and not obstacle_to_members(student):
+        members = Members(seeds=tuple(seeds) or (seed,), one_teacher=one_teacher)
+        student = student.model_copy(update={"members": members})
     bank = parse(NoiseBankSpec, {"dim": dimension(cell.data), **cell.bank.model_dump()}, f"{where}: bank")
     samples = TeacherSamplesSpec(teacher=teacher, bank=bank, noise_range=cell.noise_range, sampler=cell.sampler)
     return MetricsSpec(pairs=PairsSpec(student=student, teacher_samples=samples), **cell.metrics.model_dump())

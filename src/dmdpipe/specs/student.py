@@ -233,6 +233,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+class Members(Spec):
+    """The ensemble that a student trains in: students that differ in their seeds, and in those of their teachers."""
+
+    seeds: tuple[int, ...] = Field(min_length=1, description="of all members, its own among them")
+    one_teacher: bool = later(False, description="all have the same teacher; else each that of its own seed")
+
+
 STEPS = later(1, ge=1, le=64, description="answers to a sample: between two of them, fresh noise is added to the first")
 
 
@@ -255,6 +262,17 @@ class StudentSpec(Hardware):
     snapshots: int = Field(10, ge=3, description="number of log-spaced generator steps at which weights are kept")
     dtype: Literal["float32", "float64"] = Field("float32", description="of weights, noise and samples")
     seed: int = Field(0, ge=0)
+    members: Members | None = later(None, description="none: it trains alone")
+
+    @model_validator(mode="after")
+    def _members_can_train_together(self) -> StudentSpec:
+        if self.members is None:
+            return self
+        if self.seed not in self.members.seeds or len(set(self.members.seeds)) < len(self.members.seeds):
+            raise ValueError(f"members.seeds must name each seed once, {self.seed} among them")
+        if obstacle := obstacle_to_members(self):
+            raise ValueError(f"members: {obstacle}")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> StudentSpec:
@@ -318,3 +336,38 @@ class StudentSpec(Hardware):
                 " (or take recipe.fake_start 'fresh'; a linear student can take recipe.fake 'oracle')"
             )
         return self
+
+
+def obstacle_to_members(student: StudentSpec) -> str | None:
+    """Return why students like this one can't train together in an ensemble, or None if they can."""
+    recipe = student.recipe
+    if student.network.kind != "mlp" or student.teacher.score.kind != "trained":
+        return "an ensemble is of networks with trained teachers"
+    if recipe.adversarial_weight:
+        return "the members of an ensemble can't train discriminators"
+    if recipe.regression_weight or not recipe.dm_weight or student.init.kind in REGRESSED:
+        return "the members of an ensemble can't regress onto the teacher's map"
+    if student.sampling_steps > 1:
+        return "the members of an ensemble make one step"
+    if student.start:
+        return "the members of an ensemble start with their own teachers' weights"
+    if recipe.fake != "learned" or recipe.fake_start != "teacher" or recipe.fake_lag:
+        return "an ensemble needs fake scores that start as the teacher and learn without a lag"
+    if {recipe.generator.kind, recipe.fake_score.kind} != {"adamw"}:
+        return "an ensemble needs AdamW"
+    if student.network != student.teacher.score.network:
+        return "the members of an ensemble have networks of their teachers' shape"
+    return None
+
+
+def members_of(student: StudentSpec) -> list[StudentSpec]:
+    """Return the specs of all members of a student's ensemble, in the order of their seeds there."""
+    assert student.members and student.teacher.score.kind == "trained"
+
+    def teacher(seed: int) -> TeacherSpec:
+        if student.members and student.members.one_teacher:
+            return student.teacher
+        score = student.teacher.score.model_copy(update={"seed": seed})
+        return student.teacher.model_copy(update={"score": score})
+
+    return [student.model_copy(update={"seed": s, "teacher": teacher(s)}) for s in student.members.seeds]

@@ -39,6 +39,10 @@ class StudentSettings(Hardware):
     batches: Literal["random", "expected"] = "random"
     snapshots: int = Field(10, ge=3)
     dtype: Literal["float32", "float64"] = "float32"
+    together: bool = later(
+        False,
+        description="a point's seeds train as one ensemble, made for GPUs; what an ensemble can't do trains alone",
+    )
 
 
 class MetricSettings(Spec):
