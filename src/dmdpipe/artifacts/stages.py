@@ -149,7 +149,8 @@ def _teacher_samples_parents(spec: TeacherSamplesSpec) -> Parents:
 
 def _student_parents(spec: StudentSpec) -> Parents:
     start = {"start": ("teacher", spec.start)} if spec.start else {}
-    return {"teacher": ("teacher", spec.teacher), "data": ("data", spec.teacher.data)} | start
+    noise = {"noise": ("noise", spec.bank)} if spec.bank else {}
+    return {"teacher": ("teacher", spec.teacher), "data": ("data", spec.teacher.data)} | start | noise
 
 
 def _ensemble_parents(spec: StudentSpec) -> Parents:
@@ -205,7 +206,8 @@ def _precision_modules(spec: Hardware) -> set[str]:
 
 
 def _network_modules(spec: StudentSpec) -> set[str]:
-    return {f"dmdpipe.networks.{spec.network.kind}", *_teacher_modules(spec.teacher)}
+    own = "dmdpipe.distill.particles" if spec.bank else f"dmdpipe.networks.{spec.network.kind}"
+    return {own, *_teacher_modules(spec.teacher)}
 
 
 def _student_modules(spec: StudentSpec) -> set[str]:

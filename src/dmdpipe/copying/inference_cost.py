@@ -11,7 +11,12 @@ if TYPE_CHECKING:
 
 
 def weights(network: Any, dim: int) -> int:
-    """Return the number of weights of a network with d = ``dim``: multiplications per sample of a forward pass."""
+    """Return the number of weights of a network with d = ``dim``: multiplications per sample of a forward pass.
+
+    0 for particles, whose samples are looked up.
+    """
+    if network.kind == "particles":
+        return 0
     if network.kind == "linear":
         return dim * dim
     return int(network.width * (2 * dim + network.depth * network.width + network.embedding))
