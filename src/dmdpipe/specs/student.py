@@ -299,9 +299,7 @@ class StudentSpec(Hardware):
                 f"init.kind '{self.init.kind}' needs network.kind 'mlp'; particles start as {', '.join(OF_PARTICLES)}"
             )
         if self.sampling_steps > 1:
-            raise ValueError(
-                "network.kind 'particles' needs sampling_steps 1: particles have no noise levels"
-            )
+            raise ValueError("network.kind 'particles' needs sampling_steps 1: particles have no noise levels")
         if self.recipe.regression_weight or self.recipe.fake == "samples":
             raise ValueError(
                 "recipe.regression_weight and recipe.fake 'samples' need network.kind 'mlp': they ask the student for"
