@@ -126,7 +126,11 @@ REFUSED: list[tuple[type[BaseModel], dict[str, Any], list[str]]] = [
     (StudentSpec, {**PARTICLES, "network": {"kind": "particles", "width": 9}}, ["network", "width", "count"]),
     (StudentSpec, {**PARTICLES, "teacher": EXACT}, ["network.kind 'particles'", "score.kind", "'trained'"]),
     *(
-        (StudentSpec, {**PARTICLES, "init": {"kind": kind}}, [f"init.kind '{kind}'", "teacher, edm-default, random-head"])
+        (
+            StudentSpec,
+            {**PARTICLES, "init": {"kind": kind}},
+            [f"init.kind '{kind}'", "teacher, edm-default, random-head"],
+        )
         for kind in ("rotated", "kd", "kd-rotated", "random-no-skip", "other-teacher", "partial", "interpolated")
     ),
     (StudentSpec, {**PARTICLES, "sampling_steps": 2}, ["network.kind 'particles'", "sampling_steps 1"]),
