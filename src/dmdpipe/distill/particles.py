@@ -6,8 +6,8 @@ to these rows alone. What ties particles to one another is the fake score, and n
 The optimiser takes that gradient as it takes a network's: whole, with zeros in the rows that were not drawn. Under SGD
 without momentum and weight decay these rows stay as they are. Under AdamW their moments decay, the first one carries
 them on for some steps, and weight decay pulls every particle towards 0, drawn or not. It is one optimiser for all
-students, and keeps no count of a row's draws. A row that is drawn in a share p of the steps, with equal gradients, moves
-by 1/√p rates a draw: the first moment hands on all of each gradient g, the second one is p·g². That holds while draws are
+students, and keeps no count of a row's draws. A row that is drawn in a share p of the steps, with equal gradients, goes
+1/√p rates a draw: the first moment hands on all of each gradient g, the second one is p·g². That holds while draws are
 well within the second moment's memory, 1/(1 − β₂) steps, so for not many hundred batches' worth of particles.
 """
 
