@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from dmdpipe.specs.data import OwnImages, OwnVectors
 
-LARGEST = 2**34  # bytes of one file
 LARGEST_SIDE = 4_096  # pixels of a PNG: a small file may claim any number of them
 TRAIN_SHARE = 0.8
 FEWEST = 3
@@ -88,9 +87,19 @@ def _read_parts(path: Path) -> dict[str, bytes]:
     elif path.suffix not in ARRAYS:
         raise UserError(f"{path}: own data are a folder of .png files, or one .npy or .npz file; convert it")
     try:
-        return {name.name: read_ordinary(name, LARGEST) for name in names}
+        return {name.name: read_whole(name) for name in names}
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read ({error.strerror})") from None
+
+
+def read_whole(path: Path) -> bytes:
+    """Return the content of an ordinary file of any size.
+
+    Raises:
+        OSError: if it cannot be read, or is a link, a folder, a pipe or a device.
+    """
+    # Its own size as the bound: a reader takes memory for as much as it is allowed.
+    return read_ordinary(path, path.lstat().st_size)
 
 
 def array_in(data: bytes, where: Path) -> NDArray:
