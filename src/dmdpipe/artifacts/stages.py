@@ -28,8 +28,8 @@ ROUNDING = Equality(kind="tolerance", reason="other instruction sets and devices
 TRAINING = Equality(kind="statistical", reason="training amplifies the rounding of other instruction sets and devices")
 TRAINING_ON_A_GPU = Equality(
     kind="statistical",
-    reason="training amplifies the rounding of other GPUs, drivers and CUDA libraries; on the same ones it gives the same"
-    " bytes (docs/gpu.md)",
+    reason="training amplifies the rounding of other GPUs, drivers and CUDA libraries; on the same ones it gives the"
+    " same bytes (docs/gpu.md)",
 )
 # What the notebooks of the report import.
 FIGURE_MODULES = ("claims", "curves", "gate", "pages", "report", "starts", "tables", "verdicts")
