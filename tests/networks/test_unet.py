@@ -66,6 +66,21 @@ def test_a_loaded_network_answers_as_the_one_that_was_saved(tmp_path, label):
 
 
 @needs_diffusers
+@torch.no_grad()
+def test_the_older_names_of_attention_layers_are_known(tmp_path):
+    unet = saved(tmp_path)
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(tmp_path / WEIGHTS)
+    for new, old in older.items():
+        tensors = {name.replace(f".{new}.", f".{old}."): tensor for name, tensor in tensors.items()}
+    assert any(".query." in name for name in tensors)
+    save_file(tensors, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    x = torch.randn(2, 3 * 8 * 8, generator=torch.Generator().manual_seed(1))
+    expected = unet(x.reshape(2, 3, 8, 8), torch.tensor(5.0)).sample.reshape(2, -1)
+    assert_close(load_unet(tmp_path, None)(x, torch.tensor([[5.0]])), expected, rtol=0, atol=0)
+
+
+@needs_diffusers
 def test_weights_that_do_not_fit_are_refused_and_never_filled_up(tmp_path):
     saved(tmp_path)
     whole = load_file(tmp_path / WEIGHTS)

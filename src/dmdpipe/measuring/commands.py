@@ -12,6 +12,7 @@ from dmdpipe.errors import UserError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+LONGEST_NAME = 40  # letters
 HELD_OUT = 4  # times as many noises as pairs go to the teacher alone
 
 
@@ -77,7 +78,7 @@ def _measure_pairs(files: tuple[Path, Path], z_file: Path | None, out: Path) -> 
     images = _are_images(teacher)
     t, s = (samples.reshape(len(samples), -1).astype(float) for samples in (teacher, student))
     about: dict[str, Any] = {
-        "title": f"{files[0].name} and {files[1].name}",
+        "title": _title(*files),
         "files": {str(files[0]): sha_teacher, str(files[1]): sha_student},
     }
     given: dict[str, Any] = {}
@@ -155,7 +156,7 @@ def _measure_models(
         teacher_held_out=sampled.teacher_held_out if extra else None,
     )
     about = {
-        "title": f"{teacher_path.name} and {student_path.name}",
+        "title": _title(teacher_path, student_path),
         "files": teacher.files | student.files,
         "options": options | {"held_out": extra},
         "noise_range": levels.model_dump(mode="json"),
@@ -166,6 +167,13 @@ def _measure_models(
     write_report(out, table, (drawn[0], drawn[1]), about, images=pictures is not None, samples=vars(sampled))
     typer.echo(summary(table, n, teacher.dim, notes))
     typer.echo(f"\n{out}: metrics.csv, metrics.parquet, pairs.png, samples.safetensors")
+
+
+def _title(teacher: Path, student: Path) -> str:
+    """Return two lines that fit above the narrowest figure."""
+    names = (path.resolve().name for path in (teacher, student))
+    shown = (name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names)
+    return "T: {}\nS: {}".format(*shown)
 
 
 def _read_array(path: Path) -> tuple[NDArray[Any], str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,10 +69,8 @@ class Model:
 
     def on(self, device: torch.device) -> Model:
         """Move the model to a device."""
-        held: Any = self.denoiser if self.student is None else self.student
-        moved = held.to(device)
-        changed = {"denoiser": moved} if self.student is None else {"student": moved}
-        return Model(**{**vars(self), **changed})
+        held: Any = self.student or self.denoiser
+        return replace(self, **{"student" if self.student else "denoiser": held.to(device)})
 
     def one_step(self, z: Tensor, between: list[Tensor], sigma_max: float) -> Tensor:
         """Return S(z) [B, d]: a student's sample, with the noise between its steps, or a denoiser's answer at σ_max."""
