@@ -215,6 +215,14 @@ def test_pairs_alone_are_measured_by_hand(dmdpipe: Command) -> None:
     assert not Path("measured/samples.safetensors").exists()
 
 
+@pytest.mark.parametrize(("n", "dim"), [(2, 1), (3, 2), (9, 1)])
+def test_few_pairs_of_few_numbers_are_measured_and_drawn(dmdpipe: Command, n: int, dim: int) -> None:
+    z, teacher, student = pairs_of(n, (dim,))
+    saved(t=teacher, s=student, z=z)
+    done = dmdpipe("measure", "--pairs", "t.npy", "s.npy", "--z", "z.npy")
+    assert done.status == 0 and Path("measured/pairs.png").exists(), done
+
+
 def test_with_their_noise_one_half_fits_the_affine_map_and_the_other_is_measured(dmdpipe: Command) -> None:
     z, teacher, student = pairs_of(50)
     saved(t=teacher, s=student, z=z)
@@ -246,12 +254,15 @@ def refused(done: Any, *words: str) -> None:
 
 def test_wrong_pairs_are_refused(dmdpipe: Command) -> None:
     z, teacher, student = pairs_of(50)
-    saved(t=teacher, s=student, z=z[:-1], short=student[:-1], flat=teacher[:, 0], nan=teacher * np.nan)
+    saved(
+        t=teacher, s=student, z=z[:-1], short=student[:-1], flat=teacher[:, 0], nan=teacher * np.nan, same=teacher * 0
+    )
     Path("evil.npy").write_bytes(b"\x80\x04K\x01.")
     Path("s.pt").write_bytes(b"")
     for pairs, words in (
         (("t.npy", "short.npy"), ["t.npy", "(50, 2)", "(49, 2)"]),
         (("flat.npy", "flat.npy"), ["(50,)"]),
+        (("same.npy", "s.npy"), ["same.npy", "one sample 50 times"]),
         (("t.npy", "nan.npy"), ["nan.npy", "not finite"]),
         (("t.npy", "evil.npy"), ["evil.npy", "plain numbers"]),
         (("t.npy", "s.pt"), ["s.pt", ".npy"]),

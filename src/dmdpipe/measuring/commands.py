@@ -77,6 +77,8 @@ def _measure_pairs(files: tuple[Path, Path], z_file: Path | None, out: Path) -> 
         )
     images = _are_images(teacher)
     t, s = (samples.reshape(len(samples), -1).astype(float) for samples in (teacher, student))
+    if (t == t[0]).all():
+        raise UserError(f"--pairs: {files[0]} holds one sample {len(t)} times; there is nothing to compare with")
     about: dict[str, Any] = {
         "title": _title(*files),
         "files": {str(files[0]): sha_teacher, str(files[1]): sha_student},

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dmdpipe.artifacts.checked import json_text
 from dmdpipe.artifacts.tables import encode_table
 from dmdpipe.artifacts.tensors import encode_tensors
@@ -63,7 +65,9 @@ def write_report(
 
     check_target(out)
     rho = table.set_index("metric")["value"]["rho"]
-    teacher, student = (points[:DRAWN_POINTS] for points in pairs)
+    # A cloud is drawn in a plane: of one coordinate, along a line.
+    plane = max(0, 2 - pairs[0].shape[1])
+    teacher, student = (np.pad(points[:DRAWN_POINTS], ((0, 0), (0, plane))) for points in pairs)
     figure, data = grid_of_pairs(teacher, student, f"ρ = {rho:.3g}", str(about["title"]), images=images)
     # In a folder of its own, which is renamed in the end: a crash leaves none with half of the files.
     private = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))

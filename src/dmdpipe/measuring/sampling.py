@@ -121,6 +121,8 @@ def sample_both(
     z = torch.from_numpy(noise_rows(teacher.dim, n, seed, "paired"))
     held_out = torch.from_numpy(noise_rows(teacher.dim, n_held_out, seed, "held_out"))
     of_teacher = teachers(z, steps, f"the teacher, {n} samples of {steps} steps")
+    if (of_teacher == of_teacher[0]).all():
+        raise UserError(f"{teacher.path}: its samples do not vary: the teacher has collapsed, or the adapter is wrong")
     doubled = teachers(z, 2 * steps, f"the teacher, {n} samples of {2 * steps} steps")
     of_held_out = teachers(held_out, steps, f"the teacher, {n_held_out} further samples")
     progress(f"the student, {n} samples")
