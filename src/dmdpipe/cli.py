@@ -13,6 +13,7 @@ from dmdpipe.audit.commands import audit_app, bundle, findings
 from dmdpipe.audit.tree import read_table
 from dmdpipe.bench.commands import bench_app
 from dmdpipe.errors import UserError, did_you_mean
+from dmdpipe.measuring.commands import measure
 from dmdpipe.tables import RESULT_COLUMNS, VERDICT_COLUMNS, Format, render, sensitivity_text, verdict_text
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ app = typer.Typer(
     dmdpipe verdicts              what became of the claims
     dmdpipe results --format csv  every number behind them
     dmdpipe findings              what to commit of it: docs/findings.md, docs/reference/
+    dmdpipe measure --help        whether a student that you have copies its teacher
     dmdpipe audit verify          whether all of it can be trusted
     dmdpipe bench training        what training costs on this machine
     """,
@@ -62,6 +64,7 @@ app.add_typer(audit_app, name="audit")
 app.add_typer(bench_app, name="bench")
 app.command()(bundle)
 app.command()(findings)
+app.command()(measure)
 
 ScaleOption = Annotated[str | None, typer.Option("--scale", help="smoke, laptop, …; the configured one if left out")]
 FormatOption = Annotated[Format, typer.Option("--format", help="how to print")]

@@ -308,6 +308,18 @@ def test_grid_shows_each_noise_left_as_teacher_and_right_as_student(
             np.testing.assert_array_equal(pixels.loc[i], rows[i])
 
 
+def test_a_grid_of_colours_shows_every_channel_of_every_pixel() -> None:
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 2, 2, 3))
+    images[0], images[1], images[2, 0, 0] = -2, 2, (1, 0, -1)  # far beyond the percentiles, and one known pixel
+    figure, data = grids.grid_of_pairs(images.reshape(4, 12), -images.reshape(4, 12), "mine", "own", images=True)
+    shown = [np.asarray(image.get_array()) for image in figure.axes[0].images]
+    assert len(shown) == 8 and {array.shape for array in shown} == {(2, 2, 3)}
+    assert (shown[0] == 0).all() and (shown[1] == 1).all()  # the teacher's first, and below it the second
+    low, high = np.percentile(images, (1, 99))
+    np.testing.assert_allclose(shown[2][0, 0], (np.array([1, 0, -1]) - low) / (high - low))
+    np.testing.assert_array_equal(data.loc[2, ["x0", "x1", "x2"]].astype(float), [1, 0, -1])
+
+
 def test_grid_states_the_rho_of_its_own_seed(gallery: pd.DataFrame, results: pd.DataFrame) -> None:
     figure, _ = grids.paired_grid(gallery[gallery["family"] == "digits"], results)
     readout = tables.at_readout(study(results, "start"), "rho")

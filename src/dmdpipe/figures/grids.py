@@ -14,7 +14,8 @@ from dmdpipe.figures import marks, style, tables
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-IMAGE_FAMILIES = ("digits", "fashion")
+IMAGE_FAMILIES = ("digits", "fashion", "own_images")
+HEADLINE = "The same noise through teacher and student"
 MAX_IMAGE_ROWS = 10
 MAX_JOINED = 80
 
@@ -48,7 +49,29 @@ def paired_grid(gallery: pd.DataFrame, results: pd.DataFrame | None = None) -> t
     else:
         figure, table = _clouds(samples, titles)
     sigma_max = gallery["sigma_max"].iloc[0]
-    marks.headline(figure, "The same noise through teacher and student", f"{data}, σ_max = {sigma_max:g}")
+    marks.headline(figure, HEADLINE, f"{data}, σ_max = {sigma_max:g}")
+    return figure, table
+
+
+@style.styled
+def grid_of_pairs(
+    teacher: np.ndarray, student: np.ndarray, title: str, about: str, *, images: bool
+) -> tuple[Figure, pd.DataFrame]:
+    """Draw T(z) and S(z), both [n, d], of one student, as ``paired_grid`` does.
+
+    Args:
+        teacher: of the noise z_i in row i.
+        student: likewise.
+        title: of the student.
+        about: of what these samples are, for the headline.
+        images: whether a row is an image: side×side pixels, or side×side×3 with a pixel's channels side by side.
+
+    Returns:
+        As ``paired_grid``.
+    """
+    draw = _images if images else _clouds
+    figure, table = draw({title: (teacher, student)}, {title: title})
+    marks.headline(figure, HEADLINE, about)
     return figure, table
 
 
@@ -78,7 +101,7 @@ def _titles(gallery: pd.DataFrame, results: pd.DataFrame | None) -> dict[str, st
 
 def _images(samples: dict[str, tuple[np.ndarray, np.ndarray]], titles: dict[str, str]) -> tuple[Figure, pd.DataFrame]:
     teachers = np.concatenate([teacher for teacher, _ in samples.values()])
-    side = math.isqrt(teachers.shape[1])
+    shape = _shape_of_image(teachers.shape[1])
     low, high = np.percentile(teachers, (1, 99))
     n = min(MAX_IMAGE_ROWS, min(len(teacher) for teacher, _ in samples.values()))
     block = 1.55
@@ -86,7 +109,9 @@ def _images(samples: dict[str, tuple[np.ndarray, np.ndarray]], titles: dict[str,
     all_axes = figure.subplots(1, len(samples), squeeze=False)[0]
     frames = []
     for axes, (point, pair) in zip(all_axes, samples.items(), strict=True):
-        shown = [images[:n].reshape(n, side, side) for images in pair]
+        # matplotlib scales grey levels itself, but takes colours as they are.
+        levels = pair if len(shape) == 2 else [((x - low) / (high - low)).clip(0, 1) for x in pair]
+        shown = [images[:n].reshape(n, *shape) for images in levels]
         for column, images in enumerate(shown):
             for row, image in enumerate(images):
                 box = (column * 1.06, column * 1.06 + 1.0, row * 1.06 + 1.0, row * 1.06)
@@ -103,6 +128,12 @@ def _images(samples: dict[str, tuple[np.ndarray, np.ndarray]], titles: dict[str,
             axes.set_yticklabels([])
         frames += [_frame(point, titles[point], role, images[:n]) for role, images in zip(_ROLES, pair, strict=True)]
     return figure, pd.concat(frames, ignore_index=True)
+
+
+def _shape_of_image(dim: int) -> tuple[int, ...]:
+    """Return (side, side) if d is a square, else (side, side, 3): 3·side² is never one."""
+    side = math.isqrt(dim)
+    return (side, side) if side**2 == dim else (math.isqrt(dim // 3), math.isqrt(dim // 3), 3)
 
 
 _ROLES = ("teacher", "student")

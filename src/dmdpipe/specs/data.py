@@ -113,6 +113,36 @@ class Photos(_Pixels):
     )
 
 
+class _OwnFile(_Pixels):
+    name: str = Field(
+        "own",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$",
+        max_length=40,
+        description="what own_data in config.yaml calls the file; where it lies is no part of a spec",
+    )
+    sha256: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="checksum of the file; without it the data step refuses, naming it"
+    )
+
+
+class OwnImages(_OwnFile, _Images):
+    """Square images of the user's: a folder of PNGs, or one array; area-pooled to side×side; d = side², or 3·side²."""
+
+    family: Literal["own_images"] = "own_images"
+    side: int = Field(32, ge=1, le=256)
+    colour: bool = Field(False, description="whether the images have three channels")
+    dequantisation: float = Field(
+        1.0, ge=0, le=1, description="width of the centred uniform noise, in grey levels (1/256); none for floats"
+    )
+
+
+class OwnVectors(_OwnFile):
+    """Vectors of the user's: one array; d = dim."""
+
+    family: Literal["own_vectors"] = "own_vectors"
+    dim: PositiveInt = 16
+
+
 class Ring(_Family):
     """Gaussian modes, evenly spaced on a circle; d = 2; exact score known."""
 
@@ -167,13 +197,25 @@ class Mixture(_Family):
 
 
 DataSpec = Annotated[
-    Digits | Fashion | Photos | Ring | Moons | Checkerboard | SwissRoll | Gaussian | Mixture,
+    Digits | Fashion | Photos | OwnImages | OwnVectors | Ring | Moons | Checkerboard | SwissRoll | Gaussian | Mixture,
     Field(discriminator="family"),
 ]
 
 FAMILIES: dict[str, type[_Family]] = {
     model.model_fields["family"].default: model
-    for model in (Digits, Fashion, Photos, Ring, Moons, Checkerboard, SwissRoll, Gaussian, Mixture)
+    for model in (
+        Digits,
+        Fashion,
+        Photos,
+        OwnImages,
+        OwnVectors,
+        Ring,
+        Moons,
+        Checkerboard,
+        SwissRoll,
+        Gaussian,
+        Mixture,
+    )
 }
 
 
@@ -189,7 +231,9 @@ def own_dimension(data: _Family) -> int:
             return data.side**2
         case Photos():
             return 3 * data.side**2
-        case Gaussian() | Mixture():
+        case OwnImages():
+            return (3 if data.colour else 1) * data.side**2
+        case OwnVectors() | Gaussian() | Mixture():
             return data.dim
         case _:
             return 2
@@ -216,13 +260,16 @@ def data_name(data: DataSpec) -> str:
     Its first word is the family's where the coordinates are the family's own.
     """
     match data:
-        case Digits() | Fashion():
+        case Digits() | Fashion() | OwnImages():
+            own = f"-{data.name}" if isinstance(data, OwnImages) else ""
             half = "" if data.half == "both" else f"-{data.half}-half"
             few = "" if data.n_images is None else f"-n{data.n_images}"
             one = f"-only-{data.digit}" if isinstance(data, Digits) and data.digit is not None else ""
-            name = f"{data.family}-{data.side}x{data.side}{one}{half}{few}"
+            name = f"{data.family}{own}-{data.side}x{data.side}{one}{half}{few}"
         case Photos():
             name = f"{data.family}-{data.side}x{data.side}"
+        case OwnVectors():
+            name = f"{data.family}-{data.name}-{data.dim}"
         case Gaussian() | Mixture():
             name = f"{data.family}-{data.dim}"
         case _:

@@ -305,7 +305,9 @@ def start_of(cell: Cell, teacher: TeacherSpec, where: str) -> TeacherSpec | None
     if score.kind != "trained":
         raise UserError(f"{place}: an exact teacher has no steps, seed or data to change; use score.kind 'trained'")
     if source.half and "half" not in type(data).model_fields:
-        raise UserError(f"{place}.half: data of the family '{data.family}' have no halves; digits and fashion have")
+        raise UserError(
+            f"{place}.half: data of the family '{data.family}' have no halves; digits, fashion and own_images have"
+        )
     other = score.model_copy(update={"steps": source.steps or score.steps, "seed": score.seed + source.seed_offset})
     start = TeacherSpec(data=data.model_copy(update={"half": source.half}) if source.half else data, score=other)
     return None if start == teacher else start

@@ -1,0 +1,1 @@
+"""Measuring copying in models and samples that no study has made."""

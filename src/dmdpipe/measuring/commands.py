@@ -1,0 +1,198 @@
+"""``dmdpipe measure``: copying in models and samples that no study has made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dmdpipe.errors import UserError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LONGEST_NAME = 40  # letters
+HELD_OUT = 4  # times as many noises as pairs go to the teacher alone
+
+
+def measure(
+    teacher: Annotated[
+        Path | None, typer.Option("--teacher", help="a step's folder, or weights with an adapter")
+    ] = None,
+    student: Annotated[Path | None, typer.Option("--student", help="likewise")] = None,
+    pairs: Annotated[
+        tuple[Path, Path] | None, typer.Option("--pairs", help="instead: two .npy files of paired samples")
+    ] = None,
+    z: Annotated[Path | None, typer.Option("--z", help="with --pairs: a .npy file of their noise")] = None,
+    noise: Annotated[int, typer.Option("--noise", min=2, help="number of noises that both get")] = 1_000,
+    held_out: Annotated[
+        int | None, typer.Option("--held-out", min=0, help="further noises for the teacher; 4 times as many")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="intervals of the teacher's sampler")] = 64,
+    sigma_max: Annotated[
+        float | None, typer.Option("--sigma-max", min=1e-3, help="noise level at the start; the student's own (80)")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="of the noise")] = 0,
+    adapter: Annotated[Path | None, typer.Option("--adapter", help="JSON that says what weights mean")] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="samples at a time")] = 1_024,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
+    out: Annotated[Path, typer.Option("--out", help="a new folder for tables and figure")] = Path("measured"),
+) -> None:
+    """Measure whether a student copies its teacher: the same noise goes through both. Nothing is trained.
+
+    Teacher and student are folders of steps (teachers/…, students/…, members/…), folders of a U-Net as diffusers saves
+    it, or .safetensors files; what weights that are no step's mean, an adapter says: --adapter, or adapter.json in the
+    folder, or a .json beside the file. With --pairs, samples that you have already are measured.
+
+    \b
+    dmdpipe measure --teacher results/teachers/T --student results/students/S
+    dmdpipe measure --teacher edm --student distilled --noise 256 --steps 32 --out copying
+    dmdpipe measure --pairs teacher.npy student.npy --z noise.npy
+    """
+    from dmdpipe.measuring.report import check_target
+
+    if (pairs is None) == (teacher is None and student is None) or (pairs is None and not (teacher and student)):
+        raise UserError("give --teacher and --student, or --pairs and nothing of these")
+    if z and not pairs:
+        raise UserError("--z is the noise of --pairs; --teacher and --student get theirs from the noise bank")
+    check_target(out)
+    if pairs:
+        _measure_pairs(pairs, z, out)
+    else:
+        assert teacher and student
+        options = {"noise": noise, "steps": steps, "seed": seed, "batch": batch, "device": device}
+        _measure_models(teacher, student, adapter, sigma_max, held_out, options, out)
+
+
+def _measure_pairs(files: tuple[Path, Path], z_file: Path | None, out: Path) -> None:
+    from dmdpipe.copying.baselines import PAIRS_PER_DIMENSION
+    from dmdpipe.copying.standalone import measure_pairs
+    from dmdpipe.measuring.report import summary, write_report
+
+    (teacher, sha_teacher), (student, sha_student) = map(_read_array, files)
+    if teacher.shape != student.shape or teacher.ndim < 2 or len(teacher) < 2 or teacher.size == 0:
+        raise UserError(
+            f"--pairs: {files[0]} has shape {teacher.shape} and {files[1]} {student.shape}; both must be one [N, …]"
+        )
+    images = _are_images(teacher)
+    t, s = (samples.reshape(len(samples), -1).astype(float) for samples in (teacher, student))
+    if (t == t[0]).all():
+        raise UserError(f"--pairs: {files[0]} holds one sample {len(t)} times; there is nothing to compare with")
+    about: dict[str, Any] = {
+        "title": _title(*files),
+        "files": {str(files[0]): sha_teacher, str(files[1]): sha_student},
+    }
+    given: dict[str, Any] = {}
+    notes = []
+    if z_file:
+        noise, about["files"][str(z_file)] = _read_array(z_file)
+        if len(noise) != len(t) or noise.size != t.size:
+            raise UserError(f"--z: {z_file} has shape {noise.shape}, but the samples have {teacher.shape}")
+        noise = noise.reshape(t.shape).astype(float)
+        given["z"] = noise
+        half = len(t) // 2
+        if half >= max(2, PAIRS_PER_DIMENSION * t.shape[1]):
+            # The affine map must be judged on other pairs than those it is fitted to.
+            given = {"z": noise[half:], "z_held_out": noise[:half], "teacher_held_out": t[:half]}
+            t, s = t[half:], s[half:]
+            notes.append(f"the first {half} pairs fit the affine map and are not measured")
+    table = measure_pairs(t, s, **given)
+    write_report(out, table, (t, s), about | {"notes": notes}, images=images)
+    typer.echo(summary(table, len(t), t.shape[1], notes))
+    typer.echo(f"\n{out}: metrics.csv, metrics.parquet, pairs.png")
+
+
+def _measure_models(
+    teacher_path: Path,
+    student_path: Path,
+    adapter: Path | None,
+    sigma_max: float | None,
+    held_out: int | None,
+    options: dict[str, Any],
+    out: Path,
+) -> None:
+    import torch
+
+    from dmdpipe.copying.baselines import PAIRS_PER_DIMENSION
+    from dmdpipe.copying.standalone import measure_pairs
+    from dmdpipe.diffusion.determinism import exact_torch
+    from dmdpipe.measuring.models import open_model
+    from dmdpipe.measuring.report import summary, write_report
+    from dmdpipe.measuring.sampling import common_range, sample_both
+
+    if options["device"] not in ("cpu", "cuda"):
+        raise UserError(f"--device: '{options['device']}' is unknown; it must be cpu or cuda")
+    exact_torch(torch.get_num_threads())
+    if options["device"] == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device: cuda, but PyTorch finds no GPU here; leave it out")
+    teacher, student = (open_model(path, adapter) for path in (teacher_path, student_path))
+    levels = common_range(teacher, student, sigma_max)
+    n = options["noise"]
+    extra = HELD_OUT * n if held_out is None else held_out
+    sampled = sample_both(
+        teacher,
+        student,
+        levels,
+        n=n,
+        n_held_out=extra,
+        steps=options["steps"],
+        seed=options["seed"],
+        batch=options["batch"],
+        device=torch.device(options["device"]),
+        progress=lambda what: typer.echo(f"sampling {what}", err=True),
+    )
+    notes = []
+    if teacher.teacher and student.teacher and teacher.teacher != student.teacher:
+        notes.append(f"{student_path} was distilled from another teacher than {teacher_path}")
+    if student.student is None:
+        notes.append(f"the student was asked once, at σ = {levels.sigma_max:g}")
+    if extra < PAIRS_PER_DIMENSION * teacher.dim:
+        notes.append(f"--held-out {PAIRS_PER_DIMENSION * teacher.dim} adds the affine baseline")
+    table = measure_pairs(
+        sampled.teacher,
+        sampled.student,
+        z=sampled.z,
+        doubled=sampled.doubled,
+        z_held_out=sampled.z_held_out if extra else None,
+        teacher_held_out=sampled.teacher_held_out if extra else None,
+    )
+    about = {
+        "title": _title(teacher_path, student_path),
+        "files": teacher.files | student.files,
+        "options": options | {"held_out": extra},
+        "noise_range": levels.model_dump(mode="json"),
+        "notes": notes,
+    }
+    pictures = teacher.pictures or student.pictures
+    drawn = [pictures(samples) if pictures else samples for samples in (sampled.teacher, sampled.student)]
+    write_report(out, table, (drawn[0], drawn[1]), about, images=pictures is not None, samples=vars(sampled))
+    typer.echo(summary(table, n, teacher.dim, notes))
+    typer.echo(f"\n{out}: metrics.csv, metrics.parquet, pairs.png, samples.safetensors")
+
+
+def _title(teacher: Path, student: Path) -> str:
+    """Return two lines that fit above the narrowest figure."""
+    names = (path.resolve().name for path in (teacher, student))
+    shown = (name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names)
+    return "T: {}\nS: {}".format(*shown)
+
+
+def _read_array(path: Path) -> tuple[NDArray[Any], str]:
+    """Return the array of a .npy or .npz file and the file's SHA-256."""
+    import hashlib
+
+    from dmdpipe.data.own_file import array_in, read_whole
+
+    if path.suffix not in (".npy", ".npz"):
+        raise UserError(f"{path}: must be a .npy or .npz file; save the samples with numpy.save")
+    try:
+        data = read_whole(path.resolve())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return array_in(data, path), hashlib.sha256(data).hexdigest()
+
+
+def _are_images(samples: NDArray[Any]) -> bool:
+    shape = samples.shape[1:]
+    return len(shape) in (2, 3) and shape[0] == shape[1] and shape[2:] in ((), (3,))

@@ -1,0 +1,215 @@
+"""Opening a teacher or a student, of a step's folder or of weights with an adapter, as a map of noise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dmdpipe.artifacts.manifest import FILE_NAME
+from dmdpipe.artifacts.stages import find_stage
+from dmdpipe.artifacts.tensors import decode_tensors
+from dmdpipe.audit.tree import read_artifact
+from dmdpipe.data.own_file import read_whole
+from dmdpipe.diffusion.teacher import load_teacher, load_weights
+from dmdpipe.distill.student import Student, build_student
+from dmdpipe.errors import UserError
+from dmdpipe.files import open_ordinary, read_ordinary
+from dmdpipe.networks.adapted import AdaptedDenoiser, WithLabels
+from dmdpipe.networks.mlp import build
+from dmdpipe.networks.unet import CONFIG, WEIGHTS, load_unet
+from dmdpipe.specs.adapter import Adapter
+from dmdpipe.specs.data import dimension
+from dmdpipe.specs.diffusion import NoiseRange, TeacherSpec
+from dmdpipe.specs.problems import parse
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dmdpipe.diffusion.sampler import DenoiserFunction
+
+PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt")
+IMAGES = ("digits", "fashion", "photos", "own_images")
+LARGEST_ADAPTER = 2**16  # bytes
+ADAPTER = "adapter.json"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A teacher or a student, ready to be asked.
+
+    Attributes:
+        path: where it lies.
+        dim: number of coordinates d.
+        files: SHA-256 of each file that was read, by its path.
+        denoiser: D(x [B, d], σ [1, 1]) → [B, d]; None of a student of this project.
+        student: S, of a student of this project.
+        noise_range: the noise levels that it was made for.
+        teacher: the spec of the teacher that it was distilled from, or that it is, where that is known.
+        ends_at: the largest σ of its training, where there is one.
+        pictures: samples [n, d] → [n, side·side] or [n, side·side·3], a pixel's channels side by side; None where
+            samples are no square images.
+    """
+
+    path: Path
+    dim: int
+    files: dict[str, str]
+    noise_range: NoiseRange
+    denoiser: DenoiserFunction | None = None
+    student: Student | None = None
+    teacher: TeacherSpec | None = None
+    ends_at: float | None = None
+    pictures: Callable[[NDArray[Any]], NDArray[Any]] | None = field(default=None, compare=False)
+
+    def on(self, device: torch.device) -> Model:
+        """Move the model to a device."""
+        held: Any = self.student or self.denoiser
+        return replace(self, **{"student" if self.student else "denoiser": held.to(device)})
+
+    def one_step(self, z: Tensor, between: list[Tensor], sigma_max: float) -> Tensor:
+        """Return S(z) [B, d]: a student's sample, with the noise between its steps, or a denoiser's answer at σ_max."""
+        if self.student is not None:
+            dtype = next(self.student.parameters()).dtype
+            sample: Tensor = self.student(z.to(dtype), [noise.to(dtype) for noise in between])
+            return sample.float()
+        assert self.denoiser
+        return self.denoiser(sigma_max * z, z.new_full((1, 1), sigma_max))
+
+
+def open_model(path: Path, adapter: Path | None = None) -> Model:
+    """Return the model of a step's folder (teacher, student or member), a diffusers folder or a safetensors file.
+
+    Args:
+        path: of that folder or file.
+        adapter: of the JSON file that describes weights which are no step's; else it lies beside them.
+
+    Raises:
+        UserError: if it is none of these, or damaged. Pickles are never opened.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file or folder")
+    if path.suffix in PICKLES:
+        raise UserError(
+            f"{path}: is a pickle, which can run any code when it is read; in its publisher's environment, save the"
+            " weights with safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
+        )
+    if path.is_dir() and (path / FILE_NAME).exists():
+        return _of_step(path)
+    if path.is_dir() and (path / CONFIG).exists():
+        return _of_folder(path, adapter or path / ADAPTER)
+    if path.is_file() and path.suffix == ".safetensors":
+        return _of_file(path, adapter or path.with_suffix(".json"))
+    within = f"; try {path / 'unet'}" if (path / "unet" / CONFIG).exists() else ""
+    raise UserError(f"{path}: is no step's folder, no folder with {CONFIG} and {WEIGHTS}, no .safetensors file{within}")
+
+
+def _of_step(path: Path) -> Model:
+    artifact = read_artifact(path)
+    result = artifact.manifest.result
+    spec = find_stage(result.stage).parse(result.spec)
+    if result.stage not in ("teacher", "student", "member"):
+        raise UserError(f"{path}: is a step '{result.stage}'; name one in teachers/, students/ or members/")
+    name = "model.safetensors" if result.stage == "teacher" else "snapshots.safetensors"
+    tensors = decode_tensors(artifact.read(name), str(path / name))
+    files = {str(path / name): result.payload[name].sha256}
+    if result.stage == "teacher":
+        return Model(
+            path,
+            dimension(spec.data),
+            files,
+            NoiseRange(),
+            denoiser=load_teacher(spec, tensors),
+            teacher=spec,
+            pictures=_pictures_of(spec),
+        )
+    tensors.pop("generator_step")
+    student = build_student(spec).requires_grad_(False)
+    # The last snapshot: the one at which studies are read.
+    load_weights(student, {name: stacked[-1] for name, stacked in tensors.items()})
+    return Model(
+        path,
+        dimension(spec.teacher.data),
+        files,
+        spec.noise_range,
+        student=student,
+        teacher=spec.teacher,
+        pictures=_pictures_of(spec.teacher),
+    )
+
+
+def _pictures_of(teacher: TeacherSpec) -> Callable[[NDArray[Any]], NDArray[Any]] | None:
+    return (lambda samples: samples) if teacher.data.family in IMAGES and teacher.data.ambient is None else None
+
+
+def _of_folder(path: Path, adapter_path: Path) -> Model:
+    adapter = _read_adapter(adapter_path)
+    if adapter.network.kind != "unet":
+        raise UserError(f"{adapter_path}: network.kind '{adapter.network.kind}': a folder with {CONFIG} is a 'unet'")
+    unet = load_unet(path, adapter.network.label)
+    channels, height, width = unet.shape
+
+    def pictures(samples: NDArray[Any]) -> NDArray[Any]:
+        return samples.reshape(len(samples), *unet.shape).transpose(0, 2, 3, 1).reshape(len(samples), -1)
+
+    return Model(
+        path,
+        channels * height * width,
+        {str(file): _sha256(file) for file in (path / CONFIG, path / WEIGHTS, adapter_path)},
+        _range_of(adapter),
+        denoiser=_adapted(unet, adapter),
+        ends_at=_range_of(adapter).sigma_max if adapter.schedule else None,
+        pictures=pictures if channels in (1, 3) and height == width else None,
+    )
+
+
+def _of_file(path: Path, adapter_path: Path) -> Model:
+    adapter = _read_adapter(adapter_path)
+    if adapter.network.kind != "mlp":
+        raise UserError(f"{adapter_path}: network.kind 'unet' needs a folder with {CONFIG} and {WEIGHTS}, not a file")
+    try:
+        tensors = decode_tensors(read_whole(path.resolve()), str(path))
+        dim = len(tensors["output.bias"])
+        network = build(dim, adapter.network)
+        load_weights(network, tensors)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: its tensors are not those of the network in {adapter_path} ({reason})") from None
+    files = {str(file): _sha256(file) for file in (path, adapter_path)}
+    return Model(path, dim, files, _range_of(adapter), denoiser=_adapted(WithLabels(network), adapter))
+
+
+def _adapted(network: nn.Module, adapter: Adapter) -> AdaptedDenoiser:
+    return AdaptedDenoiser(network, adapter).requires_grad_(False)
+
+
+def _range_of(adapter: Adapter) -> NoiseRange:
+    if adapter.schedule is None:
+        return NoiseRange()
+    sigmas = adapter.schedule.sigmas()
+    return NoiseRange(sigma_min=sigmas[0], sigma_max=sigmas[-1])
+
+
+def _read_adapter(path: Path) -> Adapter:
+    try:
+        value = json.loads(read_ordinary(path.resolve(), LARGEST_ADAPTER))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: there is no such file; it must say what the weights mean, e.g."
+            ' {"network": {"kind": "unet"}, "prediction": "epsilon", "schedule": {}}'
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'it is no JSON'})") from None
+    return parse(Adapter, value, str(path))
+
+
+def _sha256(path: Path) -> str:
+    with open_ordinary(path.resolve()) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

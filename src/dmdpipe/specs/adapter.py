@@ -1,0 +1,73 @@
+"""Adapters: what weights of another's training mean. One small JSON file beside them, and no part of any step."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from dmdpipe.specs.base import Spec
+from dmdpipe.specs.network import MLP
+
+
+class UNet(Spec):
+    """A ``UNet2DModel`` of the library diffusers, as its folder describes it."""
+
+    kind: Literal["unet"] = "unet"
+    label: int | None = Field(None, ge=0, description="the class that is asked for; none: the network has no classes")
+
+
+class Schedule(Spec):
+    """The discrete noise levels of a variance-preserving model (DDPM), by its betas."""
+
+    steps: int = Field(1_000, ge=2, le=100_000)
+    betas: Literal["linear", "scaled_linear", "cosine"] = Field(
+        "linear", description="scaled_linear: linear in √beta; cosine: arXiv 2102.09672, eq. 17, without first and last"
+    )
+    first: float = Field(1e-4, gt=0, lt=1, description="linear, scaled_linear: the first beta")
+    last: float = Field(0.02, gt=0, lt=1, description="linear, scaled_linear: the last beta")
+
+    def sigmas(self) -> list[float]:
+        """Return σ_t = √((1 − ᾱ_t)/ᾱ_t) of every time step t, ascending."""
+        kept, sigmas = 1.0, []
+        for beta in self._betas():
+            kept *= 1 - beta
+            sigmas.append(math.sqrt((1 - kept) / kept))
+        return sigmas
+
+    def _betas(self) -> list[float]:
+        if self.betas == "cosine":
+
+            def level(u: float) -> float:
+                return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+            return [min(1 - level((i + 1) / self.steps) / level(i / self.steps), 0.999) for i in range(self.steps)]
+        power = 0.5 if self.betas == "scaled_linear" else 1.0
+        low, high = self.first**power, self.last**power
+        return [(low + (high - low) * i / (self.steps - 1)) ** (1 / power) for i in range(self.steps)]
+
+
+class Adapter(Spec):
+    """How a network F makes a denoiser D(x, σ), for noisy x = x₀ + σ·ε.
+
+    edm: c_skip·x + c_out·F(c_in·x, ln(σ)/4), preconditioned as in arXiv 2206.00364, table 1. epsilon: x − σ·F. v:
+    x/(1 + σ²) − σ/√(1 + σ²)·F. The latter two ask F(x/√(1 + σ²), t), at the time step t of the schedule that has σ.
+    """
+
+    network: Annotated[MLP | UNet, Field(discriminator="kind")]
+    prediction: Literal["edm", "epsilon", "v"] = "edm"
+    sigma_data: PositiveFloat = Field(0.5, description="edm: spread of a coordinate of the data")
+    schedule: Schedule | None = Field(None, description="epsilon, v: the noise levels of the training; needed there")
+
+    @model_validator(mode="after")
+    def _has_what_its_prediction_needs(self) -> Adapter:
+        if self.prediction == "edm" and self.schedule is not None:
+            raise ValueError("prediction 'edm' has no schedule: leave it out")
+        if self.prediction != "edm" and self.schedule is None:
+            raise ValueError(
+                f"prediction '{self.prediction}' needs a schedule; {{}} is DDPM's: 1000 steps, linear betas"
+            )
+        if self.prediction != "edm" and self.network.kind == "mlp":
+            raise ValueError(f"network.kind 'mlp' needs prediction 'edm', got '{self.prediction}'")
+        return self

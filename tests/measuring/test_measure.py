@@ -1,0 +1,334 @@
+"""`dmdpipe measure`: what the pipeline measured of the same steps, and one line for all that can't be measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from dmdpipe.artifacts.dag import steps_below
+from dmdpipe.artifacts.plan import plan
+from dmdpipe.artifacts.step import run_step
+from dmdpipe.copying.standalone import READINGS
+from dmdpipe.specs.grid import expand
+from dmdpipe.specs.study import Scale, Study
+
+N, HELD_OUT, STEPS = 30, 120, 4
+NETWORK = {"width": 8, "depth": 1, "embedding": 4}
+BASE = {
+    "data": {"family": "digits", "side": 2, "n_train": 200, "n_held_out": 50},
+    "score.network": NETWORK,
+    "score.steps": 20,
+    "sampler.steps": STEPS,
+    "bank": {"n_paired": N, "n_held_out": HELD_OUT, "n_reference_sets": 2},
+    "student.batch": 8,
+    "student.generator_steps": 6,
+    "student.snapshots": 3,
+    "noise_range.sigma_max": 20.0,
+}
+KINDS = {
+    "one step": {},
+    "two steps": {"student.sampling_steps": 2},
+    "rotated, double": {"student.init": "rotated", "student.dtype": "float64"},
+    "together": {"student.together": True},
+}
+COMPARED = (
+    *("rho", "rho_floor", "rho_affine", "rho_affine_matched", "linear_excess", "delta_e", "delta_e_null", "cosine"),
+    *("cosine_whitened", "retrieval_at_1", "retrieval_null", "normalised_rank", "normalised_excess_cost"),
+    *("assignment_pairs", "jacobian_alignment", "scale_ratio"),
+)
+Command = Callable[..., Any]
+
+
+def member(kind: str = "one step", seed: int = 0) -> Any:
+    study = Study(number=0, title="t", question="q", prediction="p", base=BASE | KINDS[kind])
+    return expand("some", study, "some", Scale(title="two", seeds=2))[seed].spec
+
+
+def made(spec: Any, results: Path) -> dict[str, Path]:
+    """Run all steps up to a student's metrics; their folders by role."""
+    metrics = plan("metrics", spec)
+    for step in steps_below(metrics):
+        if not (results / step.folder).exists():
+            run_step(step.canonical(), results)
+    pairs, samples = metrics.parents["pairs"], metrics.parents["teacher_samples"]
+    # By role: an ensemble is made from the teachers of all its members.
+    own = {"metrics": metrics, "pairs": pairs, "student": pairs.parents["student"], **samples.parents}
+    return {role: results / step.folder for role, step in own.items()}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("made") / "results"
+
+
+def models(folders: dict[str, Path]) -> list[str]:
+    return ["--teacher", str(folders["teacher"]), "--student", str(folders["student"])]
+
+
+SIZES = ["--noise", str(N), "--held-out", str(HELD_OUT), "--steps", str(STEPS)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_read_as_the_pipeline_read_them(dmdpipe: Command, results: Path, kind: str) -> None:
+    folders = made(member(kind), results)
+    done = dmdpipe("measure", *models(folders), *SIZES)
+    assert done.status == 0, done
+    table = pd.read_parquet("measured/metrics.parquet").set_index("metric")
+    assert list(table.index) == list(READINGS) and (table["lacks"] == "").all()
+    stored = pd.read_parquet(folders["metrics"] / "metrics.parquet")
+    of_pipeline = stored[stored["generator_step"] == stored["generator_step"].max()].set_index("metric")["value"]
+    for metric in COMPARED:
+        assert table["value"][metric] == pytest.approx(of_pipeline[metric], rel=1e-5, abs=1e-9), metric
+    samples = load_file("measured/samples.safetensors")
+    pairs = load_file(folders["pairs"] / "pairs.safetensors")
+    for name in ("z", "teacher"):
+        assert np.array_equal(samples[name], pairs[name])
+    np.testing.assert_allclose(samples["student"], pairs["student"][-1], rtol=1e-5, atol=1e-6)
+    assert "note:" not in done.out
+    assert f"{table['value']['rho']:.4g}" in done.out and "reconstruction" in done.out
+    assert json.loads(Path("measured/about.json").read_text())["noise_range"]["sigma_max"] == 20.0
+
+
+def test_the_folder_holds_what_was_promised_and_is_never_overwritten(dmdpipe: Command, results: Path) -> None:
+    folders = made(member(), results)
+    assert dmdpipe("measure", *models(folders), *SIZES).status == 0
+    names = {
+        "metrics.parquet",
+        "metrics.csv",
+        "about.json",
+        "samples.safetensors",
+        "pairs.png",
+        "pairs.pdf",
+        "pairs.csv",
+    }
+    assert {path.name for path in Path("measured").iterdir()} == names
+    csv = pd.read_csv("measured/metrics.csv", keep_default_na=False)
+    assert list(csv["metric"]) == list(READINGS)
+    again = dmdpipe("measure", *models(folders), *SIZES)
+    assert again.status == 2 and "is there already" in again.err and again.out == ""
+
+
+def test_another_teacher_is_noted(dmdpipe: Command, results: Path) -> None:
+    own, other = made(member(), results), made(member(seed=1), results)
+    asked = ["--teacher", str(other["teacher"]), "--student", str(own["student"])]
+    done = dmdpipe("measure", *asked, "--noise", "10", "--held-out", "0", "--steps", "2")
+    assert done.status == 0 and "another teacher" in done.out
+    table = pd.read_parquet("measured/metrics.parquet").set_index("metric")
+    assert table["lacks"]["rho_affine"] and np.isnan(table["value"]["rho_affine"])
+    assert table["lacks"]["rho"] == "" and "rho_affine, rho_affine_matched, linear_excess: needs" in done.out
+
+
+def weights_of(folder: Path, path: Path) -> None:
+    """A step's teacher as a file that another could have made, with its adapter beside it."""
+    save_file(load_file(folder / "model.safetensors"), path)
+    path.with_suffix(".json").write_text(json.dumps({"network": {"kind": "mlp", **NETWORK}}))
+
+
+def test_a_file_with_an_adapter_is_the_teacher_that_it_was(dmdpipe: Command, results: Path) -> None:
+    folders = made(member(), results)
+    weights_of(folders["teacher"], Path("mine.safetensors"))
+    by_step, by_file = (
+        [*models(folders)[2:], "--teacher", teacher, *SIZES, "--out", out]
+        for teacher, out in ((str(folders["teacher"]), "a"), ("mine.safetensors", "b"))
+    )
+    assert dmdpipe("measure", *by_step).status == dmdpipe("measure", *by_file).status == 0
+    tables = [pd.read_parquet(f"{out}/metrics.parquet").set_index("metric")["value"] for out in "ab"]
+    pd.testing.assert_series_equal(*tables, rtol=1e-4)
+
+
+def test_a_denoiser_that_is_asked_once_is_a_student(dmdpipe: Command, results: Path) -> None:
+    folders = made(member(), results)
+    weights_of(folders["teacher"], Path("mine.safetensors"))
+    asked = ["--teacher", "mine.safetensors", "--student", str(folders["teacher"]), *SIZES]
+    done = dmdpipe("measure", *asked, "--sigma-max", "0.01")
+    assert done.status == 0 and "asked once, at σ = 0.01" in done.out
+    # So near to the data one answer and the whole flow hardly differ.
+    samples = load_file("measured/samples.safetensors")
+    np.testing.assert_allclose(samples["student"], samples["teacher"], atol=1e-3)
+
+
+needs_diffusers = pytest.mark.skipif(
+    not find_spec("diffusers"), reason="the library diffusers is not installed; it is not part of the environment"
+)
+
+
+@needs_diffusers
+def test_unets_go_through_all_of_it(dmdpipe: Command) -> None:
+    import torch
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    shape = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "norm_num_groups": 2, "layers_per_block": 1}
+    blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+    unets = [UNet2DModel(block_out_channels=(4, 8), **shape, **blocks).eval() for _ in range(2)]
+    for name, unet in zip(("t", "s"), unets, strict=True):
+        unet.save_pretrained(name, safe_serialization=True)
+    adapter = {"network": {"kind": "unet"}, "prediction": "epsilon", "schedule": {"steps": 100}}
+    Path("adapter.json").write_text(json.dumps(adapter))
+    asked = ["--teacher", "t", "--student", "s", "--adapter", "adapter.json"]
+    done = dmdpipe("measure", *asked, "--noise", "6", "--held-out", "0", "--steps", "3")
+    assert done.status == 0, done
+    samples = load_file("measured/samples.safetensors")
+    # What a sampler of diffusers makes of the same noise at the last time step.
+    kept = float(DDPMScheduler(num_train_timesteps=100).alphas_cumprod[-1])
+    z = torch.from_numpy(samples["z"]).reshape(6, 1, 8, 8)
+    scaled = (1 - kept) ** 0.5 * z
+    with torch.no_grad():
+        expected = (scaled - (1 - kept) ** 0.5 * unets[1](scaled, torch.tensor(99.0)).sample) / kept**0.5
+    np.testing.assert_allclose(samples["student"], expected.reshape(6, -1), rtol=1e-3, atol=1e-3)
+    assert len(pd.read_csv("measured/pairs.csv").filter(regex=r"^x\d+$").columns) == 64
+    assert "128 pairs of noise" in done.out and "--held-out 128" in done.out
+    assert pd.read_csv("measured/metrics.csv").set_index("metric")["value"]["rho"] > 0
+    over = dmdpipe("measure", *asked, "--sigma-max", "80", "--out", "more")
+    assert over.status == 2 and "the schedule of t ends at" in over.err
+
+
+def pairs_of(n: int, shape: tuple[int, ...] = (2,)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    noise = np.random.default_rng(7)
+    z = noise.standard_normal((n, *shape))
+    return z, np.tanh(z), np.tanh(z) + 0.1 * noise.standard_normal((n, *shape))
+
+
+def saved(**arrays: np.ndarray) -> None:
+    for name, array in arrays.items():
+        np.save(f"{name}.npy", array)
+
+
+def test_pairs_alone_are_measured_by_hand(dmdpipe: Command) -> None:
+    _, teacher, student = pairs_of(50)
+    saved(t=teacher, s=student)
+    done = dmdpipe("measure", "--pairs", "t.npy", "s.npy")
+    assert done.status == 0, done
+    table = pd.read_csv("measured/metrics.csv").set_index("metric")["value"]
+    costs = ((student[:, None] - teacher[None]) ** 2).sum(axis=2)
+    assert table["rho"] == pytest.approx(costs.diagonal().mean() / costs[~np.eye(50, dtype=bool)].mean(), rel=1e-9)
+    assert table["retrieval_at_1"] == pytest.approx((costs.argmin(axis=1) == np.arange(50)).mean())
+    assert "not computed" in done.out and "rho_affine" in done.out
+    assert not Path("measured/samples.safetensors").exists()
+
+
+@pytest.mark.parametrize(("n", "dim"), [(2, 1), (3, 2), (9, 1)])
+def test_few_pairs_of_few_numbers_are_measured_and_drawn(dmdpipe: Command, n: int, dim: int) -> None:
+    z, teacher, student = pairs_of(n, (dim,))
+    saved(t=teacher, s=student, z=z)
+    done = dmdpipe("measure", "--pairs", "t.npy", "s.npy", "--z", "z.npy")
+    assert done.status == 0 and Path("measured/pairs.png").exists(), done
+
+
+def test_with_their_noise_one_half_fits_the_affine_map_and_the_other_is_measured(dmdpipe: Command) -> None:
+    z, teacher, student = pairs_of(50)
+    saved(t=teacher, s=student, z=z)
+    done = dmdpipe("measure", "--pairs", "t.npy", "s.npy", "--z", "z.npy")
+    assert "first 25 pairs" in done.out and done.out.startswith("25 pairs of 2 numbers")
+    table = pd.read_csv("measured/metrics.csv").set_index("metric")["value"]
+    design = np.column_stack([z, np.ones(50)])
+    fit = design[25:] @ np.linalg.lstsq(design[:25], teacher[:25], rcond=None)[0]
+    costs = ((fit[:, None] - teacher[None, 25:]) ** 2).sum(axis=2)
+    assert table["rho_affine"] == pytest.approx(costs.diagonal().mean() / costs[~np.eye(25, dtype=bool)].mean())
+
+
+@pytest.mark.parametrize(("shape", "columns"), [((3, 3), 9), ((2, 2, 3), 12), ((2, 3, 3), 2)])
+def test_images_are_drawn_as_images_and_all_else_as_clouds(
+    dmdpipe: Command, shape: tuple[int, ...], columns: int
+) -> None:
+    _, teacher, student = pairs_of(12, shape)
+    saved(t=teacher, s=student)
+    assert dmdpipe("measure", "--pairs", "t.npy", "s.npy").status == 0
+    assert len(pd.read_csv("measured/pairs.csv").filter(regex=r"^x\d+$").columns) == columns
+
+
+def refused(done: Any, *words: str) -> None:
+    assert done.status == 2, done
+    assert done.out == "" and done.err.startswith("dmdpipe: ") and done.err[:-1].isprintable(), done
+    assert all(word in done.err for word in words), done.err
+    assert not Path("measured").exists() and not list(Path().glob(".measured*"))
+
+
+def test_wrong_pairs_are_refused(dmdpipe: Command) -> None:
+    z, teacher, student = pairs_of(50)
+    saved(
+        t=teacher, s=student, z=z[:-1], short=student[:-1], flat=teacher[:, 0], nan=teacher * np.nan, same=teacher * 0
+    )
+    Path("evil.npy").write_bytes(b"\x80\x04K\x01.")
+    Path("s.pt").write_bytes(b"")
+    for pairs, words in (
+        (("t.npy", "short.npy"), ["t.npy", "(50, 2)", "(49, 2)"]),
+        (("flat.npy", "flat.npy"), ["(50,)"]),
+        (("same.npy", "s.npy"), ["same.npy", "one sample 50 times"]),
+        (("t.npy", "nan.npy"), ["nan.npy", "not finite"]),
+        (("t.npy", "evil.npy"), ["evil.npy", "plain numbers"]),
+        (("t.npy", "s.pt"), ["s.pt", ".npy"]),
+        (("t.npy", "none.npy"), ["none.npy", "No such file"]),
+        (("t.npy", "s.npy", "--z", "z.npy"), ["--z", "(49, 2)"]),
+        (("t.npy", "s.npy", "--teacher", "t.npy"), ["--pairs"]),
+        (("t.npy", "s.npy", "--out", "no/folder"), ["--out", "no"]),
+    ):
+        refused(dmdpipe("measure", "--pairs", *pairs), *words)
+
+
+def test_wrong_models_are_refused(dmdpipe: Command, results: Path) -> None:
+    folders = made(member(), results)
+    teacher, student = str(folders["teacher"]), str(folders["student"])
+    weights_of(folders["teacher"], Path("mine.safetensors"))
+    save_file({"output.bias": np.zeros(4, np.float32)}, "other.safetensors")
+    Path("other.json").write_text(json.dumps({"network": {"kind": "mlp", **NETWORK}}))
+    save_file(load_file("mine.safetensors"), "bare.safetensors")
+    for suffix in ("pt", "pkl", "bin"):
+        Path(f"weights.{suffix}").write_bytes(b"\x80\x04K\x01.")
+    for arguments, words in (
+        (["--teacher", teacher], ["--student"]),
+        ([], ["--teacher", "--pairs"]),
+        (["--teacher", student, "--student", student], ["is a student"]),
+        (["--teacher", str(folders["data"]), "--student", student], ["a step 'data'", "teachers/"]),
+        (["--teacher", "none", "--student", student], ["none", "no such"]),
+        (["--teacher", "config", "--student", student], ["config", "no step's folder"]),
+        (["--teacher", "weights.pt", "--student", student], ["pickle", "save_file"]),
+        (["--teacher", "weights.pkl", "--student", student], ["pickle", "save_file"]),
+        (["--teacher", teacher, "--student", "weights.bin"], ["pickle", "save_file"]),
+        (["--teacher", "bare.safetensors", "--student", student], ["bare.json", "must say what"]),
+        (["--teacher", "other.safetensors", "--student", student], ["other.safetensors", "other.json"]),
+        (["--teacher", teacher, "--student", student, "--sigma-max", "80"], ["--sigma-max", "20"]),
+        (["--teacher", teacher, "--student", student, "--device", "tpu"], ["--device", "tpu"]),
+        (["--teacher", teacher, "--student", student, "--z", "z.npy"], ["--z", "--pairs"]),
+    ):
+        refused(dmdpipe("measure", *arguments), *words)
+
+
+def test_a_damaged_step_is_refused(dmdpipe: Command, results: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folders = made(member(), results)
+    copied = tmp_path / "copied" / "teachers" / folders["teacher"].name
+    shutil.copytree(folders["teacher"], copied)
+    tensors = load_file(copied / "model.safetensors")
+    save_file({name: array + 1 for name, array in tensors.items()}, copied / "model.safetensors")
+    done = dmdpipe("measure", "--teacher", str(copied), "--student", str(folders["student"]))
+    refused(done, "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "words"),
+    [
+        ("{", ["no JSON"]),
+        ({"network": {"kind": "mpl"}}, ["network.kind", "'mpl'", "did you mean 'mlp'"]),
+        ({"network": {"kind": "mlp"}, "predicts": "edm"}, ["'predicts'", "did you mean 'prediction'"]),
+        ({"network": {"kind": "unet"}, "prediction": "v"}, ["needs a schedule"]),
+        ({"network": {"kind": "unet"}, "schedule": {}}, ["no schedule"]),
+        ({"network": {"kind": "mlp"}, "prediction": "v", "schedule": {}}, ["needs prediction 'edm'"]),
+        ({"network": {"kind": "unet"}}, ["needs a folder"]),
+    ],
+)
+def test_a_wrong_adapter_is_named_with_its_key(dmdpipe: Command, results: Path, adapter: Any, words: list[str]) -> None:
+    student = str(made(member(), results)["student"])
+    save_file({"output.bias": np.zeros(4, np.float32)}, "mine.safetensors")
+    Path("given.json").write_text(adapter if isinstance(adapter, str) else json.dumps(adapter))
+    asked = ["--teacher", "mine.safetensors", "--student", student, "--adapter", "given.json"]
+    refused(dmdpipe("measure", *asked), "given.json", *words)

@@ -1,0 +1,79 @@
+"""The same noise through two models: what no batch may change, and samples that are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dmdpipe.errors import UserError
+from dmdpipe.measuring.models import Model
+from dmdpipe.measuring.sampling import common_range, sample_both
+from dmdpipe.pairing.bank import noise_rows
+from dmdpipe.specs.diffusion import NoiseRange
+
+RANGE = NoiseRange(sigma_max=20.0)
+
+
+class Gaussian(nn.Module):
+    """The denoiser of N(0, spread²) in every coordinate."""
+
+    def __init__(self, spread):
+        super().__init__()
+        self.spread = spread
+
+    def forward(self, x, sigma):
+        return self.spread**2 / (self.spread**2 + sigma**2) * x
+
+
+def model(denoiser, dim=3, name="mine"):
+    return Model(Path(name), dim, {}, RANGE, denoiser=denoiser)
+
+
+def sampled(teacher, student, **options):
+    return sample_both(teacher, student, RANGE, **{"n": 10, "n_held_out": 7, "steps": 64} | options)
+
+
+def test_gaussian_models_make_their_closed_form_of_the_banks_noise():
+    both = sampled(model(Gaussian(0.5)), model(Gaussian(2.0)))
+    z = noise_rows(3, 10, 0, "paired")
+    assert np.array_equal(both.z, z)
+    flow = 20 * 0.5 / np.sqrt(0.5**2 + 20**2)
+    np.testing.assert_allclose(both.teacher, flow * z, atol=5e-3)
+    assert np.abs(both.doubled - flow * z).max() < np.abs(both.teacher - flow * z).max() / 2
+    np.testing.assert_allclose(both.teacher_held_out, flow * noise_rows(3, 7, 0, "held_out"), atol=5e-3)
+    np.testing.assert_allclose(both.student, 20 * 4 / (4 + 400) * z, rtol=1e-5)
+
+
+def test_the_batch_changes_nothing():
+    whole, parts = (sampled(model(Gaussian(0.5)), model(Gaussian(2.0)), batch=batch) for batch in (1_024, 3))
+    for name, array in vars(whole).items():
+        assert np.array_equal(array, vars(parts)[name]), name
+
+
+class Constant(Gaussian):
+    def forward(self, x, sigma):
+        return torch.full_like(x, self.spread)
+
+
+@pytest.mark.parametrize(("answer", "says"), [(0.0, "do not vary"), (float("nan"), "not finite")])
+def test_a_teacher_that_makes_no_samples_is_named(answer, says):
+    with pytest.raises(UserError, match=f"^mine.*{says}"):
+        sampled(model(Constant(answer)), model(Gaussian(1.0)))
+
+
+def test_models_of_other_dimensions_are_refused():
+    with pytest.raises(UserError, match=r"^other: has 2 coordinates, but mine has 3"):
+        sampled(model(Gaussian(1.0)), model(Gaussian(1.0), dim=2, name="other"))
+
+
+def test_levels_are_the_teachers_from_the_students_top():
+    teacher = Model(Path("t"), 3, {}, NoiseRange(sigma_min=0.01, sigma_max=150.0), Gaussian(1.0), ends_at=150.0)
+    assert common_range(teacher, model(Gaussian(1.0)), None) == NoiseRange(sigma_min=0.01, sigma_max=20.0)
+    assert common_range(teacher, model(Gaussian(1.0)), 150.0).sigma_max == 150
+    for wrong in (151.0, 0.01):
+        with pytest.raises(UserError, match="^--sigma-max"):
+            common_range(teacher, model(Gaussian(1.0)), wrong)
