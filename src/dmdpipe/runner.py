@@ -91,7 +91,7 @@ def run_workflow(arguments: list[str]) -> int:
 
 
 def _end_earlier_run(results: Path, executor: str) -> None:
-    """Take from jobs that an earlier run left behind the right to publish, and then their folders; end them on SLURM."""
+    """Take from jobs that an earlier run left behind the right to publish, then their folders; on SLURM, end them."""
     if executor == SLURM and (left := cancel_left_jobs(results)):
         words = "1 job" if len(left) == 1 else f"{len(left)} jobs"
         print(f"dmdpipe: cancelled {words} that an earlier run left in SLURM: {few(left)}", file=sys.stderr)

@@ -1,16 +1,15 @@
-"""Runs whose jobs go through a real SLURM: the same bytes as on one machine, whatever happens to jobs and controller."""
+"""Runs through a real SLURM: the same bytes as on one machine, whatever happens to jobs and controller."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,19 @@ pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 PROFILE = ("run", "--profile", "profiles/slurm", "--slurm-init-seconds-before-status-checks", "1")
 # A student that can be caught in the act, and leaves a checkpoint all the time.
 LONGER = (SECONDS, "student.generator_steps: 4", "student.generator_steps: 4000")
-CHECKPOINTS = ("src/dmdpipe/diffusion/state.py", "SECONDS_BETWEEN_CHECKPOINTS = 15.0", "SECONDS_BETWEEN_CHECKPOINTS = 0.2")
+CHECKPOINTS = (
+    "src/dmdpipe/diffusion/state.py",
+    "SECONDS_BETWEEN_CHECKPOINTS = 15.0",
+    "SECONDS_BETWEEN_CHECKPOINTS = 0.2",
+)
+LIMIT = "1 if attempt == 1 else 10"
 PATIENCE = 200
+PLAN = """
+import json
+from dmdpipe.artifacts.dag import plan_run
+steps = plan_run().steps
+print(json.dumps({folder.partition("/")[0]: f"results/{folder}/manifest.json" for folder in steps}))
+"""
 
 
 @dataclass
@@ -55,40 +65,96 @@ class Run:
         return found
 
 
+# Everything starts at once, since most of a run on SLURM is waiting; the tests then look at one run after the other.
+
+
 @pytest.fixture(scope="module")
-def local(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, new_checkout: Callable[[Path], Any]) -> Tree:
-    """The toy study, run on this machine without SLURM. Look, but change nothing."""
-    tree = new_tree(new_checkout(tmp_path_factory.mktemp("local") / "checkout"), cells=("digits",), pages=())
+def untouched(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, new_checkout: Callable[[Path], Any]) -> Tree:
+    """The toy study in a checkout in which nothing runs."""
+    tree = new_tree(new_checkout(tmp_path_factory.mktemp("untouched") / "checkout"), cells=("digits",), pages=())
     for path, old, new in (LONGER, CHECKPOINTS):
         tree.checkout.edit(path, old, new)
-    done = tree.checkout.dmdpipe("run", "--cores", "2", "study_cells")
+    shown = tree.checkout.python(PLAN)
+    assert shown.returncode == 0, shown.stderr
+    (tree / "manifests.json").write_text(shown.stdout)
+    return tree
+
+
+@pytest.fixture(scope="module", autouse=True)
+def whole(cluster: Cluster, untouched: Tree, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A run of all stages from data to pairs, whose first job for the noise is cancelled."""
+    tree = copy_of(untouched, tmp_path_factory.mktemp("whole") / "checkout")
+    with started(tree, manifest_of(tree, "pairs")) as run:
+        cluster.ask("scancel", *run.wait_until(lambda: jobs_of_rule(cluster, run, "noise")))
+        yield run
+
+
+@pytest.fixture(scope="module")
+def local(untouched: Tree, whole: Run, tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """The same run on this machine, without SLURM. Look, but change nothing."""
+    tree = copy_of(untouched, tmp_path_factory.mktemp("local") / "checkout")
+    done = tree.checkout.dmdpipe("run", "--cores", "2", manifest_of(tree, "pairs"))
     assert done.returncode == 0, done.stdout + done.stderr
     return tree
 
 
-def copy_of(local: Tree, target: Path, *stages: str) -> Tree:
+@pytest.fixture(scope="module", autouse=True)
+def failing(local: Tree, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A run whose teacher wants a GPU of a node that has none but in name."""
+    tree = copy_of(local, tmp_path_factory.mktemp("failing") / "checkout", "data")
+    tree.checkout.edit("profiles/slurm/config.yaml", 'gpu_partition: ""', "gpu_partition: gpu")
+    tree.checkout.edit(SECONDS, "  score.steps: 10", "  score.steps: 10\n  score.device: cuda")
+    with started(tree, "study_cells", "--retries", "0", "--until", "teacher") as run:
+        yield run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def over_its_time(local: Tree, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A run whose student stands still until SLURM ends its job for being over its time."""
+    tree = copy_of(local, tmp_path_factory.mktemp("limit") / "checkout", "data", "teachers")
+    with started(tree, manifest_of(tree, "students"), "--set-resources", f"student:runtime={LIMIT}") as run:
+        run.wait_until(lambda: student_checkpoint(tree))
+        (job,) = submitted(run)
+        for process in psutil.process_iter(["environ", "cmdline"]):
+            words, variables = process.info["cmdline"] or [], process.info["environ"] or {}
+            if variables.get("SLURM_JOB_ID") == job and any(word.endswith(".student.py") for word in words):
+                process.suspend()
+        yield run
+
+
+def copy_of(original: Tree, target: Path, *stages: str) -> Tree:
     """A checkout in which these stages have run, on this machine."""
-    ignored = shutil.ignore_patterns(".snakemake", "results", "__pycache__")
-    shutil.copytree(local.checkout.folder, target, ignore=ignored)
+    shutil.copytree(original.checkout.folder, target, ignore=shutil.ignore_patterns(".snakemake", "results"))
     for stage in stages:
-        shutil.copytree(local / "results" / stage, target / "results" / stage)
-    return Tree(type(local.checkout)(target))
+        shutil.copytree(original / "results" / stage, target / "results" / stage)
+    return Tree(type(original.checkout)(target))
 
 
-def manifest_of(local: Tree, stage: str) -> str:
-    """The manifest of the one step of a stage, as a target."""
-    (folder,) = (local / "results" / stage).iterdir()
-    return f"results/{stage}/{folder.name}/manifest.json"
+def manifest_of(tree: Tree, folder: str) -> str:
+    """The manifest of the one step in a folder of the results, as a target."""
+    manifest: str = json.loads((tree / "manifests.json").read_text())[folder]
+    return manifest
 
 
-def start(tree: Tree, *arguments: str) -> Run:
+@contextmanager
+def started(tree: Tree, *arguments: str) -> Iterator[Run]:
+    """Start a run on SLURM, which does not outlive its test."""
     command = [str(Path(sys.executable).with_name("dmdpipe")), *PROFILE, *arguments]
     output = tree / f"output-{time.monotonic_ns()}"
     with output.open("w") as file:
         process = subprocess.Popen(
             command, cwd=tree.checkout.folder, env=tree.checkout.environment(), stdout=file, stderr=file, text=True
         )
-    return Run(tree, process, output)
+    try:
+        yield Run(tree, process, output)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def jobs_of_rule(cluster: Cluster, run: Run, rule: str) -> list[str]:
+    """The jobs that the run has submitted for a rule, in that order."""
+    return [job for job in submitted(run) if cluster.facts(job)["Comment"].startswith(f"rule_{rule}_")]
 
 
 def student_checkpoint(tree: Tree) -> list[Path]:
@@ -111,78 +177,54 @@ def run_facts(tree: Tree, stage: str) -> dict[str, Any]:
     return facts
 
 
-@pytest.fixture(scope="module", autouse=True)
-def over_its_time(local: Tree, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """A run whose student stands still until SLURM ends its job for being over its time; the other tests go on."""
-    tree = copy_of(local, tmp_path_factory.mktemp("limit") / "checkout", "data", "teachers")
-    limit = ("--set-resources", "student:runtime=1 if attempt == 1 else 10")
-    run = start(tree, manifest_of(local, "students"), *limit)
-    run.wait_until(lambda: student_checkpoint(tree))
+def test_jobs_of_a_killed_run_are_cancelled_by_the_next_one_which_goes_on_where_they_were(
+    cluster: Cluster, local: Tree, tmp_path: Path
+) -> None:
+    tree = copy_of(local, tmp_path / "checkout", "data", "teachers")
+    with started(tree, manifest_of(tree, "students")) as killed:
+        killed.wait_until(lambda: student_checkpoint(tree))
+    (left,) = submitted(killed)
+    assert cluster.jobs()[left] == "RUNNING"
+
+    with started(tree, manifest_of(tree, "students")) as run:
+        run.wait_until(lambda: submitted(run))
+        assert cluster.jobs()[left] == "CANCELLED"
+        said = run.wait()
+    assert f"dmdpipe: cancelled 1 job that an earlier run left in SLURM: {left}\n" in said
     (job,) = submitted(run)
-    for process in psutil.process_iter(["environ", "cmdline"]):
-        words = process.info["cmdline"] or []
-        if (process.info["environ"] or {}).get("SLURM_JOB_ID") == job and any(".student.py" in word for word in words):
-            process.suspend()
-    yield run
-    run.process.kill()
-
-
-def test_a_study_on_slurm_gives_the_same_bytes_as_on_one_machine(cluster: Cluster, local: Tree, tmp_path: Path) -> None:
-    tree = copy_of(local, tmp_path / "checkout")
-    run = start(tree, manifest_of(local, "pairs"))
-    run.wait()
-    jobs = submitted(run)
-    assert {path.parts[-3] for path in (tree / "results").rglob("manifest.json")} == {
-        *("data", "noise", "teachers", "teacher_samples", "students", "pairs")
-    }
+    facts = run_facts(tree, "students")
+    assert facts["resumed"] is True and facts["slurm_job_id"] == job
     assert same_as(local, tree)
-    assert run_facts(tree, "students")["slurm_job_id"] in jobs
-    assert {cluster.facts(job)["Partition"] for job in jobs} == {"cpu"}
 
 
 def test_a_step_that_fails_ends_in_one_line_and_a_gpu_is_asked_for_where_the_spec_says_so(
-    cluster: Cluster, local: Tree, tmp_path: Path
+    cluster: Cluster, failing: Run
 ) -> None:
-    tree = copy_of(local, tmp_path / "checkout", "data")
-    tree.checkout.edit("profiles/slurm/config.yaml", 'gpu_partition: ""', "gpu_partition: gpu")
-    tree.checkout.edit(SECONDS, "  score.steps: 10", "  score.steps: 10\n  score.device: cuda")
-    run = start(tree, "study_cells", "--retries", "0", "--until", "teacher")
-    assert run.process.wait(PATIENCE) == 1
-    said = run.output.read_text()
-    (job,) = submitted(run)
+    assert failing.process.wait(PATIENCE) == 1
+    said = failing.output.read_text()
+    (job,) = submitted(failing)
     assert cluster.jobs()[job] == "FAILED"
     facts = cluster.facts(job)
     assert facts["Partition"] == "gpu" and "gres:gpu:1" in facts["TresPerJob"]
     reasons = [line for line in said.splitlines() if "device" in line]
     assert len(reasons) == 1 and "cuda" in reasons[0]
     assert "Traceback" not in said
-    assert not (tree / "results/teachers").exists()
+    assert not (failing.tree / "results/teachers").exists()
 
 
-def test_jobs_of_a_killed_run_are_cancelled_and_a_cancelled_job_goes_on_where_it_was(
-    cluster: Cluster, local: Tree, tmp_path: Path
+def test_a_run_on_slurm_gives_the_same_bytes_as_on_one_machine_though_a_job_was_cancelled(
+    cluster: Cluster, local: Tree, whole: Run
 ) -> None:
-    tree = copy_of(local, tmp_path / "checkout", "data", "teachers")
-    target = manifest_of(local, "students")
-    killed = start(tree, target)
-    killed.wait_until(lambda: student_checkpoint(tree))
-    killed.process.send_signal(signal.SIGKILL)
-    killed.process.wait()
-    (left,) = submitted(killed)
-    assert cluster.jobs()[left] == "RUNNING"
-
-    run = start(tree, target)
-    first = run.wait_until(lambda: submitted(run))[0]
-    assert cluster.jobs()[left] == "CANCELLED"
-    resumed = run.wait_until(lambda: list((tree / "results/.tmp").glob("*")))
-    assert resumed
-    cluster.ask("scancel", first)
-    said = run.wait()
-    assert f"dmdpipe: cancelled 1 job that an earlier run left in SLURM: {left}" in said
-    assert cluster.jobs()[first] == "CANCELLED"
-    assert len(submitted(run)) == 2
-    assert run_facts(tree, "students")["resumed"] is True
-    assert same_as(local, tree)
+    whole.wait()
+    assert published(whole.tree) == published(local)
+    assert {path.parts[-3] for path in (local / "results").rglob("manifest.json")} == {
+        *("data", "noise", "teachers", "teacher_samples", "students", "pairs")
+    }
+    jobs = submitted(whole)
+    assert len(jobs) == 7
+    assert [cluster.jobs()[job] for job in jobs_of_rule(cluster, whole, "noise")] == ["CANCELLED", "COMPLETED"]
+    assert run_facts(whole.tree, "students")["slurm_job_id"] in jobs
+    assert {cluster.facts(job)["Partition"] for job in jobs} == {"cpu"}
 
 
 def test_a_training_over_its_time_limit_goes_on_in_a_longer_job(
@@ -191,8 +233,7 @@ def test_a_training_over_its_time_limit_goes_on_in_a_longer_job(
     said = over_its_time.wait()
     first, second = submitted(over_its_time)
     assert cluster.jobs()[first] == "TIMEOUT", said
-    limits = [cluster.facts(job)["TimeLimit"] for job in (first, second)]
-    assert limits == ["00:01:00", "00:10:00"]
+    assert [cluster.facts(job)["TimeLimit"] for job in (first, second)] == ["00:01:00", "00:10:00"]
     facts = run_facts(over_its_time.tree, "students")
     assert facts["resumed"] is True and facts["slurm_job_id"] == second
     assert same_as(local, over_its_time.tree)
