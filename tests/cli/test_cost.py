@@ -14,6 +14,7 @@ from dmdpipe.cost import (
     minutes_to_ask_for,
     trains_on_gpu,
 )
+from dmdpipe.specs.diffusion import TeacherSpec
 from dmdpipe.specs.pairs import MetricsSpec
 
 SMALL: dict[str, Any] = {
@@ -49,7 +50,7 @@ def test_a_gpu_is_for_the_training_whose_spec_says_so_and_no_other_step() -> Non
     teacher = {**SMALL, "score": {**SMALL["score"], "device": "cuda"}}
     assert [stage for stage, step in steps_of(teacher=teacher).items() if trains_on_gpu(step)] == ["teacher"]
     exact = {"data": {"family": "gaussian", "dim": 4}, "score": {"kind": "exact"}}
-    assert not trains_on_gpu(steps_of(teacher=exact, init={"kind": "random-head"})["teacher"])
+    assert not trains_on_gpu(plan("teacher", TeacherSpec.model_validate(exact)))
 
 
 def test_a_time_limit_leaves_room_and_grows_with_the_training_and_the_attempt() -> None:

@@ -63,7 +63,9 @@ def test_a_run_is_shown_by_its_headline_and_one_that_has_gone_is_told(results: P
         on = progress_text(look_at(results, seconds=0), time.time())
     assert on.startswith("1/5 steps · 00:50 elapsed · about ") and on.splitlines()[0].endswith(" left · 1 failed")
     assert "\nrunning\n  student x  1,200/4,000\n" in on
-    assert f"\nfailed\n  teacher x  {results}/logs/teacher/x-{'b' * 16}.log\n    two\n    three\n    no GPU here\n" in on
+    assert (
+        f"\nfailed\n  teacher x  {results}/logs/teacher/x-{'b' * 16}.log\n    two\n    three\n    no GPU here\n" in on
+    )
     assert on.endswith("\nwaiting\n  1 metrics, 1 evidence")
 
 

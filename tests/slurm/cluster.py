@@ -40,7 +40,7 @@ StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
-ProctrackType=proctrack/linuxproc
+ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 SwitchType=switch/none
@@ -56,7 +56,8 @@ KillWait=5
 GresTypes=gpu
 AccountingStorageType=accounting_storage/none
 {nodes}
-PartitionName=cpu Nodes=ALL Default=YES MaxTime=1440 DefMemPerCPU=200 State=UP
+PartitionName=usual Nodes=ALL Default=YES MaxTime=1440 DefMemPerCPU=200 State=UP
+PartitionName=cpu Nodes=ALL Default=NO MaxTime=1440 DefMemPerCPU=200 State=UP
 PartitionName=gpu Nodes=ALL Default=NO MaxTime=1440 DefMemPerCPU=200 State=UP
 """
 

@@ -84,6 +84,7 @@ def untouched(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, new_ch
 def whole(cluster: Cluster, untouched: Tree, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """A run of all stages from data to pairs, whose first job for the noise is cancelled."""
     tree = copy_of(untouched, tmp_path_factory.mktemp("whole") / "checkout")
+    name_partitions(tree)
     with started(tree, manifest_of(tree, "pairs")) as run:
         cluster.ask("scancel", *run.wait_until(lambda: jobs_of_rule(cluster, run, "noise")))
         yield run
@@ -102,24 +103,34 @@ def local(untouched: Tree, whole: Run, tmp_path_factory: pytest.TempPathFactory)
 def failing(local: Tree, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """A run whose teacher wants a GPU of a node that has none but in name."""
     tree = copy_of(local, tmp_path_factory.mktemp("failing") / "checkout", "data")
-    tree.checkout.edit("profiles/slurm/config.yaml", 'gpu_partition: ""', "gpu_partition: gpu")
+    name_partitions(tree)
     tree.checkout.edit(SECONDS, "  score.steps: 10", "  score.steps: 10\n  score.device: cuda")
     with started(tree, "study_cells", "--retries", "0", "--until", "teacher") as run:
         yield run
 
 
 @pytest.fixture(scope="module", autouse=True)
-def over_its_time(local: Tree, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """A run whose student stands still until SLURM ends its job for being over its time."""
-    tree = copy_of(local, tmp_path_factory.mktemp("limit") / "checkout", "data", "teachers")
-    with started(tree, manifest_of(tree, "students"), "--set-resources", f"student:runtime={LIMIT}") as run:
-        run.wait_until(lambda: student_checkpoint(tree))
-        (job,) = submitted(run)
-        for process in psutil.process_iter(["environ", "cmdline"]):
-            words, variables = process.info["cmdline"] or [], process.info["environ"] or {}
-            if variables.get("SLURM_JOB_ID") == job and any(word.endswith(".student.py") for word in words):
-                process.suspend()
-        yield run
+def held(local: Tree, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Run]]:
+    """Two runs whose students stand still after a checkpoint: one to be killed, one whose job may take a minute."""
+    trees = [copy_of(local, tmp_path_factory.mktemp("held") / "checkout", "data", "teachers") for _ in range(2)]
+    limit = ("--set-resources", f"student:runtime={LIMIT}")
+    target = manifest_of(local, "students")
+    with started(trees[0], target) as first, started(trees[1], target, *limit) as second:
+        waiting = [first, second]
+        while waiting:
+            run = first.wait_until(lambda: next((run for run in waiting if student_checkpoint(run.tree)), None))
+            suspend(run, "student")
+            waiting.remove(run)
+        yield first, second
+
+
+def suspend(run: Run, rule: str) -> None:
+    """Stop the process that runs a rule's script in the one job of a run."""
+    (job,) = submitted(run)
+    for process in psutil.process_iter(["environ", "cmdline"]):
+        words, variables = process.info["cmdline"] or [], process.info["environ"] or {}
+        if variables.get("SLURM_JOB_ID") == job and any(word.endswith(f".{rule}.py") for word in words):
+            process.suspend()
 
 
 def copy_of(original: Tree, target: Path, *stages: str) -> Tree:
@@ -128,6 +139,12 @@ def copy_of(original: Tree, target: Path, *stages: str) -> Tree:
     for stage in stages:
         shutil.copytree(original / "results" / stage, target / "results" / stage)
     return Tree(type(original.checkout)(target))
+
+
+def name_partitions(tree: Tree) -> None:
+    """Change two of the three values that a user changes; the third is for clusters that keep accounts."""
+    for kind, name in (("slurm", "cpu"), ("gpu", "gpu")):
+        tree.checkout.edit("profiles/slurm/config.yaml", f'{kind}_partition: ""', f"{kind}_partition: {name}")
 
 
 def manifest_of(tree: Tree, folder: str) -> str:
@@ -178,11 +195,11 @@ def run_facts(tree: Tree, stage: str) -> dict[str, Any]:
 
 
 def test_jobs_of_a_killed_run_are_cancelled_by_the_next_one_which_goes_on_where_they_were(
-    cluster: Cluster, local: Tree, tmp_path: Path
+    cluster: Cluster, local: Tree, held: tuple[Run, Run]
 ) -> None:
-    tree = copy_of(local, tmp_path / "checkout", "data", "teachers")
-    with started(tree, manifest_of(tree, "students")) as killed:
-        killed.wait_until(lambda: student_checkpoint(tree))
+    killed, tree = held[0], held[0].tree
+    killed.process.kill()
+    killed.process.wait()
     (left,) = submitted(killed)
     assert cluster.jobs()[left] == "RUNNING"
 
@@ -209,6 +226,7 @@ def test_a_step_that_fails_ends_in_one_line_and_a_gpu_is_asked_for_where_the_spe
     reasons = [line for line in said.splitlines() if "device" in line]
     assert len(reasons) == 1 and "cuda" in reasons[0]
     assert "Traceback" not in said
+    assert f"    cluster SLURM-job '{job}' failed, SLURM status is: 'FAILED'" in said
     assert not (failing.tree / "results/teachers").exists()
 
 
@@ -228,12 +246,14 @@ def test_a_run_on_slurm_gives_the_same_bytes_as_on_one_machine_though_a_job_was_
 
 
 def test_a_training_over_its_time_limit_goes_on_in_a_longer_job(
-    cluster: Cluster, local: Tree, over_its_time: Run
+    cluster: Cluster, local: Tree, held: tuple[Run, Run]
 ) -> None:
+    over_its_time = held[1]
     said = over_its_time.wait()
     first, second = submitted(over_its_time)
     assert cluster.jobs()[first] == "TIMEOUT", said
     assert [cluster.facts(job)["TimeLimit"] for job in (first, second)] == ["00:01:00", "00:10:00"]
+    assert {cluster.facts(job)["Partition"] for job in (first, second)} == {"usual"}
     facts = run_facts(over_its_time.tree, "students")
     assert facts["resumed"] is True and facts["slurm_job_id"] == second
     assert same_as(local, over_its_time.tree)
