@@ -24,6 +24,8 @@ QUICK = {"learning_rate": 1e-2, "warmup": 4}
 LEARNED = {"generator": QUICK, "fake_score": QUICK}
 POOL = {"regression_weight": 0.25, "regression_pairs": 64}
 DATA = Stream(1).normal(40, 2)
+PAIRED = Stream(2).normal(12, 2)
+PARTICLES = {"network": {"kind": "particles", "count": 20}, "bank": {"dim": 2, "n_paired": 12, "n_held_out": 4}}
 SPECS = {
     "dmd2": {"recipe": {"name": "dmd2", **LEARNED}},
     "fastgen": {"recipe": {"name": "fastgen", **LEARNED, "ema": 0.8}},
@@ -40,6 +42,8 @@ SPECS = {
         "init": {"kind": "kd", "regression_steps": 3},
         "recipe": {**LEARNED, **POOL},
     },
+    "particles": {**PARTICLES, "recipe": {"name": "dmd2", **LEARNED}},
+    "particles, fastgen-gan": {**PARTICLES, "recipe": {"name": "fastgen-gan", **LEARNED, "ema": 0.8}},
     "three steps": {"sampling_steps": 3, "recipe": {"name": "dmd2", **LEARNED}},
     "linear": {
         "teacher": EXACT,
@@ -83,7 +87,7 @@ def teacher(spec):
 
 def trained(spec, step=None):
     """Return all bytes that a distillation returns."""
-    snapshots, history = distil(spec, teacher(spec), step, data=DATA)
+    snapshots, history = distil(spec, teacher(spec), step, data=DATA, paired=PAIRED)
     return {name: value.numpy().tobytes() for name, value in snapshots.items()} | {"history": history.numpy().tobytes()}
 
 

@@ -183,6 +183,7 @@ def test_every_start_has_a_look_of_its_own() -> None:
 def test_only_one_step_networks_that_distil_are_held_against_their_start() -> None:
     row = {"study": "s", "metric": "rho_resampling", "value": 0.0, "network": "mlp-64x3", "recipe": "dmd2"}
     others = {"linear": {"network": "linear"}, "told": {"recipe": "regression"}, "steps": {"value": 0.7}}
+    others["particles"] = {"network": "particles-4096"}
     rows = [row | {"point": "usual"}, *(row | {"point": point} | given for point, given in others.items())]
     rows += [{**one, "metric": "rho", "value": 0.3} for one in rows]
     kept = starts.comparable(pd.DataFrame(rows))

@@ -111,11 +111,13 @@ def test_a_row_does_not_depend_on_its_neighbours():
 def student_spec(**fields):
     quick = {"learning_rate": 1e-2, "warmup": 0}
     fields = {"recipe": {"generator": quick, "fake_score": quick}} | fields
-    return StudentSpec(teacher=TRAINED, network=SMALL, batch=8, generator_steps=5, snapshots=4, **fields)
+    fields = {"network": SMALL, "teacher": TRAINED, "batch": 8, "generator_steps": 5, "snapshots": 4} | fields
+    return StudentSpec(**fields)
 
 
 def paired(spec, teacher_row=None):
-    snapshots, _ = distil(spec, load_teacher(spec.teacher, model(spec.teacher), getattr(torch, spec.dtype)))
+    teacher = load_teacher(spec.teacher, model(spec.teacher), getattr(torch, spec.dtype))
+    snapshots, _ = distil(spec, teacher, paired=torch.from_numpy(bank()["paired"]))
     samples = sampled(spec.teacher)[0]
     parents = {
         ("student", "snapshots.safetensors"): {name: value.numpy() for name, value in snapshots.items()},
@@ -126,6 +128,17 @@ def paired(spec, teacher_row=None):
     pair_samples(step)
     assert step.written.keys() == {"pairs.safetensors"}
     return step.written["pairs.safetensors"], snapshots, samples
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_particles_answer_the_banks_noise_with_the_vectors_of_its_rows(dtype):
+    spec = student_spec(network={"kind": "particles", "count": 60}, bank=BANK, dtype=dtype)
+    pairs, snapshots, samples = paired(spec)
+    assert np.array_equal(pairs["z"], bank()["paired"])
+    assert np.array_equal(pairs["teacher"], samples["teacher"])
+    assert snapshots["particles"].shape == (4, 60, 2)
+    assert np.array_equal(pairs["student"], snapshots["particles"][:, :40].float().numpy())
+    assert (pairs["student"][0] != pairs["student"][-1]).all()
 
 
 def formula(weights, z, skip):

@@ -24,6 +24,9 @@ REGRESSION = {"recipe": {"name": "regression"}}
 GAN = {"recipe": {"name": "gan"}}
 LINEAR_GAN = {"network": {"kind": "linear"}, "recipe": {"fake": "oracle", "adversarial_weight": 1}}
 
+BANK = {"dim": 4, "n_paired": 10, "n_held_out": 8}
+PARTICLES = {"teacher": TRAINED, "network": {"kind": "particles", "count": 10}, "bank": BANK}
+
 
 def pairs_of(**student: Any) -> dict[str, Any]:
     """A student's pairs with its teacher, on the standard bank."""
@@ -47,6 +50,9 @@ FINE: list[tuple[type[BaseModel], dict[str, Any]]] = [
     ),
     *((StudentSpec, {"teacher": TRAINED, "init": {"kind": kind}}) for kind in ("rotated", "edm-default", "kd-rotated")),
     (MapsSpec, {"pairs": pairs_of()}),
+    (StudentSpec, PARTICLES),
+    (StudentSpec, {**PARTICLES, "init": {"kind": "random-head"}, "recipe": {"fake_start": "fresh", "fake_lag": 2}}),
+    (PairsSpec, {"student": PARTICLES, "teacher_samples": {"teacher": TRAINED, "bank": BANK}}),
     (NoiseBankSpec, {"dim": 2_000, "n_held_out": 4_000}),
     (TrainedScore, {"device": "cuda", "precision": "tf32"}),
     (StudentSpec, {"teacher": TRAINED, "precision": "bf16"}),
@@ -109,6 +115,37 @@ REFUSED: list[tuple[type[BaseModel], dict[str, Any], list[str]]] = [
     ),
     (StudentSpec, {"teacher": EXACT, **LINEAR, "device": "cuda"}, ["network.kind 'linear'", "device 'cpu'"]),
     (StudentSpec, {"teacher": EXACT, **LINEAR, "precision": "bf16"}, ["network.kind 'linear'", "precision 'full'"]),
+    (StudentSpec, {**PARTICLES, "bank": None}, ["bank", "particles", "both or neither"]),
+    (StudentSpec, {"teacher": TRAINED, "bank": BANK}, ["bank", "particles", "both or neither"]),
+    (StudentSpec, {**PARTICLES, "bank": {**BANK, "dim": 3}}, ["bank.dim (3)", "dimension, 4"]),
+    (
+        StudentSpec,
+        {**PARTICLES, "network": {"kind": "particles", "count": 9}},
+        ["network.count (9)", "bank.n_paired (10)", "every paired noise"],
+    ),
+    (StudentSpec, {**PARTICLES, "network": {"kind": "particles", "width": 9}}, ["network", "width", "count"]),
+    (StudentSpec, {**PARTICLES, "teacher": EXACT}, ["network.kind 'particles'", "score.kind", "'trained'"]),
+    *(
+        (
+            StudentSpec,
+            {**PARTICLES, "init": {"kind": kind}},
+            [f"init.kind '{kind}'", "teacher, edm-default, random-head"],
+        )
+        for kind in ("rotated", "kd", "kd-rotated", "random-no-skip", "other-teacher", "partial", "interpolated")
+    ),
+    (StudentSpec, {**PARTICLES, "sampling_steps": 2}, ["network.kind 'particles'", "sampling_steps 1"]),
+    *(
+        (StudentSpec, {**PARTICLES, "recipe": recipe}, ["regression_weight", "'samples'", "'mlp'", "fresh noise"])
+        for recipe in ("regression", {"regression_weight": 1}, {"fake": "samples"})
+    ),
+    (StudentSpec, {**PARTICLES, "recipe": {"fake": "oracle"}}, ["recipe.fake", "oracle", "linear"]),
+    (StudentSpec, {**PARTICLES, "batches": "expected"}, ["batches", "expected", "linear"]),
+    (StudentSpec, {**PARTICLES, "members": {"seeds": [0, 1]}}, ["members", "an ensemble is of networks"]),
+    (
+        PairsSpec,
+        {"student": PARTICLES, "teacher_samples": {"teacher": TRAINED, "bank": {**BANK, "n_paired": 9}}},
+        ["student.bank", "teacher_samples.bank", "the same"],
+    ),
     (NoiseRange, {"sigma_min": 80}, ["sigma_min", "sigma_max", "80"]),
     (NoiseRange, {"sigma_min": 0}, ["sigma_min", "greater than 0"]),
     (NoiseRange, {"sigma_max": "high"}, ["sigma_max", "number", "high"]),

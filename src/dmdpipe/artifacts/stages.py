@@ -28,8 +28,8 @@ ROUNDING = Equality(kind="tolerance", reason="other instruction sets and devices
 TRAINING = Equality(kind="statistical", reason="training amplifies the rounding of other instruction sets and devices")
 TRAINING_ON_A_GPU = Equality(
     kind="statistical",
-    reason="training amplifies the rounding of other GPUs, drivers and CUDA libraries; on the same ones it gives the same"
-    " bytes (docs/gpu.md)",
+    reason="training amplifies the rounding of other GPUs, drivers and CUDA libraries; on the same ones it gives the"
+    " same bytes (docs/gpu.md)",
 )
 # What the notebooks of the report import.
 FIGURE_MODULES = ("claims", "curves", "gate", "pages", "report", "starts", "tables", "verdicts")
@@ -149,7 +149,8 @@ def _teacher_samples_parents(spec: TeacherSamplesSpec) -> Parents:
 
 def _student_parents(spec: StudentSpec) -> Parents:
     start = {"start": ("teacher", spec.start)} if spec.start else {}
-    return {"teacher": ("teacher", spec.teacher), "data": ("data", spec.teacher.data)} | start
+    noise = {"noise": ("noise", spec.bank)} if spec.bank else {}
+    return {"teacher": ("teacher", spec.teacher), "data": ("data", spec.teacher.data)} | start | noise
 
 
 def _ensemble_parents(spec: StudentSpec) -> Parents:
@@ -205,7 +206,8 @@ def _precision_modules(spec: Hardware) -> set[str]:
 
 
 def _network_modules(spec: StudentSpec) -> set[str]:
-    return {f"dmdpipe.networks.{spec.network.kind}", *_teacher_modules(spec.teacher)}
+    own = "dmdpipe.distill.particles" if spec.bank else f"dmdpipe.networks.{spec.network.kind}"
+    return {own, *_teacher_modules(spec.teacher)}
 
 
 def _student_modules(spec: StudentSpec) -> set[str]:

@@ -60,6 +60,7 @@ def student_spec(width: int, dim: int, batch: int, steps: int) -> StudentSpec:
 
 def untrained_teacher(spec: StudentSpec) -> Denoiser:
     """Return a teacher of the spec's shape with fresh weights: time does not depend on what they are."""
+    assert spec.network.kind == "mlp"
     network = build_network(spec.network, dimension(spec.teacher.data), seed=1)
     return Denoiser(network.requires_grad_(False))
 

@@ -11,7 +11,12 @@ if TYPE_CHECKING:
 
 
 def weights(network: Any, dim: int) -> int:
-    """Return the number of weights of a network with d = ``dim``: multiplications per sample of a forward pass."""
+    """Return the number of weights of a network with d = ``dim``: multiplications per sample of a forward pass.
+
+    0 for particles, which are no network.
+    """
+    if network.kind == "particles":
+        return 0
     if network.kind == "linear":
         return dim * dim
     return int(network.width * (2 * dim + network.depth * network.width + network.embedding))
@@ -21,9 +26,10 @@ def inference_cost(student: StudentSpec) -> float:
     """Return a student's multiplications for a sample, over those of one call of its teacher's network.
 
     Steps × weights of the student / weights of the teacher; 1 for a student of one step on the teacher's network. NaN
-    for an exact teacher, which has no network. Heun's sampler of n intervals costs 2n − 1 in this unit.
+    for an exact teacher, which has no network, and for particles, which make no samples but those that they are. Heun's
+    sampler of n intervals costs 2n − 1 in this unit.
     """
     score, dim = student.teacher.score, dimension(student.teacher.data)
-    if score.kind != "trained":
+    if score.kind != "trained" or student.network.kind == "particles":
         return float("nan")
     return student.sampling_steps * weights(student.network, dim) / weights(score.network, dim)

@@ -7,6 +7,7 @@ T∘Q and S₀ are metrics of the step ``metrics``; those that need networks, as
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -163,7 +164,8 @@ def answers(student: Student, z: Array) -> Tensor:
 def measure_maps(step: Step) -> None:
     """Measure one student's distances to the named maps: write ``maps.parquet``, a table like ``metrics.parquet``.
 
-    Columns generator_step, metric (``MAP_METRICS``, then ``MAP_CONSTANTS``) and value, in order of snapshot.
+    Columns generator_step, metric (``MAP_METRICS``, then ``MAP_CONSTANTS``) and value, in order of snapshot. Particles
+    answer no noise but their own, so they have no Jacobian, and their start is taken from the network behind it.
     """
     spec: MapsSpec = step.spec
     exact_torch(threads=1)
@@ -174,13 +176,18 @@ def measure_maps(step: Step) -> None:
     weights = step.read_tensors("teacher", "model.safetensors")
     dtype = torch.float64 if spec.fake == "gaussian" else torch.float32
     teacher = load_teacher(spec.pairs.student.teacher, weights, dtype)
-    student = build_student(spec.pairs.student)
+    has_network = spec.pairs.student.network.kind != "particles"
+    if has_network:
+        student = build_student(spec.pairs.student)
+    else:
+        student = import_module("dmdpipe.distill.particles").started_network(spec.pairs.student, teacher)
 
     def put_in(k: int) -> None:
         named = {name: torch.from_numpy(tensor[k]) for name, tensor in snapshots.items() if name != "generator_step"}
         student.load_state_dict(named)
 
-    put_in(0)
+    if has_network:
+        put_in(0)
     flow = flow_of_start(spec, student, teacher, noise, samples["held_out"])
     maps, transport, constants = named_maps(noise, samples, flow, spec.transport_pairs)
     z = torch.from_numpy(noise["paired"][: spec.jacobian_points])
@@ -195,15 +202,15 @@ def measure_maps(step: Step) -> None:
     rows: list[dict[str, Any]] = []
     for k, generator_step in enumerate(pairs["generator_step"].tolist()):
         step.progress(k, len(pairs["generator_step"]))
-        put_in(k)
         values = dict.fromkeys(MAP_METRICS, np.nan) | constants
         outputs = pairs["student"][k].astype(np.float64)
         if np.isfinite(outputs).all():
             values |= {f"rho_{name}": relative_pair_error(outputs, points) for name, points in maps.items()}
             values["rho_transport"] = transport.rho(outputs[: int(constants["transport_pairs"])])
-            values["jacobian_asymmetry"] = jacobian_asymmetry(
-                jacobians(student, z.to(next(student.parameters()).dtype))
-            )
+            if has_network:
+                put_in(k)
+                asked = z.to(next(student.parameters()).dtype)
+                values["jacobian_asymmetry"] = jacobian_asymmetry(jacobians(student, asked))
         rows += [
             {"generator_step": generator_step, "metric": name, "value": float(values[name])}
             for name in (*MAP_METRICS, *MAP_CONSTANTS)

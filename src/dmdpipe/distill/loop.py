@@ -217,6 +217,7 @@ def distil(
     *,
     start: Teacher | None = None,
     data: Tensor | None = None,
+    paired: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Distil one student; return its snapshots and the history of its training.
 
@@ -226,6 +227,7 @@ def distil(
         step: where checkpoints and progress go; without one, the training just runs.
         start: the denoiser of ``spec.start``, if it names one.
         data: what the teacher trained on [n, d], which a recipe with an adversarial term needs.
+        paired: the bank's paired noises [N, d], which particles need.
 
     Returns:
         snapshots: ``generator_step`` [K] and every parameter at these steps, stacked [K, …], on the CPU.
@@ -233,7 +235,7 @@ def distil(
 
     Raises:
         UserError: if the spec names a GPU and there is none.
-        ValueError: if the recipe has an adversarial term and there are no data.
+        ValueError: if the recipe has an adversarial term and there are no data, or if particles lack their noises.
     """
     device = start_device(spec, "student.device")
     teacher = placed(teacher, device, spec.precision)
@@ -246,9 +248,14 @@ def distil(
         seed = derive_seed(spec.seed, "student", "regression-pool")
         return make_pair_pool(teacher, spec.noise_range, (recipe.regression_pairs, dim), seed, dtype, turn, device)
 
-    student = student_to_train(spec, device)
-    initialise(student, spec, placed(start, device, spec.precision) if start else teacher, make_pool)
-    batches = make_batches(spec, dim, device)
+    student: Any
+    if spec.network.kind == "particles":
+        # By name, so that an edit of it touches particles only.
+        student, batches = import_module("dmdpipe.distill.particles").particles_to_train(spec, teacher, paired, device)
+    else:
+        student = student_to_train(spec, device)
+        initialise(student, spec, placed(start, device, spec.precision) if start else teacher, make_pool)
+        batches = make_batches(spec, dim, device)
     fake: Any = None
     if recipe.dm_weight and recipe.fake == "oracle":
         fake = import_module("dmdpipe.distill.oracle").LinearOracle(student.get_parameter("generator.matrix"))
@@ -330,7 +337,8 @@ def distil_student(step: Step) -> None:
     data = None
     if spec.recipe.adversarial_weight:
         data = torch.from_numpy(step.read_tensors("data", "data.safetensors")["train"])
-    snapshots, history = distil(spec, teacher, step, start=start, data=data)
+    paired = torch.from_numpy(step.read_tensors("noise", "noise.safetensors")["paired"]) if spec.bank else None
+    snapshots, history = distil(spec, teacher, step, start=start, data=data, paired=paired)
     step.write_tensors("snapshots.safetensors", {name: value.numpy() for name, value in snapshots.items()})
     table = pd.DataFrame(history.numpy(), columns=list(HISTORY))
     table.insert(0, "generator_step", range(1, spec.generator_steps + 1))

@@ -82,7 +82,13 @@ class Student(nn.Module):
 
 
 def build_student(spec: StudentSpec) -> Student:
-    """Return the student's architecture, with fresh weights drawn from its seed."""
+    """Return the student's architecture, with fresh weights drawn from its seed.
+
+    Raises:
+        ValueError: for particles, which have none (``dmdpipe.distill.particles``).
+    """
+    if spec.network.kind == "particles":
+        raise ValueError("particles are no network: dmdpipe.distill.particles makes them")
     dim = dimension(spec.teacher.data)
     dtype = getattr(torch, spec.dtype)
     network = build_network(spec.network, dim, derive_seed(spec.seed, "student", "init"))

@@ -27,7 +27,8 @@ def comparable(results: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of students whose ρ can follow their start: distilled networks of one step."""
     resampling = results["value"].where(results["metric"] == "rho_resampling")
     of_several_steps = resampling.groupby([results["study"], results["point"]]).transform("max") > 0
-    return results[~of_several_steps & (results["network"] != "linear") & (results["recipe"] != "regression")]
+    others = results["network"].str.startswith(("linear", "particles"))
+    return results[~of_several_steps & ~others & (results["recipe"] != "regression")]
 
 
 @style.styled

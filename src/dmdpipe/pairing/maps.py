@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -62,7 +63,11 @@ def pair_samples(step: Step) -> None:
     }
     z = step.read_tensors("noise", "noise.safetensors")["paired"]
     generator_step = snapshots.pop("generator_step")
-    student = build_student(spec.student)
+    student: Any
+    if spec.student.network.kind == "particles":
+        student = import_module("dmdpipe.distill.particles").build_particles(spec.student, torch.from_numpy(z))
+    else:
+        student = build_student(spec.student)
     dtype = next(student.parameters()).dtype
     noise = torch.from_numpy(z).to(dtype)
     bank = spec.teacher_samples.bank

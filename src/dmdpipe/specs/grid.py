@@ -11,7 +11,7 @@ from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.specs.base import Spec
 from dmdpipe.specs.data import FAMILIES, data_name, dimension
 from dmdpipe.specs.diffusion import ExactScore, NoiseBankSpec, TeacherSamplesSpec, TeacherSpec, TrainedScore
-from dmdpipe.specs.network import MLP, Linear
+from dmdpipe.specs.network import MLP, Linear, Particles
 from dmdpipe.specs.pairs import MapsSpec, MetricsSpec, PairsSpec
 from dmdpipe.specs.problems import parse
 from dmdpipe.specs.student import Init, InitSettings, Members, StudentSpec, obstacle_to_members
@@ -30,7 +30,7 @@ class Choice:
 CHOICES = {
     "data": Choice("family", FAMILIES, None),
     "score": Choice("kind", {"trained": TrainedScore, "exact": ExactScore}, "trained"),
-    "student.network": Choice("kind", {"mlp": MLP, "linear": Linear}, "mlp"),
+    "student.network": Choice("kind", {"mlp": MLP, "linear": Linear, "particles": Particles}, "mlp"),
 }
 # Places where a name alone may stand for a mapping, and the key that it is short for.
 SHORT_FOR = {"student.recipe": "name", "student.init": "kind"}
@@ -67,8 +67,10 @@ class Member:
 
 
 def network_name(student: StudentSpec) -> str:
-    """Return a short readable name, e.g. ``mlp-64x3`` or ``linear``."""
+    """Return a short readable name: ``mlp-64x3``, ``linear`` or ``particles-4096``."""
     network = student.network
+    if network.kind == "particles":
+        return f"particles-{network.count}"
     return f"mlp-{network.width}x{network.depth}" if network.kind == "mlp" else network.kind
 
 
@@ -261,17 +263,19 @@ def resolve(cell: Cell, seed: int, where: str, seeds: Sequence[int] = ()) -> Met
         raise UserError(f"{where}: student.network: an exact teacher has no network to copy; name one")
     start = start_of(cell, teacher, where)
     settings["init"] = init_of(cell.student.init, settings["network"], start)
-    own = {"teacher": teacher, "start": start, "noise_range": cell.noise_range, "seed": seed}
+    bank = parse(NoiseBankSpec, {"dim": dimension(cell.data), **cell.bank.model_dump()}, f"{where}: bank")
+    own: dict[str, Any] = {"teacher": teacher, "start": start, "noise_range": cell.noise_range, "seed": seed}
+    if settings["network"].kind == "particles":
+        own["bank"] = bank
     student = parse(StudentSpec, {**settings, **own}, where)
     if cell.student.together and not obstacle_to_members(student):
         members = Members(seeds=tuple(seeds) or (seed,), one_teacher=one_teacher)
         student = student.model_copy(update={"members": members})
-    bank = parse(NoiseBankSpec, {"dim": dimension(cell.data), **cell.bank.model_dump()}, f"{where}: bank")
     samples = TeacherSamplesSpec(teacher=teacher, bank=bank, noise_range=cell.noise_range, sampler=cell.sampler)
     return MetricsSpec(pairs=PairsSpec(student=student, teacher_samples=samples), **cell.metrics.model_dump())
 
 
-def init_of(given: InitSettings, network: MLP | Linear, start: TeacherSpec | None) -> Init:
+def init_of(given: InitSettings, network: MLP | Linear | Particles, start: TeacherSpec | None) -> Init:
     """Return the start, by its usual name where it is all the teacher's or all random: equal students are one step."""
     teacher = random = False
     match given.kind:

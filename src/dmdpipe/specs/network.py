@@ -1,4 +1,4 @@
-"""Networks: the trainable map inside the EDM wrapper, or a bare linear generator."""
+"""Networks: the trainable map inside the EDM wrapper, a bare linear generator, or none: particles."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ class Linear(Spec):
     """The linear generator S(z) = A·z without bias or preconditioning: the closed forms are about it."""
 
     kind: Literal["linear"] = "linear"
+
+
+class Particles(Spec):
+    """No network: one free vector x_i for each noise z_i of a fixed set, S(z_i) = x_i, and no answer to other noise."""
+
+    kind: Literal["particles"] = "particles"
+    count: PositiveInt = Field(4_096, description="noises in the set: the bank's paired ones, and others after them")
 
 
 NetworkSpec = Annotated[MLP | Linear, Field(discriminator="kind")]

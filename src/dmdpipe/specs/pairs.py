@@ -29,6 +29,8 @@ class PairsSpec(Spec):
             raise ValueError(f"teacher_samples.bank.dim ({bank.dim}) must be the data's dimension, {dim}")
         if bank.seed and self.student.init.kind in ("rotated", "kd-rotated"):
             raise ValueError("teacher_samples.bank.seed must be 0: rotated starts use the rotation of that bank")
+        if self.student.bank not in (None, bank):
+            raise ValueError("student.bank and teacher_samples.bank must be the same: particles have no other noise")
         return self
 
 

@@ -8,9 +8,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from dmdpipe.specs.base import Spec, later
 from dmdpipe.specs.data import dimension, is_gaussian
-from dmdpipe.specs.diffusion import NoiseRange, TeacherSpec
+from dmdpipe.specs.diffusion import NoiseBankSpec, NoiseRange, TeacherSpec
 from dmdpipe.specs.hardware import Hardware
-from dmdpipe.specs.network import MLP, Linear
+from dmdpipe.specs.network import MLP, Linear, Particles
 
 InitKind = Literal[
     "teacher",
@@ -28,6 +28,8 @@ COPIES = ("teacher", "rotated", "kd-rotated", "partial", "interpolated")
 """The starts for which weights of the student's own teacher are needed."""
 REGRESSED = ("kd", "kd-rotated")
 """The starts that are made by a regression."""
+OF_PARTICLES = ("teacher", "edm-default", "random-head")
+"""The starts that particles can have."""
 
 
 class Init(Spec):
@@ -41,6 +43,8 @@ class Init(Spec):
     teacher's weights, first regressed onto T∘Q. other-teacher: the weights of another teacher than the one whose score
     the student follows. partial: the teacher's weights, in some layers those of random-head. interpolated: α·teacher +
     (1 − α)·random-head, weight by weight.
+
+    Particles start where a student of the teacher's network with the same seed would: x_i = S₀(z_i).
     """
 
     kind: InitKind = "teacher"
@@ -248,7 +252,7 @@ class StudentSpec(Hardware):
 
     teacher: TeacherSpec
     start: TeacherSpec | None = Field(None, description="init.kind other-teacher: whose weights it starts with")
-    network: Annotated[MLP | Linear, Field(discriminator="kind")] = MLP()
+    network: Annotated[MLP | Linear | Particles, Field(discriminator="kind")] = MLP()
     sampling_steps: int = STEPS
     noise_range: NoiseRange = NoiseRange()
     init: Init = Init()
@@ -263,6 +267,7 @@ class StudentSpec(Hardware):
     dtype: Literal["float32", "float64"] = Field("float32", description="of weights, noise and samples")
     seed: int = Field(0, ge=0)
     members: Members | None = later(None, description="none: it trains alone")
+    bank: NoiseBankSpec | None = later(None, description="particles only: whose paired noises are among theirs")
 
     @model_validator(mode="after")
     def _members_can_train_together(self) -> StudentSpec:
@@ -272,6 +277,34 @@ class StudentSpec(Hardware):
             raise ValueError(f"members.seeds must name each seed once, {self.seed} among them")
         if obstacle := obstacle_to_members(self):
             raise ValueError(f"members: {obstacle}")
+        return self
+
+    @model_validator(mode="after")
+    def _particles_can_be_made(self) -> StudentSpec:
+        if (self.network.kind == "particles") != (self.bank is not None):
+            raise ValueError("bank names the paired noises of network.kind 'particles': give both or neither")
+        if self.bank is None or self.network.kind != "particles":
+            return self
+        if self.bank.dim != dimension(self.teacher.data):
+            raise ValueError(f"bank.dim ({self.bank.dim}) must be the data's dimension, {dimension(self.teacher.data)}")
+        if self.network.count < self.bank.n_paired:
+            raise ValueError(
+                f"network.count ({self.network.count}) must be at least bank.n_paired ({self.bank.n_paired}): every"
+                " paired noise has a particle"
+            )
+        if self.teacher.score.kind != "trained":
+            raise ValueError("network.kind 'particles' needs a teacher whose score.kind is 'trained'")
+        if self.init.kind not in OF_PARTICLES:
+            raise ValueError(
+                f"init.kind '{self.init.kind}' needs network.kind 'mlp'; particles start as {', '.join(OF_PARTICLES)}"
+            )
+        if self.sampling_steps > 1:
+            raise ValueError("network.kind 'particles' needs sampling_steps 1: particles have no noise levels")
+        if self.recipe.regression_weight or self.recipe.fake == "samples":
+            raise ValueError(
+                "recipe.regression_weight and recipe.fake 'samples' need network.kind 'mlp': they ask the student for"
+                " its answers to fresh noise, and particles have none"
+            )
         return self
 
     @model_validator(mode="after")
