@@ -35,6 +35,7 @@ SECONDS_PER_FLOW_STEP = 0.06  # 1,000 particles and 1,000 tracers, with a kernel
 # A step's libraries and, on a cluster, the two Snakemakes that start it there; steps of a laptop run peak at 390 MiB.
 MEBIBYTES_OF_PROGRAMS = 1_500
 MEBIBYTES_OF_CUDA = 3_000
+BYTES_OF_A_NUMBER = 4
 _COPIES = 8  # of what a step reads and makes: gradients, optimiser's moments, files being written
 
 
@@ -111,14 +112,17 @@ def estimated_mebibytes(step: PlannedStep) -> int:
         held = spec.data.n_train * dimension(spec.data)
     elif step.stage in ("student", "ensemble", "member"):
         members = len(spec.members.seeds) if step.stage == "ensemble" else 1
-        held = members * spec.snapshots * weights(spec.network, dimension(spec.teacher.data))
+        dim = dimension(spec.teacher.data)
+        is_network = spec.network.kind != "particles"
+        held = members * spec.snapshots * (weights(spec.network, dim) if is_network else spec.network.count * dim)
     elif step.stage in ("noise", "teacher_samples"):
         held = _numbers_of_a_bank(spec if step.stage == "noise" else spec.bank)
     elif step.stage in ("pairs", "metrics", "maps"):
         pairs = spec if step.stage == "pairs" else spec.pairs
-        held = pairs.student.snapshots * _numbers_of_a_bank(pairs.teacher_samples.bank)
+        bank = pairs.teacher_samples.bank
+        held = _numbers_of_a_bank(bank) + pairs.student.snapshots * bank.n_paired * bank.dim
     on_gpu = MEBIBYTES_OF_CUDA if trains_on_gpu(step) else 0
-    return MEBIBYTES_OF_PROGRAMS + on_gpu + 8 * _COPIES * held // 2**20
+    return MEBIBYTES_OF_PROGRAMS + on_gpu + BYTES_OF_A_NUMBER * _COPIES * held // 2**20
 
 
 def _numbers_of_a_bank(bank: NoiseBankSpec) -> int:
