@@ -5,6 +5,7 @@ import sys
 from dmdpipe.artifacts.dag import plan_run
 from dmdpipe.artifacts.stages import find_stage
 from dmdpipe.audit.status import steps_to_run
+from dmdpipe.cost import megabytes_to_ask_for, minutes_to_ask_for, trains_on_gpu
 from dmdpipe.errors import UserError
 from dmdpipe.forking import client
 
@@ -60,6 +61,57 @@ def spec_of(stage):
         return planned(stage, wildcards).canonical()
 
     return spec
+
+
+# What a job asks a cluster for. It changes how steps run, never what: it is in no parameter and no digest.
+
+
+def memory_of(stage):
+    """Resource function of a rule: megabytes."""
+
+    def megabytes(wildcards, attempt):
+        return megabytes_to_ask_for(planned(stage, wildcards), attempt)
+
+    return megabytes
+
+
+def minutes_of(stage):
+    """Resource function of a rule: the time limit in minutes."""
+
+    def minutes(wildcards, attempt):
+        return minutes_to_ask_for(planned(stage, wildcards), attempt)
+
+    return minutes
+
+
+def cpus_of(stage):
+    """Resource function of a rule that trains: as many CPUs as its spec has threads."""
+
+    def cpus(wildcards):
+        spec = planned(stage, wildcards).spec
+        return getattr(spec.score, "threads", 1) if stage == "teacher" else spec.threads
+
+    return cpus
+
+
+def gpus_of(stage):
+    """Resource function of a rule that trains: one GPU if its spec says so, else none."""
+
+    def gpus(wildcards):
+        return 1 if trains_on_gpu(planned(stage, wildcards)) else None
+
+    return gpus
+
+
+def partition_of(stage):
+    """Resource function of a rule that trains: the partition that the profile names for its device, if it names one."""
+
+    def partition(wildcards):
+        defaults = workflow.resource_settings.default_resources or {}
+        wanted = "gpu_partition" if trains_on_gpu(planned(stage, wildcards)) else "slurm_partition"
+        return str(defaults[wanted].raw).strip("'\"") if wanted in defaults else None
+
+    return partition
 
 
 def labels_of_page(wildcards):

@@ -10,6 +10,9 @@ rule data:
         facts=f"{RESULTS}/data/{{step}}/facts.json",
     log:
         f"{RESULTS}/logs/data/{{step}}.log",
+    resources:
+        mem_mb=memory_of("data"),
+        runtime=minutes_of("data"),
     params:
         spec=spec_of("data"),
     script:
@@ -24,6 +27,9 @@ rule noise:
         noise=f"{RESULTS}/noise/{{step}}/noise.safetensors",
     log:
         f"{RESULTS}/logs/noise/{{step}}.log",
+    resources:
+        mem_mb=memory_of("noise"),
+        runtime=minutes_of("noise"),
     params:
         spec=spec_of("noise"),
     script:

@@ -10,6 +10,12 @@ rule student:
         history=f"{RESULTS}/students/{{step}}/history.parquet",
     log:
         f"{RESULTS}/logs/student/{{step}}.log",
+    resources:
+        mem_mb=memory_of("student"),
+        runtime=minutes_of("student"),
+        cpus_per_task=cpus_of("student"),
+        gpu=gpus_of("student"),
+        slurm_partition=partition_of("student"),
     params:
         spec=spec_of("student"),
     script:

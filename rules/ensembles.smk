@@ -9,6 +9,12 @@ rule ensemble:
         ensemble=f"{RESULTS}/ensembles/{{step}}/ensemble.safetensors",
     log:
         f"{RESULTS}/logs/ensemble/{{step}}.log",
+    resources:
+        mem_mb=memory_of("ensemble"),
+        runtime=minutes_of("ensemble"),
+        cpus_per_task=cpus_of("ensemble"),
+        gpu=gpus_of("ensemble"),
+        slurm_partition=partition_of("ensemble"),
     params:
         spec=spec_of("ensemble"),
     script:
@@ -24,6 +30,9 @@ rule member:
         history=f"{RESULTS}/members/{{step}}/history.parquet",
     log:
         f"{RESULTS}/logs/member/{{step}}.log",
+    resources:
+        mem_mb=memory_of("member"),
+        runtime=minutes_of("member"),
     params:
         spec=spec_of("member"),
     script:

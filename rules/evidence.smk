@@ -13,6 +13,9 @@ rule evidence:
         f"{RESULTS}/logs/evidence/{{step}}.log",
     wildcard_constraints:
         step="[^/]+/[^/]+",
+    resources:
+        mem_mb=memory_of("evidence"),
+        runtime=minutes_of("evidence"),
     params:
         spec=spec_of("evidence"),
     script:
@@ -35,6 +38,9 @@ rule verdicts:
         gallery=f"{RESULTS}/verdicts/{{step}}/gallery.parquet",
     log:
         f"{RESULTS}/logs/verdicts/{{step}}.log",
+    resources:
+        mem_mb=memory_of("verdicts"),
+        runtime=minutes_of("verdicts"),
     params:
         spec=spec_of("verdicts"),
     script:

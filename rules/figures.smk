@@ -18,6 +18,8 @@ rule figures:
     wildcard_constraints:
         step="[^/]+/[^/]+",
     resources:
+        mem_mb=memory_of("figures"),
+        runtime=minutes_of("figures"),
         notebook=1,
     params:
         spec=spec_of("figures"),

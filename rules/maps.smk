@@ -9,6 +9,9 @@ rule maps:
         table=f"{RESULTS}/maps/{{step}}/maps.parquet",
     log:
         f"{RESULTS}/logs/maps/{{step}}.log",
+    resources:
+        mem_mb=memory_of("maps"),
+        runtime=minutes_of("maps"),
     params:
         spec=spec_of("maps"),
     script:

@@ -9,6 +9,9 @@ rule metrics:
         metrics=f"{RESULTS}/metrics/{{step}}/metrics.parquet",
     log:
         f"{RESULTS}/logs/metrics/{{step}}.log",
+    resources:
+        mem_mb=memory_of("metrics"),
+        runtime=minutes_of("metrics"),
     params:
         spec=spec_of("metrics"),
     script:

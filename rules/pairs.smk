@@ -9,6 +9,9 @@ rule teacher_samples:
         samples=f"{RESULTS}/teacher_samples/{{step}}/samples.safetensors",
     log:
         f"{RESULTS}/logs/teacher_samples/{{step}}.log",
+    resources:
+        mem_mb=memory_of("teacher_samples"),
+        runtime=minutes_of("teacher_samples"),
     params:
         spec=spec_of("teacher_samples"),
     script:
@@ -23,6 +26,9 @@ rule pairs:
         pairs=f"{RESULTS}/pairs/{{step}}/pairs.safetensors",
     log:
         f"{RESULTS}/logs/pairs/{{step}}.log",
+    resources:
+        mem_mb=memory_of("pairs"),
+        runtime=minutes_of("pairs"),
     params:
         spec=spec_of("pairs"),
     script:

@@ -10,6 +10,12 @@ rule teacher:
         history=f"{RESULTS}/teachers/{{step}}/history.parquet",
     log:
         f"{RESULTS}/logs/teacher/{{step}}.log",
+    resources:
+        mem_mb=memory_of("teacher"),
+        runtime=minutes_of("teacher"),
+        cpus_per_task=cpus_of("teacher"),
+        gpu=gpus_of("teacher"),
+        slurm_partition=partition_of("teacher"),
     params:
         spec=spec_of("teacher"),
     script:

@@ -30,6 +30,7 @@ app = typer.Typer(
     dmdpipe studies               what can be run
     dmdpipe studies plan          how many steps, and about how long
     dmdpipe run                   run the configured studies and make the report
+    dmdpipe status                how far a run is, and what failed in it
     dmdpipe verdicts              what became of the claims
     dmdpipe results --format csv  every number behind them
     dmdpipe findings              what to commit of it: docs/findings.md, docs/reference/
@@ -103,6 +104,24 @@ def run(context: typer.Context) -> None:
         typer.echo(context.get_help())
         return
     raise typer.Exit(run_workflow(context.args))
+
+
+@app.command()
+def status(
+    results: Annotated[Path | None, typer.Option("--results", help="root of the results; the configured one")] = None,
+) -> None:
+    """Show how far a run is: what runs, what failed and why, what waits, and about how long it still takes.
+
+    It reads files in the results, so it may be asked from any machine that sees them, also of a run on a cluster.
+
+    Example: dmdpipe status
+    """
+    import time
+
+    from dmdpipe.progress import look_at, progress_text
+    from dmdpipe.specs.config import load_config
+
+    typer.echo(progress_text(look_at(results or Path(load_config().results)), time.time()))
 
 
 @studies_app.callback()

@@ -1,17 +1,20 @@
-"""What a step will cost, before it runs: for ``studies plan`` and for the time left in the progress display."""
+"""What a step will cost, before it runs: for ``studies plan``, the time left, and what a cluster is asked for."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from dmdpipe.artifacts.stages import find_stage
 from dmdpipe.copying.inference_cost import weights
 from dmdpipe.specs.data import dimension
 from dmdpipe.specs.student import REGRESSED
 
 if TYPE_CHECKING:
     from dmdpipe.artifacts.plan import PlannedStep
+    from dmdpipe.specs.diffusion import NoiseBankSpec
     from dmdpipe.specs.student import StudentSpec
 
 # Measured in one laptop run, two jobs side by side on the two virtual CPUs of an AMD EPYC machine, batch 256.
@@ -29,6 +32,11 @@ SECONDS_PER_ROUND_ON_A_GPU = 4e-3
 SECONDS_PER_MULTIPLICATION_ON_A_GPU = 9e-12
 _UPDATES_OF_A_STEP = 8
 SECONDS_PER_FLOW_STEP = 0.06  # 1,000 particles and 1,000 tracers, with a kernel
+# A step's libraries and, on a cluster, the two Snakemakes that start it there; steps of a laptop run peak at 390 MiB.
+MEBIBYTES_OF_PROGRAMS = 1_500
+MEBIBYTES_OF_CUDA = 3_000
+BYTES_OF_A_NUMBER = 4
+_COPIES = 8  # of what a step reads and makes: gradients, optimiser's moments, files being written
 
 
 def training_updates(step: PlannedStep) -> int:
@@ -92,6 +100,51 @@ def _multiplications(step: PlannedStep, updates: int) -> float:
         simulated = 5 * (spec.sampling_steps - 1) / 2 / 24
         mean = (share + simulated) * own + (1 - share) * weights(spec.teacher.score.network, dim)
     return float(spec.batch * (start * own + (updates - start) * mean))
+
+
+def estimated_mebibytes(step: PlannedStep) -> int:
+    """Return about how much of a machine's own memory a step takes at most, libraries included."""
+    spec = step.spec
+    held = 0
+    if step.stage == "data":
+        held = spec.n_train * dimension(spec)
+    elif step.stage == "teacher":
+        held = spec.data.n_train * dimension(spec.data)
+    elif step.stage in ("student", "ensemble", "member"):
+        members = len(spec.members.seeds) if step.stage == "ensemble" else 1
+        dim = dimension(spec.teacher.data)
+        is_network = spec.network.kind != "particles"
+        held = members * spec.snapshots * (weights(spec.network, dim) if is_network else spec.network.count * dim)
+    elif step.stage in ("noise", "teacher_samples"):
+        held = _numbers_of_a_bank(spec if step.stage == "noise" else spec.bank)
+    elif step.stage in ("pairs", "metrics", "maps"):
+        pairs = spec if step.stage == "pairs" else spec.pairs
+        bank = pairs.teacher_samples.bank
+        held = _numbers_of_a_bank(bank) + pairs.student.snapshots * bank.n_paired * bank.dim
+    on_gpu = MEBIBYTES_OF_CUDA if trains_on_gpu(step) else 0
+    return MEBIBYTES_OF_PROGRAMS + on_gpu + BYTES_OF_A_NUMBER * _COPIES * held // 2**20
+
+
+def _numbers_of_a_bank(bank: NoiseBankSpec) -> int:
+    return bank.dim * (bank.n_paired * (1 + bank.n_reference_sets) + bank.n_held_out)
+
+
+def trains_on_gpu(step: PlannedStep) -> bool:
+    """Whether a step's spec says that it trains on a GPU."""
+    return find_stage(step.stage).device(step.spec) == "cuda"
+
+
+def minutes_to_ask_for(step: PlannedStep, attempt: int) -> int:
+    """Return a time limit: four times the estimate and ten minutes, as often as the step has been tried.
+
+    A node can be slower than the machine of the estimate, and a training that is cut off resumes from its checkpoint.
+    """
+    return attempt * (10 + math.ceil(4 * estimated_seconds(step) / 60))
+
+
+def megabytes_to_ask_for(step: PlannedStep, attempt: int) -> int:
+    """Return a limit of memory: the estimate, doubled with every attempt."""
+    return 2 ** (attempt - 1) * estimated_mebibytes(step)
 
 
 def seconds_by_rule(steps: Iterable[PlannedStep]) -> Mapping[str, float]:

@@ -37,9 +37,12 @@ from dmdpipe.audit.words import audit_page, problem_lines, summary_lines
 from dmdpipe.cost import seconds_by_rule
 from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.forking.server import fork_server
+from dmdpipe.slurm import cancel_left_jobs, job_prefix
 from dmdpipe.snakemake_arguments import (
+    LOCAL,
     asks_for_all,
     config_overrides,
+    executor_of,
     forces,
     plans_all_steps,
     plans_steps,
@@ -51,6 +54,7 @@ from dmdpipe.specs.config import study_names
 from dmdpipe.tables import verdict_text
 
 PR_SET_PDEATHSIG = 1
+SLURM = "slurm"  # as Snakemake calls this executor
 MOST_ROUNDS = 3
 MOST_REASONS = 5
 
@@ -71,20 +75,31 @@ def run_workflow(arguments: list[str]) -> int:
     steps = wanted_steps(arguments, run_plan)
     refuse_links(results)
     _check_snakemake_folder()
+    executor = executor_of(arguments)
+    if executor == SLURM:
+        arguments = [*arguments, "--slurm-jobname-prefix", job_prefix(results)]
     with _alone(results):
-        # Jobs that an earlier run left behind lose the right to publish, and then their folders.
-        void_tickets(results)
-        shutil.rmtree(results / ".tmp", ignore_errors=True)
+        if plans_steps(arguments) and not runs_nothing(arguments):
+            _end_earlier_run(results, executor)
         os.environ.update({**ONE_THREAD, "DMDPIPE_RESULTS": str(results)})
         if os.environ.get(portable.SWITCH) == "1":
             os.environ.update(portable.VARIABLES)
-        status = _run_steps(arguments, steps, results)
+        status = _run_steps(arguments, steps, results, executor)
         if status == 0 and is_whole_run(arguments, run_plan):
             _report(run_plan, results, config_overrides(arguments))
     return status
 
 
-def _run_steps(arguments: list[str], steps: list[PlannedStep], results: Path) -> int:
+def _end_earlier_run(results: Path, executor: str) -> None:
+    """Take from jobs that an earlier run left behind the right to publish, then their folders; on SLURM, end them."""
+    if executor == SLURM and (left := cancel_left_jobs(results)):
+        words = "1 job" if len(left) == 1 else f"{len(left)} jobs"
+        print(f"dmdpipe: cancelled {words} that an earlier run left in SLURM: {few(left)}", file=sys.stderr)
+    void_tickets(results)
+    shutil.rmtree(results / ".tmp", ignore_errors=True)
+
+
+def _run_steps(arguments: list[str], steps: list[PlannedStep], results: Path, executor: str) -> int:
     """Have Snakemake run exactly the steps that are not current, and return its exit status.
 
     Again if that made others stale: a parent that is made again in another environment can come out differently. What
@@ -105,7 +120,8 @@ def _run_steps(arguments: list[str], steps: list[PlannedStep], results: Path) ->
         if is_forced:
             os.environ.pop(PLAN)  # what is forced may lie behind steps that are current
         is_idle = runs_nothing(arguments) or (are_current(statuses) and not is_forced)
-        with nullcontext() if is_idle else fork_server():
+        # The server starts steps on this machine only, outside of what a cluster's job may use.
+        with fork_server() if executor == LOCAL and not is_idle else nullcontext():
             status = _snakemake(with_forced(arguments, to_force(statuses.values(), results)))
         if status or is_idle or is_forced:
             break

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from typing import Any
 
 from dmdpipe.errors import UserError
@@ -13,13 +16,17 @@ SHORT = {
     **{"n": "--dry-run", "l": "--list-rules", "S": "--summary", "D": "--detailed-summary", "t": "--touch"},
     **{"v": "--version", "h": "--help", "f": "--force", "F": "--forceall", "R": "--forcerun", "C": "--config"},
     **{"U": "--until", "O": "--omit-from", "p": "--printshellcmds", "k": "--keep-going", "a": "--allow-ambiguity"},
+    **{"e": "--executor"},
 }
 # Letters of options without a value, after which more may follow in one word, as in -pn.
 FLAGS = "nlSDtvhfFpka"
+LOCAL = "local"
 DRY = ("--dry-run", "--dryrun")
 FORCING = ("--force", "--forceall", "--forcerun")
 # Steps are planned, but some of them only.
 PARTIAL = ("--until", "--omit-from", "--batch")
+# Another executor than the local one can stand in these.
+EXECUTING = ("--executor", "--profile", "--workflow-profile")
 # Snakemake plans no steps of ours with these.
 ELSE = (
     *("--help", "--version", "--unlock", "--lint", "--touch", "--print-compilation", "--containerize", "--export-cwl"),
@@ -65,6 +72,20 @@ def asks_for_all(arguments: list[str]) -> bool:
     options = ("--config", "-C")
     pairs = [word for word in arguments if word not in options]
     return not arguments or (arguments[0] in options and all(re.match(r"[^-=][^=]*=", pair) for pair in pairs))
+
+
+def executor_of(arguments: list[str]) -> str:
+    """Return the name of Snakemake's executor, which a profile can choose: ``local`` if nothing names another."""
+    if not (_asks(arguments, EXECUTING) or "SNAKEMAKE_PROFILE" in os.environ):
+        return LOCAL
+    from snakemake.cli import parse_args  # takes a second, and most runs are local
+
+    try:
+        with redirect_stderr(io.StringIO()):
+            _, options = parse_args(arguments)
+    except (Exception, SystemExit):  # Snakemake says what is wrong with them when it is started
+        return LOCAL
+    return options.executor or LOCAL
 
 
 def with_forced(arguments: list[str], names: list[str]) -> list[str]:

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 # Said by Snakemake in every run, and by the display better or not worth a line.
 CHATTER = (
     "Assuming unrestricted shared filesystem usage",
+    "Cleaning up SLURM log files",
     "Elapsed time:",
     "Execute ",
+    "SLURM run ID",
     "Select jobs to execute",
     "Some jobs were triggered by provenance information",
     "This was a dry-run",

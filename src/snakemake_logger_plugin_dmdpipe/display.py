@@ -140,22 +140,31 @@ def in_words(seconds: float) -> str:
 
 
 def error_block(record: Any, job: Job | None) -> str:
-    """Return what to know of a failed job: rule, step, command if it has one, the end of its log files."""
+    """Return what to know of a failed job: rule, step, what a cluster says, command if it has one, the end of its log.
+
+    A cluster's own log comes after the step's, and is shown where that one says nothing.
+    """
     lines = [f"✗ {record.rule_name} {job.label if job else ''}".rstrip() + " failed"]
+    if said := getattr(record, "rule_msg", None):
+        lines.append(f"    cluster {said.strip().splitlines()[0]}")
     if record.output:
         lines.append(f"    folder  {Path(record.output[0]).parent}")
     if record.shellcmd:
         lines.append(f"    command {record.shellcmd.strip()}")
+    is_told = False
     for log in record.log:
         lines.append(f"    log     {log}")
-        lines += [f"    │ {line}" for line in last_lines(Path(log))]
+        if not is_told:
+            last = last_lines(Path(log))
+            lines += [f"    │ {line}" for line in last or ["(empty)"]]
+            is_told = bool(last) and Path(log).exists()
     return "\n".join(lines)
 
 
 def last_lines(log: Path) -> list[str]:
-    """Return the last lines of a log file, or a line that says why there are none."""
+    """Return the last lines of a log file, none if it is empty, or a line that says why it cannot be read."""
     try:
         with log.open(errors="replace") as file:
-            return [line.rstrip() for line in deque(file, LOG_LINES)] or ["(empty)"]
+            return [line.rstrip() for line in deque(file, LOG_LINES)]
     except OSError as error:
         return [f"({error.strerror})"]

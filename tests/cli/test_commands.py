@@ -72,7 +72,7 @@ def test_every_example_in_the_help_is_understood(dmdpipe: Callable[..., Any], pa
         if words[0] == "bench" and words[1:2] not in (["gate"], ["gpu"]):
             words.append("--help")  # it would measure for minutes; unknown words and options are refused all the same
         done = dmdpipe(*words)
-        asks_results = words[0] in ("results", "verdicts", "audit", "bundle", "findings") or words[:2] == [
+        asks_results = words[0] in ("results", "verdicts", "audit", "bundle", "findings", "status") or words[:2] == [
             "bench",
             "gate",
         ]

@@ -159,4 +159,24 @@ def test_error_block_ends_with_the_log(tmp_path: Path) -> None:
     lines = error_block(record, Job("teacher", "digits", "", 0.0)).splitlines()
     assert lines[:3] == ["✗ teacher digits failed", "    folder  results/teachers/x", f"    log     {log}"]
     assert lines[3:18] == [f"    │ line {i}" for i in range(25, 40)]
-    assert lines[18:] == ["    log     gone.log", "    │ (No such file or directory)"]
+    assert lines[18:] == ["    log     gone.log"]
+
+
+def test_error_block_says_what_a_cluster_says_and_shows_its_log_where_the_steps_own_is_silent(tmp_path: Path) -> None:
+    own, clusters = tmp_path / "own.log", tmp_path / "7.log"
+    clusters.write_text("srun: error\n")
+    record = SimpleNamespace(
+        rule_name="noise", rule_msg="job 7: TIMEOUT\n  more", output=[], shellcmd=None, log=[str(own), str(clusters)]
+    )
+    ending = [f"    log     {clusters}", "    │ srun: error"]
+    for text, shown in (
+        (None, ["(No such file or directory)", *ending]),
+        ("", ["(empty)", *ending]),
+        ("bad\n", ["bad"]),
+    ):
+        if text is not None:
+            own.write_text(text)
+        lines = error_block(record, None).splitlines()
+        assert lines[:3] == ["✗ noise failed", "    cluster job 7: TIMEOUT", f"    log     {own}"]
+        assert lines[3] == f"    │ {shown[0]}"
+        assert lines[4:] == (shown[1:] or ending[:1])

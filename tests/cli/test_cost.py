@@ -1,0 +1,80 @@
+"""What a cluster is asked for: more for larger steps and later attempts, a GPU only where a spec trains on one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dmdpipe.artifacts.plan import PlannedStep, plan
+from dmdpipe.cost import (
+    estimated_mebibytes,
+    estimated_seconds,
+    megabytes_to_ask_for,
+    minutes_to_ask_for,
+    trains_on_gpu,
+)
+from dmdpipe.specs.diffusion import TeacherSpec
+from dmdpipe.specs.pairs import MetricsSpec
+
+SMALL: dict[str, Any] = {
+    "data": {"family": "digits", "side": 2},
+    "score": {"kind": "trained", "network": {"width": 16, "depth": 1}},
+}
+
+
+def steps_of(**student: Any) -> dict[str, PlannedStep]:
+    """The steps below one metrics step, by stage."""
+    teacher = student.pop("teacher", SMALL)
+    spec = {
+        "pairs": {
+            "student": {"teacher": teacher, "network": {"kind": "mlp", "width": 16, "depth": 1}, **student},
+            "teacher_samples": {"teacher": teacher, "bank": {"dim": 4}},
+        }
+    }
+    found: dict[str, PlannedStep] = {}
+
+    def visit(step: PlannedStep) -> None:
+        found[step.stage] = step
+        for parent in step.parents.values():
+            visit(parent)
+
+    visit(plan("metrics", MetricsSpec.model_validate(spec)))
+    return found
+
+
+def test_a_gpu_is_for_the_training_whose_spec_says_so_and_no_other_step() -> None:
+    assert not any(trains_on_gpu(step) for step in steps_of().values())
+    on_gpu = steps_of(device="cuda")
+    assert [stage for stage, step in on_gpu.items() if trains_on_gpu(step)] == ["student"]
+    teacher = {**SMALL, "score": {**SMALL["score"], "device": "cuda"}}
+    assert [stage for stage, step in steps_of(teacher=teacher).items() if trains_on_gpu(step)] == ["teacher"]
+    exact = {"data": {"family": "gaussian", "dim": 4}, "score": {"kind": "exact"}}
+    assert not trains_on_gpu(plan("teacher", TeacherSpec.model_validate(exact)))
+
+
+def test_a_time_limit_leaves_room_and_grows_with_the_training_and_the_attempt() -> None:
+    short, long = steps_of(generator_steps=100)["student"], steps_of(generator_steps=1_000_000)["student"]
+    for step in (short, long):
+        limits = [minutes_to_ask_for(step, attempt) for attempt in (1, 2, 3)]
+        assert limits == [limits[0], 2 * limits[0], 3 * limits[0]]
+        assert 60 * limits[0] >= 600 + 4 * estimated_seconds(step)
+    assert minutes_to_ask_for(long, 1) > 3 * minutes_to_ask_for(short, 1)
+
+
+@pytest.mark.parametrize("stage", ["student", "pairs", "metrics"])
+def test_memory_grows_with_the_snapshots_by_what_they_hold_and_doubles_with_the_attempt(stage: str) -> None:
+    few, many = (steps_of(snapshots=snapshots, generator_steps=50_000)[stage] for snapshots in (100, 20_100))
+    numbers = 16 * (8 + 16 + 32) if stage == "student" else 4 * 1_000
+    more = estimated_mebibytes(many) - estimated_mebibytes(few)
+    assert 2 <= more / (20_000 * numbers * 4 / 2**20) <= 10  # times what float32 takes
+    assert 1_000 <= estimated_mebibytes(few) <= 2_500  # a step of a laptop run peaks at 390, beside two Snakemakes
+    assert [megabytes_to_ask_for(few, attempt) for attempt in (1, 2, 3)] == [
+        times * estimated_mebibytes(few) for times in (1, 2, 4)
+    ]
+
+
+def test_particles_take_the_memory_of_their_places_since_they_have_no_weights() -> None:
+    network = {"kind": "particles", "count": 500_000}
+    particles = steps_of(network=network, bank={"dim": 4}, snapshots=100, generator_steps=200)["student"]
+    assert estimated_mebibytes(particles) > 1_500 + 2 * 100 * 500_000 * 4 * 4 / 2**20

@@ -1,0 +1,103 @@
+"""`dmdpipe status`, on planted files of a run: which steps it calls running, failed, waiting and done."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dmdpipe.errors import UserError
+from dmdpipe.progress import look_at, progress_text
+
+DIGESTS = {"student": "a" * 16, "teacher": "b" * 16, "data": "c" * 16, "metrics": "d" * 16}
+FOLDERS = {"student": "students", "teacher": "teachers", "data": "data", "metrics": "metrics"}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A run that has made its data, trains a student, has lost a teacher, and has not come to its metrics."""
+    results = tmp_path / "results"
+    reasons = [f"{results}/{FOLDERS[rule]}/x-{digest}/manifest.json" for rule, digest in DIGESTS.items()]
+    reasons.append(f"{results}/studies/cells/toy/manifest.json")
+    plan = {"seconds": {"student": 100.0, "metrics": 10.0}, "reasons": dict.fromkeys(reasons, "has not been made")}
+    put(results / ".progress/plan.json", json.dumps(plan))
+    began = time.time() - 50
+    os.utime(results / ".progress/plan.json", (began, began))
+    put(results / f"data/x-{DIGESTS['data']}/manifest.json", "{}")
+    put(results / f"data/x-{DIGESTS['data']}/run.json", '{"seconds": 2.5}')
+    put(results / f".tickets/{DIGESTS['student']}", "1")
+    report = {"stage": "student", "label": "x", "done": 1_200, "total": 4_000, "started": began}
+    put(results / f".progress/{DIGESTS['student']}.json", json.dumps(report))
+    put(results / f"logs/teacher/x-{DIGESTS['teacher']}.log", "one\ntwo\nthree\nno GPU here\n")
+    put(results / f"logs/student/x-{DIGESTS['student']}.log", "an earlier attempt\n")
+    return results
+
+
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_every_step_is_called_what_it_is(results: Path) -> None:
+    progress = look_at(results, seconds=0)
+    assert (progress.tracker.done, progress.tracker.total) == (1, 5)
+    assert progress.tracker.seconds == {"data": [2.5]}
+    assert [job.rule for job, _, _ in progress.running] == ["student"]
+    assert {log.name: job.rule for log, job in progress.failed.items()} == {f"x-{'b' * 16}.log": "teacher"}
+    assert progress.waiting == {"metrics": 1, "evidence": 1}
+
+
+def test_a_run_is_shown_by_its_headline_and_one_that_has_gone_is_told(results: Path) -> None:
+    progress = look_at(results, seconds=0)
+    assert not progress.is_on
+    gone = progress_text(progress, time.time())
+    assert gone.startswith("no run is on; the last one came to 1/5 steps\n\nwithout an end: killed, or")
+    with (results / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        on = progress_text(look_at(results, seconds=0), time.time())
+    assert on.startswith("1/5 steps · 00:50 elapsed · about ") and on.splitlines()[0].endswith(" left · 1 failed")
+    assert "\nrunning\n  student x  1,200/4,000\n" in on
+    assert (
+        f"\nfailed\n  teacher x  {results}/logs/teacher/x-{'b' * 16}.log\n    two\n    three\n    no GPU here\n" in on
+    )
+    assert on.endswith("\nwaiting\n  1 metrics, 1 evidence")
+
+
+def test_what_lay_there_before_the_run_was_planned_does_not_count(results: Path) -> None:
+    now = time.time() + 100
+    os.utime(results / ".progress/plan.json", (now, now))
+    progress = look_at(results, seconds=0)
+    assert (progress.tracker.done, progress.running, progress.failed) == (0, [], {})
+    assert sum(progress.waiting.values()) == 5
+
+
+def test_rounds_between_two_looks_give_the_time_left(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = results / f".progress/{DIGESTS['student']}.json"
+
+    def go_on(seconds: float) -> None:
+        before = report.stat().st_mtime
+        report.write_text(json.dumps({**json.loads(report.read_text()), "done": 1_300}))
+        os.utime(report, (before + 10, before + 10))
+
+    monkeypatch.setattr("dmdpipe.progress.time.sleep", go_on)
+    ((_, last, left),) = look_at(results).running
+    assert last is not None and last.done == 1_300
+    assert left == pytest.approx(10 / 100 * 2_700, rel=1e-3)
+
+
+def test_without_a_run_it_says_what_to_do(tmp_path: Path, dmdpipe: Callable[..., Any]) -> None:
+    outcome = dmdpipe("status", "--results", str(tmp_path))
+    assert (outcome.status, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+    assert "plan.json: not there yet" in outcome.err and "start a run first" in outcome.err
+    put(tmp_path / ".progress/plan.json", json.dumps({"reasons": {f"{tmp_path}/nonsense/x/manifest.json": ""}}))
+    with pytest.raises(UserError, match="no step makes such a file"):
+        look_at(tmp_path)
+    put(tmp_path / ".progress/plan.json", json.dumps({"reasons": {"elsewhere/data/x/manifest.json": ""}}))
+    with pytest.raises(UserError, match="elsewhere/data/x/manifest.json: is not below .*--results"):
+        look_at(tmp_path)

@@ -1,0 +1,214 @@
+"""A real SLURM on this one machine: munge, a controller, and two nodes of one stand-in GPU each.
+
+    python tests/slurm/cluster.py
+
+brings it up until Ctrl-C. Needs root and the packages of tests/slurm/install. There is no accounting database, so
+``sacct`` knows nothing. Nodes are daemons on 127.0.0.1 that claim more than the machine has; no cgroups, so memory is
+counted but not enforced.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+# Snakemake's job steps drop SLURM_CONF, so the file must be where the programs look by themselves.
+SYSTEM_CONFIG = Path("/etc/slurm/slurm.conf")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
+NODES = ("node1", "node2")
+SECONDS_TO_START = 60
+CONFIG = """
+ClusterName=tests
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser=root
+AuthType=auth/munge
+CryptoType=crypto/munge
+AuthInfo=socket={folder}/munge/socket
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SwitchType=switch/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+SlurmdParameters=config_overrides
+PropagateResourceLimits=NONE
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,bf_interval=5
+ReturnToService=2
+MinJobAge=3600
+KillWait=5
+GresTypes=gpu
+AccountingStorageType=accounting_storage/none
+{nodes}
+PartitionName=usual Nodes=ALL Default=YES MaxTime=1440 DefMemPerCPU=200 State=UP
+PartitionName=cpu Nodes=ALL Default=NO MaxTime=1440 DefMemPerCPU=200 State=UP
+PartitionName=gpu Nodes=ALL Default=NO MaxTime=1440 DefMemPerCPU=200 State=UP
+"""
+
+
+class NoSlurmError(Exception):
+    """Why no cluster can be had here."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that is up; its configuration, logs and state lie in ``folder``."""
+
+    folder: Path
+
+    def ask(self, *command: str) -> str:
+        """Return what a program of SLURM prints."""
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+
+    def jobs(self, states: str = "all") -> dict[str, str]:
+        """Return the state of every job in these states, by its id."""
+        lines = self.ask("squeue", "--noheader", f"--states={states}", "--format=%A %T").splitlines()
+        return dict(line.split() for line in lines)
+
+    def facts(self, job: str) -> dict[str, str]:
+        """Return what SLURM knows of a job."""
+        words = self.ask("scontrol", "show", "job", job).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+@contextmanager
+def running_cluster() -> Iterator[Cluster]:
+    """Bring a cluster up, and take it down after the block, jobs first.
+
+    Raises:
+        NoSlurmError: if that cannot be done here.
+    """
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    if os.geteuid() != 0:
+        raise NoSlurmError("SLURM's daemons need root")
+    if missing := [program for program in PROGRAMS if not shutil.which(program, path=path)]:
+        raise NoSlurmError(f"SLURM is not installed ({', '.join(missing)}): tests/slurm/install does it")
+    if SYSTEM_CONFIG.exists():
+        raise NoSlurmError(f"this machine has a SLURM of its own: {SYSTEM_CONFIG}")
+    # Short, for a Unix socket, and open to munge's own user: pytest's folders are neither.
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    folder.chmod(0o755)
+    cluster = Cluster(folder)
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        _start_munge(stack, folder, path)
+        _write_config(folder)
+        SYSTEM_CONFIG.unlink(missing_ok=True)  # a link that a killed test left behind
+        SYSTEM_CONFIG.symlink_to(folder / "slurm.conf")
+        stack.callback(SYSTEM_CONFIG.unlink, missing_ok=True)
+        _start(stack, folder, path, "slurmctld", "-D")
+        _wait_for(folder, "scontrol", "ping")
+        for node in NODES:
+            (folder / f"spool-{node}").mkdir()
+            _start(stack, folder, path, "slurmd", "-D", "-N", node)
+        stack.callback(_end_jobs, cluster)
+        _wait_for(folder, "srun", "--nodes=2", "--mem=10", "--time=1", "true")
+        yield cluster
+
+
+def _start_munge(stack: ExitStack, folder: Path, path: str) -> None:
+    munge = folder / "munge"
+    munge.mkdir()
+    (munge / "key").write_bytes(secrets.token_bytes(1024))
+    (munge / "key").chmod(0o600)
+    for item in (munge, munge / "key"):
+        shutil.chown(item, "munge", "munge")
+    options = (f"--{name}={munge / file}" for name, file in MUNGE_FILES.items())
+    _start(stack, folder, path, "munged", "--foreground", *options, user="munge")
+    _wait_for(folder, "munge", "--no-input", f"--socket={munge / 'socket'}")
+
+
+MUNGE_FILES = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+
+
+def _write_config(folder: Path) -> None:
+    host = socket.gethostname().partition(".")[0]
+    ports = _free_ports(1 + len(NODES))
+    nodes = "\n".join(
+        f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=16000 Gres=gpu:1"
+        for node, port in zip(NODES, ports[1:], strict=True)
+    )
+    (folder / "state").mkdir()
+    (folder / "slurm.conf").write_text(CONFIG.format(host=host, folder=folder, ports=ports, nodes=nodes))
+    devices = "\n".join(f"NodeName={node} Name=gpu File=/dev/null" for node in NODES)
+    (folder / "gres.conf").write_text(f"AutoDetect=off\n{devices}\n")
+    # SLURM 22.05 always loads a plugin for cgroups; this one touches nothing until it is used, and none here uses it.
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(closing(socket.socket())) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _start(stack: ExitStack, folder: Path, path: str, program: str, *options: str, user: str | None = None) -> None:
+    """Start a daemon as a child, which ends with the stack."""
+    command = [shutil.which(program, path=path) or program, *options]
+    log = stack.enter_context((folder / f"{program}{options[-1] if program == 'slurmd' else ''}.log").open("w"))
+    # No variable of another cluster, and no group of this terminal: Ctrl-C is for whoever asked for the cluster.
+    variables = {"PATH": path, "HOME": "/root", "SLURM_CONF": str(folder / "slurm.conf")}
+    daemon = subprocess.Popen(command, stdout=log, stderr=log, env=variables, user=user, start_new_session=True)
+    stack.callback(_stop, daemon)
+
+
+def _stop(daemon: subprocess.Popen[bytes]) -> None:
+    daemon.terminate()
+    try:
+        daemon.wait(20)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.wait()
+
+
+def _end_jobs(cluster: Cluster) -> None:
+    """Cancel what still waits or runs: it would outlive its node's daemon."""
+    active = "pending,running,completing"
+    deadline = time.monotonic() + 30
+    while (left := cluster.jobs(active)) and time.monotonic() < deadline:
+        subprocess.run(["scancel", *left], check=False)
+        time.sleep(0.2)
+
+
+def _wait_for(folder: Path, *command: str) -> None:
+    deadline = time.monotonic() + SECONDS_TO_START
+    while True:
+        try:
+            if subprocess.run(command, capture_output=True, timeout=SECONDS_TO_START).returncode == 0:
+                return
+        except subprocess.TimeoutExpired:
+            pass
+        if time.monotonic() > deadline:
+            logs = "\n".join(path.read_text()[-1000:] for path in folder.glob("*.log"))
+            raise RuntimeError(f"gave up waiting for {' '.join(command)}\n{logs}")
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    try:
+        with running_cluster() as up:
+            print(f"SLURM is up; its logs are in {up.folder}. Ctrl-C ends it.", flush=True)
+            signal.pause()
+    except NoSlurmError as reason:
+        sys.exit(str(reason))
+    except KeyboardInterrupt:
+        pass
