@@ -243,6 +243,16 @@ def test_time_starts_at_step_0_and_has_a_panel_per_data_and_sigma_max(results: p
     assert all(any(np.allclose(line.get_ydata(), floor.iloc[0]) for line in axes.get_lines()) for axes in panels)
 
 
+def test_time_has_a_line_for_each_of_many_points(results: pd.DataFrame) -> None:
+    """More than there are line styles with a name."""
+    one = study(results, "start").query("data == 'ring' and init == 'teacher'")
+    many = pd.concat([one.assign(point=f"case={number}", network=f"mlp-{number}x3") for number in range(45)])
+    figure, data = curves.rho_over_time(many)
+    assert len(data) == len(many[many["metric"].isin(["rho", "rho_floor", "rho_affine"])])
+    (axes,) = (axes for axes in figure.axes if axes.get_lines())
+    assert len({(line.get_color(), str(line._dash_pattern)) for line in axes.get_lines()}) >= 30
+
+
 def test_starts_show_both_targets_with_their_values(results: pd.DataFrame) -> None:
     figure, data = starts.initialisation_controls(study(results, "start"))
     shown = {round(x, 12) for axes in figure.axes for x, _ in drawn_points(axes)}

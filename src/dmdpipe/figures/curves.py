@@ -107,7 +107,7 @@ def rho_over_time(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         for name, one in look.items():
             runs = seeds[there & (seed_series == name) & (seeds["metric"] == "rho")]
             for _, run in runs.sort_values("generator_step").groupby(["point", "seed"], sort=True):
-                axes.plot(run["generator_step"], run["value"], one.line, color=one.colour, linewidth=0.7, alpha=0.5)
+                axes.plot(run["generator_step"], run["value"], linestyle=one.line, color=one.colour, lw=0.7, alpha=0.5)
             mean = means[here & (mean_series == name) & (means["metric"] == "rho")].sort_values("generator_step")
             axes.plot(mean["generator_step"], mean["value"], linestyle=one.line, color=one.colour, linewidth=2.4)
             marks.points(axes, mean["generator_step"], mean["value"], mean["converged"], one.colour, one.marker, 5)
