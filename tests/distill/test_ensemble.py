@@ -17,11 +17,11 @@ from dmdpipe.specs.network import MLP
 from dmdpipe.specs.student import StudentSpec
 
 NETWORK = MLP(width=8, depth=2, embedding=4)
+QUICK = {"learning_rate": 1e-3, "warmup": 8}
 
 
 def member(seed, **fields):
-    optimiser = {"learning_rate": 1e-3, "warmup": 8}
-    fields = {"recipe": {"generator": optimiser, "fake_score": optimiser}} | fields
+    fields = {"recipe": {"generator": QUICK, "fake_score": QUICK}} | fields
     teacher = TeacherSpec(data=Gaussian(dim=3), score=TrainedScore(network=NETWORK, seed=seed))
     given = {"generator_steps": 6, "snapshots": 4, "batch": 16, "dtype": "float64"} | fields
     return StudentSpec(teacher=teacher, network=NETWORK, seed=seed, **given)
@@ -50,8 +50,9 @@ def alone(spec):
         {"recipe": {"generator": {"clip": 1e-4}, "fake_score": {"clip": 1e-4, "learning_rate": 1e-3}}},
         {"init": {"kind": "rotated"}},
         {"init": {"kind": "random-no-skip"}, "recipe": {"normalise": False, "generator_every": 3}},
+        {"recipe": {"generator_every": 1, "generator": QUICK, "fake_score": QUICK}},
     ],
-    ids=["dmd2", "fastgen", "clipped", "rotated", "random-no-skip"],
+    ids=["dmd2", "fastgen", "clipped", "rotated", "random-no-skip", "one update"],
 )
 def test_every_member_becomes_what_it_becomes_alone(fields):
     specs = [member(seed, **fields) for seed in (0, 1, 2)]
@@ -96,6 +97,7 @@ def test_members_do_not_depend_on_how_many_they_are():
         ({"init": {"kind": "kd-rotated"}}, "regress"),
         ({"recipe": {"generator": {"kind": "sgd"}}}, "AdamW"),
         ({"sampling_steps": 2}, "one step"),
+        ({"recipe": {"generator_every": 1, "fake_trains_with_generator": False}}, "learn"),
     ],
 )
 def test_what_members_cannot_do_together_is_refused(fields, words):

@@ -160,7 +160,9 @@ class Ensemble:
         log = [root_mean_square(gradient), step(member, "student", to_student, recipe.generator, sizes[0])]
         member["evaluated"] = member["evaluated"].lerp(member["student"], 1 - (recipe.ema or 0.0))
         samples = call(self.student, member["student"], z[1:].flatten(0, 1))
-        batches = [*([x] if recipe.fake_trains_with_generator else []), *samples.chunk(len(z) - 1)]
+        # Where the fake score takes one step for each of the generator's, there are no more samples than x.
+        later = samples.view(len(z) - 1, *x.shape)
+        batches = [*([x] if recipe.fake_trains_with_generator else []), *later]
         for k, batch in enumerate(batches):
             noisy, given = self._noised(batch, draws["fake.rows"][k], draws["fake.noise"][k])
             denoised, pullback = call_with_pullback(self.denoiser, member["fake"], noisy, given)

@@ -384,7 +384,8 @@ def obstacle_to_members(student: StudentSpec) -> str | None:
         return "the members of an ensemble make one step"
     if student.start:
         return "the members of an ensemble start with their own teachers' weights"
-    if recipe.fake != "learned" or recipe.fake_start != "teacher" or recipe.fake_lag:
+    never_learns = recipe.generator_every == 1 and not recipe.fake_trains_with_generator
+    if recipe.fake != "learned" or recipe.fake_start != "teacher" or recipe.fake_lag or never_learns:
         return "an ensemble needs fake scores that start as the teacher and learn without a lag"
     if {recipe.generator.kind, recipe.fake_score.kind} != {"adamw"}:
         return "an ensemble needs AdamW"
