@@ -11,13 +11,13 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from dmdpipe.artifacts.checked import Record
 from dmdpipe.artifacts.portable import ANY_CPU, INSTRUCTION_SET, is_portable
+from dmdpipe.processor import cpu_extensions, processor
 
 # Through these every step writes its files, and their versions show in the bytes.
 WRITERS = ("pandas", "pyarrow", "safetensors")
@@ -112,32 +112,13 @@ def installed_versions(imported: set[str]) -> dict[str, str]:
     return found
 
 
-@cache
-def _cpu_facts() -> dict[str, str]:
-    """What Linux says of the first processor; empty elsewhere."""
-    try:
-        first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-def processor() -> str:
-    """Return vendor, family and model of the processor, such as ``AuthenticAMD 25/17``; its kind where unknown."""
-    facts = _cpu_facts()
-    if "vendor_id" not in facts:
-        return platform.processor() or platform.machine()
-    return f"{facts['vendor_id']} {facts.get('cpu family', '?')}/{facts.get('model', '?')}"
-
-
 def instruction_set_of_torch() -> str:
     """Return what ``torch.backends.cpu.get_cpu_capability()`` says on x86, by torch's own rule but without torch."""
     wanted = os.environ.get("ATEN_CPU_CAPABILITY", "").upper()
     # It does what it is told, whether this CPU can do so or not.
     if wanted in ("DEFAULT", "AVX2", "AVX512"):
         return wanted
-    flags = set(_cpu_facts().get("flags", "").split())
+    flags = cpu_extensions()
     if not {"avx2", "fma"} <= flags:
         return "DEFAULT"
     return "AVX512" if {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= flags else "AVX2"

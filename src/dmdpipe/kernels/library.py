@@ -22,10 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from dmdpipe.errors import UserError
+from dmdpipe.processor import cpu_extensions
 
 FOLDER = Path(__file__).parent
 # One rounding more or less is decided by the source alone: no contraction, nothing that "fast math" allows.
 FLAGS = ("-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
+# What x86-64's fourth level has beyond the third, as Linux spells it.
+WIDE = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 
 @cache
@@ -65,16 +68,20 @@ def sources_of(file: Path) -> list[Path]:
 def compiler() -> tuple[str, ...]:
     """Return the command that compiles C for this machine, without flags that are common to all machines.
 
+    On x86 that is for CPUs with AVX2 and fused multiply-add (2013 and later), or with AVX-512 where this one has it.
+
     Raises:
         UserError: if there is none.
     """
+    wide = cpu_extensions() >= WIDE
     on_x86 = platform.machine() in ("x86_64", "AMD64")
     if find_spec("ziglang"):
-        # Every CPU with AVX2 and fused multiply-add (2013 and later), whatever this one has.
-        return (sys.executable, "-m", "ziglang", "cc", *(["-mcpu=x86_64_v3"] if on_x86 else []))
+        target = ["-mcpu=x86_64_v4-prefer_256_bit" if wide else "-mcpu=x86_64_v3"]
+        return (sys.executable, "-m", "ziglang", "cc", *(target if on_x86 else []))
     for name in ("clang", "gcc", "cc"):
         if path := shutil.which(name):
-            return (path, *(["-march=haswell"] if on_x86 else []))
+            target = ["-march=skylake-avx512", "-mprefer-vector-width=512"] if wide else ["-march=haswell"]
+            return (path, *(target if on_x86 else []))
     raise UserError("no C compiler: training needs the Python package 'ziglang' (envs/base.txt) or a 'cc'")
 
 

@@ -321,7 +321,7 @@ float mlp_denoising_loss(const Shape *s, const Layer *layers, const Layer *gradi
     pack_backward(s, layers, m.backward);
     memset(m.sums, 0, (size_t)sums_at(s, output_of(s) + 1) * sizeof *m.sums);
     const float per_entry = 2.0f / (float)(rows * s->dim);
-    float losses[LANES] = {0};
+    float losses[EIGHT] = {0};
     count dim = stride(s->dim);
     for (count first = 0; first < rows; first += ROWS) {
         count here = smaller(ROWS, rows - first);
@@ -341,8 +341,8 @@ float mlp_denoising_loss(const Shape *s, const Layer *layers, const Layer *gradi
                 to[j] = factor * error;
             }
             for (count j = s->dim; j < dim; j++) answer[j] = 0.0f;
-            for (count j = 0; j < dim; j += LANES)
-                for (int lane = 0; lane < LANES; lane++)
+            for (count j = 0; j < dim; j += EIGHT)
+                for (int lane = 0; lane < EIGHT; lane++)
                     losses[lane] = fma1(answer[j + lane], to[j + lane], losses[lane]);
             for (count j = 0; j < s->dim; j++) to[j] *= out;
         }
