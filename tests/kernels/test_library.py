@@ -91,6 +91,7 @@ def everything():
         *of_networks(), stream.normal(100_001), stream.integers(-5, 999, 1003), values, first, second,
         torch.tensor([optimiser.norm(gradient), distances.sum_of_distances(x, y)], dtype=torch.float64),
         *map(torch.from_numpy, distances.count_within(x, y, near, 2 * near)),
+        torch.from_numpy(distances.two_nearest(x, y)),
     ]  # fmt: skip
     return [tensor.numpy().tobytes() for tensor in found]
 

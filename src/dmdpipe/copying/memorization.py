@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dmdpipe.copying.distances import as_points, squared_distance_tiles
+from dmdpipe.copying.distances import as_points, centred
+from dmdpipe.kernels.distances import two_nearest
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -32,22 +33,13 @@ def nearest_ratios(samples: npt.ArrayLike, training: npt.ArrayLike) -> Array:
     x, points = as_points(samples), np.unique(as_points(training), axis=0)
     if len(points) < 2:
         return np.full(len(x), np.nan)
-    nearest = np.full((len(x), 2), np.inf)
-    for rows, _, tile in squared_distance_tiles(x, points):
-        least = np.partition(tile, 1, axis=1)[:, :2] if tile.shape[1] > 1 else tile
-        both = np.concatenate([nearest[rows], least], axis=1)
-        nearest[rows] = np.partition(both, 1, axis=1)[:, :2]
-    first, second = np.sqrt(nearest.T)
+    first, second = np.sqrt(two_nearest(*centred(x, points)).T)
     return first / second
 
 
 def nearest_distances(samples: npt.ArrayLike, points: npt.ArrayLike) -> Array:
     """Return each sample's distance to the nearest of some points [N], for samples [N, d] and points [m, d]."""
-    x = as_points(samples)
-    nearest = np.full(len(x), np.inf)
-    for rows, _, tile in squared_distance_tiles(x, points):
-        nearest[rows] = np.minimum(nearest[rows], tile.min(axis=1))
-    return np.sqrt(nearest)
+    return np.sqrt(two_nearest(*centred(as_points(samples), as_points(points)))[:, 0])
 
 
 def memorized_share(ratios: Array) -> float:

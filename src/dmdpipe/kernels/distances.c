@@ -1,22 +1,31 @@
 /* What is asked of the distances between every two points of two sets, without keeping any: double precision.
  *
- * ‖x − y‖² = ‖x‖² + ‖y‖² − 2·x·y; the inner products are made 4 × 8 at a time in registers, each a chain of fused
+ * ‖x − y‖² = ‖x‖² + ‖y‖² − 2·x·y; the inner products are made some rows × 8 at a time in registers, each a chain of fused
  * multiply-adds along the coordinates, and used there. Where rounding makes less than 0 of a square its size is taken. */
 #include "arithmetic.h"
 
-enum { ROWS = 4, BLOCK = 64, HALF = 4, COLUMNS = 2 * HALF };
+enum { BLOCK = 64, COLUMNS = 8 };
 
-typedef double four __attribute__((vector_size(8 * HALF), aligned(8)));
+#if defined(__AVX512F__)
+enum { LANES = 8, ROWS = 8 };
+#else
+enum { LANES = 4, ROWS = 4 };
+#endif
+enum { VECTORS = COLUMNS / LANES };
 
-EACH four load(const double *from) { return *(const four *)from; }
+typedef double lanes __attribute__((vector_size(8 * LANES), aligned(8)));
 
-EACH four fma4(four a, four b, four c) {
+EACH lanes load(const double *from) { return *(const lanes *)from; }
+
+EACH lanes fused(lanes a, lanes b, lanes c) {
 #if defined(__clang__)
     return __builtin_elementwise_fma(a, b, c);
+#elif defined(__AVX512F__)
+    return __builtin_ia32_vfmaddpd512_mask(a, b, c, -1, 4);
 #elif defined(__FMA__)
     return __builtin_ia32_vfmaddpd256(a, b, c);
 #else
-    for (int lane = 0; lane < HALF; lane++) c[lane] = __builtin_fma(a[lane], b[lane], c[lane]);
+    for (int lane = 0; lane < LANES; lane++) c[lane] = __builtin_fma(a[lane], b[lane], c[lane]);
     return c;
 #endif
 }
@@ -42,23 +51,22 @@ void distances_pack(count points, count dim, const double *y, double *to) {
         }
 }
 
-/* Squared distances of up to four rows x (norms beside them) from one pack of eight points. */
+/* Squared distances of up to ROWS rows x (norms beside them) from one pack of eight points. */
 EACH void tile(const int rows, count dim, const double *x, const double *norms, const double *pack,
                double to[ROWS][COLUMNS]) {
-    four sums[ROWS][2] = {0};
+    lanes sums[ROWS][VECTORS] = {0};
     const double *y = pack + COLUMNS;
     for (count k = 0; k < dim; k++, y += COLUMNS) {
-        four left = load(y), right = load(y + HALF);
-        for (int r = 0; r < rows; r++) {
-            four same = (four){0} + x[r * dim + k];
-            sums[r][0] = fma4(same, left, sums[r][0]);
-            sums[r][1] = fma4(same, right, sums[r][1]);
-        }
+        lanes points[VECTORS];
+        for (int v = 0; v < VECTORS; v++) points[v] = load(y + v * LANES);
+        for (int r = 0; r < rows; r++)
+            for (int v = 0; v < VECTORS; v++)
+                sums[r][v] = fused((lanes){0} + x[r * dim + k], points[v], sums[r][v]);
     }
     for (int r = 0; r < rows; r++)
-        for (int half = 0; half < 2; half++) {
-            four squares = fma4((four){0} - 2.0, sums[r][half], load(pack + half * HALF) + norms[r]);
-            for (int lane = 0; lane < HALF; lane++) to[r][half * HALF + lane] = __builtin_fabs(squares[lane]);
+        for (int v = 0; v < VECTORS; v++) {
+            lanes squares = fused((lanes){0} - 2.0, sums[r][v], load(pack + v * LANES) + norms[r]);
+            for (int lane = 0; lane < LANES; lane++) to[r][v * LANES + lane] = __builtin_fabs(squares[lane]);
         }
 }
 
@@ -68,6 +76,12 @@ EACH void tile_of(count rows, count dim, const double *x, const double *norms, c
     case 1: tile(1, dim, x, norms, pack, to); break;
     case 2: tile(2, dim, x, norms, pack, to); break;
     case 3: tile(3, dim, x, norms, pack, to); break;
+#if defined(__AVX512F__)
+    case 4: tile(4, dim, x, norms, pack, to); break;
+    case 5: tile(5, dim, x, norms, pack, to); break;
+    case 6: tile(6, dim, x, norms, pack, to); break;
+    case 7: tile(7, dim, x, norms, pack, to); break;
+#endif
     default: tile(ROWS, dim, x, norms, pack, to);
     }
 }
@@ -138,4 +152,19 @@ void distances_count(count n, count m, count dim, const double *x, const double 
     memset(nearer, 0, (size_t)n * sizeof *nearer);
     memset(not_farther, 0, (size_t)n * sizeof *not_farther);
     use_all(n, m, dim, x, packed, count_row, &counts);
+}
+
+EACH void keep_nearest(count i, count here, const double *squares, void *state) {
+    double *nearest = (double *)state + 2 * COLUMNS * i, *second = nearest + COLUMNS;
+    SIDE_BY_SIDE for (count c = 0; c < here; c++) {
+        double farther = squares[c] < nearest[c] ? nearest[c] : squares[c];
+        nearest[c] = squares[c] < nearest[c] ? squares[c] : nearest[c];
+        second[c] = farther < second[c] ? farther : second[c];
+    }
+}
+
+/* For every i the smallest and the second smallest squared distance to the y_j of each place in a pack, so that these are
+ * the smallest of nearest [n × 2 × 8], infinite at first. */
+void distances_nearest(count n, count m, count dim, const double *x, const double *packed, double *nearest) {
+    use_all(n, m, dim, x, packed, keep_nearest, nearest);
 }

@@ -1,4 +1,4 @@
-"""Sums and counts over the distances between every two points, none of which is kept."""
+"""What is asked of the distances between every two points, none of which is kept: sums, counts, the nearest."""
 
 from __future__ import annotations
 
@@ -36,6 +36,19 @@ def count_within(x: Points, y: Points, near: Points, far: Points) -> tuple[npt.N
     arrays = (x, packed, near, far, nearer, not_farther)
     count(len(x), len(y), x.shape[1], *[array.ctypes.data for array in arrays])
     return nearer, not_farther
+
+
+def two_nearest(x: Points, y: Points) -> Points:
+    """Return, for every x_i, its smallest and second smallest squared distance to any y_j [N, 2]; infinite without one.
+
+    Args:
+        x: points [N, d], contiguous, near the origin, as are the next.
+        y: points [M, d].
+    """
+    packed, nearest = _packed(y), np.full((len(x), 16), np.inf)
+    find = function("distances", "distances_nearest", None, SIZE, SIZE, SIZE, *[MEMORY] * 3)
+    find(len(x), len(y), x.shape[1], x.ctypes.data, packed.ctypes.data, nearest.ctypes.data)
+    return np.sort(nearest, axis=1)[:, :2]
 
 
 def _packed(y: Points) -> Points:
