@@ -17,6 +17,8 @@ import torch
 
 from dmdpipe.errors import UserError
 from dmdpipe.kernels import distances, library, mlp, optimiser
+from dmdpipe.kernels.conditions import Conditions
+from dmdpipe.kernels.discriminator import CompiledDiscriminator
 from dmdpipe.kernels.noise import Stream, philox
 from dmdpipe.networks.denoiser import Denoiser
 from dmdpipe.networks.mlp import MLP
@@ -79,6 +81,20 @@ def of_networks():
             yield from (p.grad.clone() for p in denoiser.parameters())
 
 
+def of_discriminators():
+    for width, dim, body_learns in ((40, 3, True), (130, 17, False)):
+        layers = [(width, 8), (width, dim), (width, width), (width, width), (width, width), (1, width)]
+        pairs = [(draw(*shape) / 8, draw(shape[0])) for shape in layers]
+        norms = [(draw(width), draw(width)) for _ in range(2)]
+        for one in (tensor for pair in (*pairs, *norms) for tensor in pair):
+            one.grad = torch.zeros_like(one)
+        discriminator = CompiledDiscriminator(pairs[:3], pairs[3:], norms)
+        table = Conditions(*(draw(9, 1) for _ in range(3)), draw(9, 8)).at(torch.arange(50) % 9)
+        yield from discriminator.gradient(draw(50, dim), table, draw(50).sign(), 0.3)
+        yield discriminator.learn(draw(50, dim), table, draw(50).sign(), 0.3, body_learns)
+        yield from (one.grad for pair in (*pairs, *norms) for one in pair)
+
+
 def everything():
     """Return the bytes of what all C files compute."""
     stream = Stream(2**63 + 5)
@@ -88,7 +104,7 @@ def everything():
     x, y = draw(2, 70, 5).double().numpy()
     near = np.linspace(0.1, 9, 70)
     found = [
-        *of_networks(), stream.normal(100_001), stream.integers(-5, 999, 1003), values, first, second,
+        *of_networks(), *of_discriminators(), stream.normal(100_001), stream.integers(-5, 999, 1003), values, first, second,
         torch.tensor([optimiser.norm(gradient), distances.sum_of_distances(x, y)], dtype=torch.float64),
         *map(torch.from_numpy, distances.count_within(x, y, near, 2 * near)),
         torch.from_numpy(distances.two_nearest(x, y)),
@@ -126,8 +142,8 @@ def test_the_bytes_are_the_same_whatever_the_compiler(monkeypatch, request, othe
     if optimisation:
         monkeypatch.setattr(library, "FLAGS", (optimisation, *library.FLAGS[1:]))
     found = everything()
-    assert {file.name.partition("-")[0] for file in cache.iterdir()} == {"distances", "mlp", "noise", "optimiser"}
-    assert len(found) == len(expected) > 60
+    assert {file.name.partition("-")[0] for file in cache.iterdir()} == {"discriminator", "distances", "mlp", "noise", "optimiser"}
+    assert len(found) == len(expected) > 80
     assert found == expected
 
 

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dmdpipe.kernels.discriminator import CompiledDiscriminator
 from dmdpipe.seeds import derive_seed
 
 if TYPE_CHECKING:
     from dmdpipe.distill.batches import RandomBatches
+    from dmdpipe.kernels.conditions import Conditions
     from dmdpipe.networks.denoiser import Denoiser
     from dmdpipe.specs.student import Recipe, StudentSpec
 
@@ -68,8 +70,13 @@ def hidden_state(denoiser: Denoiser, noisy: Tensor, sigma: Any) -> Tensor:
     """
     network: Any = denoiser.network
     given = denoiser.told(sigma).looked_up()
-    h: Tensor = network.hidden_state(given.c_in * noisy, given.features, (len(network.blocks) + 1) // 2)
+    h: Tensor = network.hidden_state(given.c_in * noisy, given.features, blocks_read(network))
     return h
+
+
+def blocks_read(network: Any) -> int:
+    """Return how many residual blocks of an MLP come before the hidden state that a discriminator reads."""
+    return (len(network.blocks) + 1) // 2
 
 
 def build_head(width: int, seed: int) -> nn.Sequential:
@@ -117,14 +124,20 @@ class Adversary:
             if fake is None:
                 self.trained.append(self.body)
         self.levels = self.body.conditions(batches.grid)
+        self.kernel = self._compiled_discriminator()
 
     def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the student's loss at its samples x [B, d], and the weighted loss's gradient at them [B, d]."""
+        noisy, levels = self._noised(x)
+        weight = self.recipe.adversarial_weight
+        if kernel := self._compiled(noisy):
+            logits, gradient = kernel.gradient(noisy, levels, torch.full((len(x),), -1.0), weight / len(x))
+            return generator_loss(logits)[0], gradient
         with torch.enable_grad():
-            at = x.detach().requires_grad_(True)
-            logits = self._logits(at)
+            at = noisy.requires_grad_(True)
+            logits = self._logits(at, levels)
         loss, to_logits = generator_loss(logits.detach())
-        (gradient,) = torch.autograd.grad(logits, at, self.recipe.adversarial_weight * to_logits)
+        (gradient,) = torch.autograd.grad(logits, at, weight * to_logits)
         return loss, gradient
 
     def learn(self, x: Tensor) -> Tensor:
@@ -134,16 +147,36 @@ class Adversary:
         """
         self.trained.zero_grad(set_to_none=False)
         rows = self.batches.streams["adversarial-data"].integers(0, len(self.data), len(x)).to(x.device)
+        noisy, levels = self._noised(self.data.index_select(0, rows), x)
+        weight = self.recipe.discriminator_weight
+        if kernel := self._compiled(noisy):
+            signs = torch.tensor([-1.0, 1.0]).repeat_interleave(len(x))
+            body_learns = self.recipe.discriminator == "fake"
+            return discriminator_loss(*kernel.learn(noisy, levels, signs, weight / len(x), body_learns).chunk(2))[0]
         with torch.enable_grad():
-            logits = self._logits(self.data.index_select(0, rows), x)
+            logits = self._logits(noisy, levels)
         loss, to_real, to_fake = discriminator_loss(*logits.detach().chunk(2))
-        logits.backward(self.recipe.discriminator_weight * torch.cat([to_real, to_fake]))
+        logits.backward(weight * torch.cat([to_real, to_fake]))
         return loss
 
-    def _logits(self, *samples: Tensor) -> Tensor:
-        """Return the logits of batches of samples [B, d], each noised by draws of its own, one after the other."""
+    def _noised(self, *samples: Tensor) -> tuple[Tensor, Conditions]:
+        """Return batches of samples [B, d], each noised by draws of its own, one after the other, and their levels."""
         drawn = [self.batches.diffusion("adversarial") for _ in samples]
         noisy = [torch.addcmul(x, own.sigma, own.noise) for x, own in zip(samples, drawn, strict=True)]
-        levels = self.levels.at(torch.cat([own.rows for own in drawn]))
-        logits: Tensor = self.head(hidden_state(self.body, torch.cat(noisy), levels)).squeeze(1)
+        return torch.cat(noisy), self.levels.at(torch.cat([own.rows for own in drawn]))
+
+    def _logits(self, noisy: Tensor, levels: Conditions) -> Tensor:
+        logits: Tensor = self.head(hidden_state(self.body, noisy, levels)).squeeze(1)
         return logits
+
+    def _compiled(self, noisy: Tensor) -> CompiledDiscriminator | None:
+        return self.kernel if self.body.compiled(noisy) else None
+
+    def _compiled_discriminator(self) -> CompiledDiscriminator | None:
+        """Return what computes logits and gradients in C, where the body's denoiser has such a kernel."""
+        if not self.body.kernel:
+            return None
+        network: Any = self.body.network
+        body = self.body.kernel.layers[: 2 + blocks_read(network)]
+        pairs: list[Any] = [(layer.weight, layer.bias) for layer in self.head if not isinstance(layer, nn.SiLU)]
+        return CompiledDiscriminator(body, pairs[::2], pairs[1::2])

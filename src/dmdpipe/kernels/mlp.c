@@ -1,156 +1,19 @@
-/* The MLP denoiser of dmdpipe.networks.mlp inside its EDM preconditioning, forward and backward, on one core.
- *
- *   D(x, σ) = c_skip·x + c_out·F(c_in·x, features)
- *   F: h₀ = W_in·x + b_in;  h_{l+1} = h_l + silu(W_l·h_l + b_l + e),  e = silu(W_e·features + b_e);  W_out·h_L + b_out
- *
- * Rows go through the whole network in blocks that stay in the cache. What a row becomes does not depend on its block;
- * gradients at weights are sums over rows, in order. */
-#include "products.h"
+/* The MLP denoiser of dmdpipe.networks.mlp inside its EDM preconditioning, D(x, σ) = c_skip·x + c_out·F(c_in·x, features). */
+#include "mlp.h"
 
-enum { ROWS = 48 };
-
-typedef struct {
-    count dim, width, depth, embedding;
-} Shape;
-
-/* A layer's weight [out × in] and bias [out]; layers stand in the order of the module's parameters. */
-typedef struct {
-    float *weight, *bias;
-} Layer;
-
-enum { EMBEDDING = 0, INPUT = 1, FIRST = 2 };
-
-/* Tables of coefficients and noise features [·, E]: row i of a batch takes entry rows[i], or i·stride without `rows`.
- * Without c_skip nothing is skipped. */
-typedef struct {
-    const float *c_in, *c_out, *c_skip, *features;
-    const int64_t *rows;
-    count stride;
-} Conditions;
-
-/* What the rows of one block become on their way, [ROWS × …] each; columns are padded to `stride`. */
-typedef struct {
-    float *x;                  /* c_in·x */
-    float *features;           /* gathered from their table */
-    float *embedding, *e_slope; /* e, and silu's slope there; of one row if all rows have one noise level */
-    float *h;                  /* h₀ … h_L, one after the other */
-    float *slopes;             /* of silu in each residual block */
-    float *answer;             /* F */
-} Block;
-
-EACH count output_of(const Shape *s) { return FIRST + s->depth; }
-
-EACH count inner_of(const Shape *s, count layer) {
-    return layer == EMBEDDING ? s->embedding : layer == INPUT ? s->dim : s->width;
-}
-
-EACH count outer_of(const Shape *s, count layer) { return layer == output_of(s) ? s->dim : s->width; }
-
-EACH count entry_of(const Conditions *given, count i) { return given->rows ? given->rows[i] : i * given->stride; }
-
-EACH int one_level(const Conditions *given) { return !given->rows && given->stride == 0; }
-
-/* The number of floats of a block, and its parts in a piece of memory. */
-static count block_size(const Shape *s) {
-    return ROWS * (2 * stride(s->dim) + stride(s->embedding) + (2 * s->depth + 3) * stride(s->width));
-}
-
-static Block block_at(const Shape *s, float *memory) {
-    count dim = ROWS * stride(s->dim), width = ROWS * stride(s->width);
-    Block b = {.x = memory};
-    b.features = b.x + dim;
-    b.embedding = b.features + ROWS * stride(s->embedding);
-    b.e_slope = b.embedding + width;
-    b.h = b.e_slope + width;
-    b.slopes = b.h + (s->depth + 1) * width;
-    b.answer = b.slopes + s->depth * width;
-    return b;
-}
-
-/* Where a layer's panels of weights begin, to go forward [in × out] or backward [out × in]; of all: layer = output + 1. */
-static count forward_at(const Shape *s, count layer) {
-    count at = 0;
-    for (count l = 0; l < layer; l++) at += inner_of(s, l) * padded(outer_of(s, l));
-    return at;
-}
-
-static count backward_at(const Shape *s, count layer) {
-    count at = 0;
-    for (count l = FIRST; l < layer; l++) at += outer_of(s, l) * padded(inner_of(s, l));
-    return at;
-}
-
-/* Where the sums of a layer's gradients begin: weight [out × in], then bias, with padded columns. */
-static count sums_at(const Shape *s, count layer) {
-    count at = 0;
-    for (count l = 0; l < layer; l++) at += outer_of(s, l) * stride(inner_of(s, l)) + stride(outer_of(s, l));
-    return at;
-}
-
-static void pack_forward(const Shape *s, const Layer *layers, float *to) {
-    for (count l = 0; l <= output_of(s); l++)
-        pack_transposed(inner_of(s, l), outer_of(s, l), layers[l].weight, to + forward_at(s, l));
-}
-
-static void pack_backward(const Shape *s, const Layer *layers, float *to) {
-    for (count l = FIRST; l <= output_of(s); l++)
-        pack(outer_of(s, l), inner_of(s, l), layers[l].weight, inner_of(s, l), to + backward_at(s, l));
-}
-
-/* to [rows × outer] = bias + from·Wᵀ, or, with `to` begun already, to += from·Wᵀ. */
-static void apply(const Shape *s, const Layer *layers, const float *panels, count layer, count rows, const float *from,
-                  float *to, int begun) {
-    count inner = inner_of(s, layer), outer = outer_of(s, layer), row = stride(outer);
-    if (!begun)
-        for (count i = 0; i < rows; i++) {
-            memcpy(to + i * row, layers[layer].bias, (size_t)outer * sizeof *to);
-            memset(to + i * row + outer, 0, (size_t)(row - outer) * sizeof *to);
-        }
-    product(rows, padded(outer) / PANEL, inner, from, stride(inner), 1, panels + forward_at(s, layer), inner * PANEL,
-            PANEL, to, row, 1);
-}
-
-/* Send a block's rows x [rows × d] through the network; first is their number in the batch. With `keep` all stays that
- * the way back needs; without it h is overwritten layer by layer. */
 EACH void forward(const Shape *s, const Layer *layers, const float *panels, const Conditions *given, count first,
                   count rows, const float *x, Block b, const int keep) {
-    count dim = stride(s->dim), width = stride(s->width), features = stride(s->embedding);
-    for (count i = 0; i < rows; i++) {
-        float scale = given->c_in[entry_of(given, first + i)];
-        SIDE_BY_SIDE for (count j = 0; j < s->dim; j++) b.x[i * dim + j] = scale * x[i * s->dim + j];
-        for (count j = s->dim; j < dim; j++) b.x[i * dim + j] = 0.0f;
-    }
-    count levels = one_level(given) ? 1 : rows, e_row = one_level(given) ? 0 : width;
-    for (count i = 0; i < levels; i++) {
-        const float *from = given->features + entry_of(given, first + i) * s->embedding;
-        memcpy(b.features + i * features, from, (size_t)s->embedding * sizeof *from);
-        memset(b.features + i * features + s->embedding, 0, (size_t)(features - s->embedding) * sizeof *from);
-    }
-    apply(s, layers, panels, EMBEDDING, levels, b.features, b.embedding, 0);
-    SIDE_BY_SIDE for (count i = 0; i < levels * width; i++) {
-        float a = b.embedding[i], gate = sigmoid(a), value = a * gate;
-        b.embedding[i] = value;
-        b.e_slope[i] = fma1(value, 1.0f - gate, gate);
-    }
-    float *h = b.h;
-    apply(s, layers, panels, INPUT, rows, b.x, h, 0);
-    for (count l = 0; l < s->depth; l++) {
-        float *slopes = b.slopes + (keep ? l * ROWS * width : 0), *after = keep ? h + ROWS * width : h;
-        const float *bias = layers[FIRST + l].bias;
-        for (count i = 0; i < rows; i++) {
-            const float *e = b.embedding + i * e_row;
-            SIDE_BY_SIDE for (count j = 0; j < s->width; j++) slopes[i * width + j] = bias[j] + e[j];
-            for (count j = s->width; j < width; j++) slopes[i * width + j] = 0.0f;
-        }
-        apply(s, layers, panels, FIRST + l, rows, h, slopes, 1);
-        SIDE_BY_SIDE for (count i = 0; i < rows * width; i++) {
-            float a = slopes[i], gate = sigmoid(a), value = a * gate;
-            after[i] = h[i] + value;
-            if (keep) slopes[i] = fma1(value, 1.0f - gate, gate);
-        }
-        h = after;
-    }
+    const float *h = forward_body(s, layers, panels, given, s->depth, first, rows, x, b, keep);
     apply(s, layers, panels, output_of(s), rows, h, b.answer, 0);
+}
+
+/* The way back of a block: `to` [rows × d] is the loss's gradient at F, columns padded. to_h and to_e [ROWS × width] are
+ * memory. */
+static void backward(const Shape *s, const float *panels, const Conditions *given, count rows, Block b, const float *to,
+                     float *to_h, float *to_e, float *sums) {
+    add_gradients(s, output_of(s), rows, to, b.h + s->depth * ROWS * stride(s->width), sums);
+    apply_transposed(s, panels, output_of(s), rows, to, to_h, 0);
+    backward_body(s, panels, given, s->depth, rows, b, to_h, to_e, sums);
 }
 
 /* D of a block's rows, given F: to [rows × d]. */
@@ -163,63 +26,6 @@ static void combine(const Shape *s, const Conditions *given, count first, count 
         for (count j = 0; j < s->dim; j++) {
             float scaled = out * own[j];
             to[i * s->dim + j] = given->c_skip ? fma1(skip, x[i * s->dim + j], scaled) : scaled;
-        }
-    }
-}
-
-/* Add to a layer's sums what a block's rows say: `to` [rows × outer] is the gradient at its output, `from` its input. */
-static void add_gradients(const Shape *s, count layer, count rows, const float *to, const float *from, float *sums) {
-    count inner = stride(inner_of(s, layer)), outer = outer_of(s, layer), row = stride(outer);
-    float *weight = sums + sums_at(s, layer), *bias = weight + outer * inner;
-    product(outer, padded(inner_of(s, layer)) / PANEL, rows, to, 1, row, from, PANEL, inner, weight, inner, 1);
-    for (count i = 0; i < rows; i++)
-        SIDE_BY_SIDE for (count j = 0; j < row; j++) bias[j] += to[i * row + j];
-}
-
-/* The way back of a block: `to` [rows × d] is the loss's gradient at F, columns padded, overwritten, as are the slopes.
- * to_h and to_e [ROWS × width] are memory. */
-static void backward(const Shape *s, const float *panels, const Conditions *given, count rows, Block b, const float *to,
-                     float *to_h, float *to_e, float *sums) {
-    count width = stride(s->width), dim = stride(s->dim), last = output_of(s), size = ROWS * width;
-    add_gradients(s, last, rows, to, b.h + s->depth * size, sums);
-    product(rows, padded(s->width) / PANEL, s->dim, to, dim, 1, panels + backward_at(s, last), s->dim * PANEL, PANEL, to_h, width, 0);
-    if (!one_level(given)) memset(to_e, 0, (size_t)(rows * width) * sizeof *to_e);
-    for (count l = s->depth - 1; l >= 0; l--) {
-        float *to_a = b.slopes + l * size;
-        SIDE_BY_SIDE for (count i = 0; i < rows * width; i++) to_a[i] *= to_h[i];
-        if (!one_level(given))
-            SIDE_BY_SIDE for (count i = 0; i < rows * width; i++) to_e[i] += to_a[i];
-        add_gradients(s, FIRST + l, rows, to_a, b.h + l * size, sums);
-        product(rows, padded(s->width) / PANEL, s->width, to_a, width, 1, panels + backward_at(s, FIRST + l), s->width * PANEL,
-                PANEL, to_h, width, 1);
-    }
-    add_gradients(s, INPUT, rows, to_h, b.x, sums);
-    if (one_level(given)) return;
-    SIDE_BY_SIDE for (count i = 0; i < rows * width; i++) to_e[i] *= b.e_slope[i];
-    add_gradients(s, EMBEDDING, rows, to_e, b.features, sums);
-}
-
-/* Set or add to the gradients. With one noise level, e is added in every row of every residual block: its gradient is
- * the sum of theirs at the biases. b is any block. */
-static void finish(const Shape *s, const Conditions *given, Block b, float *to_e, float *sums, const Layer *gradients,
-                   int add) {
-    if (one_level(given)) {
-        count width = stride(s->width);
-        memset(to_e, 0, (size_t)width * sizeof *to_e);
-        for (count l = s->depth - 1; l >= 0; l--) {
-            const float *bias = sums + sums_at(s, FIRST + l) + s->width * width;
-            for (count j = 0; j < width; j++) to_e[j] += bias[j];
-        }
-        for (count j = 0; j < width; j++) to_e[j] *= b.e_slope[j];
-        add_gradients(s, EMBEDDING, 1, to_e, b.features, sums);
-    }
-    for (count l = 0; l <= output_of(s); l++) {
-        count inner = inner_of(s, l), outer = outer_of(s, l);
-        const float *from = sums + sums_at(s, l);
-        for (count i = 0; i <= outer; i++, from += stride(inner)) {
-            float *to = i < outer ? gradients[l].weight + i * inner : gradients[l].bias;
-            count size = i < outer ? inner : outer;
-            SIDE_BY_SIDE for (count j = 0; j < size; j++) to[j] = add ? to[j] + from[j] : from[j];
         }
     }
 }
@@ -308,7 +114,7 @@ void mlp_pull_back(const Shape *s, const Layer *layers, const Layer *gradients, 
         through_preconditioning(s, given, first, here, to_d + first * s->dim, m.to_answer);
         backward(s, m.backward, given, here, b, m.to_answer, m.to_h, m.to_e, m.sums);
     }
-    finish(s, given, b, m.to_e, m.sums, gradients, add != 0);
+    finish(s, given, b, m.to_e, m.sums, gradients, 0, add != 0);
 }
 
 /* Set the gradients of the denoising loss, mean of weight·(D(x) − target)², and return the loss. weight: a table like
@@ -348,6 +154,6 @@ float mlp_denoising_loss(const Shape *s, const Layer *layers, const Layer *gradi
         }
         backward(s, m.backward, given, here, b, m.to_answer, m.to_h, m.to_e, m.sums);
     }
-    finish(s, given, b, m.to_e, m.sums, gradients, 0);
+    finish(s, given, b, m.to_e, m.sums, gradients, 0, 0);
     return 0.5f * sum_of_eight(losses);
 }

@@ -29,13 +29,16 @@ class CompiledMLP:
         layers: weight [out, in] and bias [out] of the noise embedding, the input, each block and the output; contiguous
             float32 on the CPU.
         skip: whether D adds c_skip·x.
+
+    Attributes:
+        sizes: d, width, number of blocks, noise features, coordinates of the output.
     """
 
     def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], skip: bool):
         (width, embedding), (_, dim) = layers[0][0].shape, layers[1][0].shape
         self.layers = layers
         self.skip = skip
-        self.sizes = dim, width, len(layers) - 3, embedding
+        self.sizes = dim, width, len(layers) - 3, embedding, len(layers[-1][0])
         self.known: list[Any] = [None, None]
 
     def denoise(self, x: Tensor, given: Conditions) -> Tensor:
@@ -43,25 +46,25 @@ class CompiledMLP:
         x = x.contiguous()
         answer, memory = torch.empty_like(x), self._memory()
         call = function("mlp", "mlp_denoise", None, *[MEMORY] * 3, SIZE, *[MEMORY] * 3)
-        call(*self._question(x, given), len(x), x.data_ptr(), answer.data_ptr(), memory.data_ptr())
+        call(*self.question(x, given), len(x), x.data_ptr(), answer.data_ptr(), memory.data_ptr())
         return answer
 
     def with_pullback(self, x: Tensor, given: Conditions) -> tuple[Tensor, Callable[..., None]]:
         """Return D(x) [B, d] and its pullback (``dmdpipe.networks.pullback``), which may be called once."""
         x = x.contiguous()
         answer, memory = torch.empty_like(x), self._memory()
-        kept = torch.empty(function("mlp", "mlp_kept_size", SIZE, MEMORY, SIZE)(_structure(*self.sizes), len(x)))
+        kept = torch.empty(function("mlp", "mlp_kept_size", SIZE, MEMORY, SIZE)(structure(*self.sizes), len(x)))
         call = function("mlp", "mlp_denoise_and_keep", None, *[MEMORY] * 3, SIZE, *[MEMORY] * 4)
         places = x.data_ptr(), answer.data_ptr(), kept.data_ptr(), memory.data_ptr()
-        call(*self._question(x, given), len(x), *places)
+        call(*self.question(x, given), len(x), *places)
 
         def pullback(to_answer: Tensor, add: bool = False) -> None:
-            shape, layers, conditions = self._question(x, given)
+            shape, layers, conditions = self.question(x, given)
             _same_shape(to_answer, x)
             to, memory = to_answer.contiguous(), self._memory()
             back = function("mlp", "mlp_pull_back", None, *[MEMORY] * 4, SIZE, MEMORY, MEMORY, SIZE, MEMORY)
             places = to.data_ptr(), kept.data_ptr(), add, memory.data_ptr()
-            back(shape, layers, self._gradients(), conditions, len(x), *places)
+            back(shape, layers, self.gradients(), conditions, len(x), *places)
 
         return answer, pullback
 
@@ -74,24 +77,24 @@ class CompiledMLP:
             clean: [B, d].
             weight: for every entry of the conditions' tables [K, 1]; none for 1.
         """
-        shape, layers, conditions = self._question(x, given)
+        shape, layers, conditions = self.question(x, given)
         _same_shape(clean, x)
         if weight is not None:
             _same_shape(weight, given.c_in)
         x, clean, memory = x.contiguous(), clean.contiguous(), self._memory()
         call = function("mlp", "mlp_denoising_loss", ctypes.c_float, *[MEMORY] * 4, SIZE, *[MEMORY] * 4)
-        places = x.data_ptr(), clean.data_ptr(), _place(weight), memory.data_ptr()
-        loss: float = call(shape, layers, self._gradients(), conditions, len(x), *places)
+        places = x.data_ptr(), clean.data_ptr(), place(weight), memory.data_ptr()
+        loss: float = call(shape, layers, self.gradients(), conditions, len(x), *places)
         return loss
 
-    def _question(self, x: Tensor, given: Conditions) -> tuple[Any, Any, Any]:
-        """The network's shape, its layers and the conditions: C's structures, whose fields all take eight bytes.
+    def question(self, x: Tensor, given: Conditions) -> tuple[Any, Any, Any]:
+        """Return the network's shape, its layers and the conditions, as C's structures.
 
         Raises:
             ValueError: if x, the conditions and the layers don't fit together: C would read beyond their memory.
         """
         self._check(x, given)
-        told = _structure(
+        told = structure(
             given.c_in.data_ptr(),
             given.c_out.data_ptr(),
             given.c_skip.data_ptr() if self.skip else 0,
@@ -99,7 +102,7 @@ class CompiledMLP:
             0 if given.rows is None else given.rows.data_ptr(),
             len(given.c_in) > 1,
         )
-        return _structure(*self.sizes), self._places(False), told
+        return structure(*self.sizes), self.places(False), told
 
     def _check(self, x: Tensor, given: Conditions) -> None:
         entries, rows = len(given.c_in), given.rows
@@ -119,25 +122,25 @@ class CompiledMLP:
         if any(one.dtype != torch.float32 for one in (self.layers[0][0], x, given.c_in, given.features)):
             raise ValueError("expected layers, samples and conditions in float32")
 
-    def _gradients(self) -> Any:
-        """Where the gradients are to go.
+    def gradients(self) -> Any:
+        """Return where the gradients are to go.
 
         Raises:
             ValueError: if a parameter has no place for its gradient.
         """
-        places = self._places(True)
+        places = self.places(True)
         if 0 in places:
             raise ValueError("a parameter has no gradient: make the network's FlatParameters first")
         return places
 
-    def _places(self, of_gradients: bool) -> Any:
-        """Where the parameters or their gradients lie. They move together, and seldom: both ends are asked."""
+    def places(self, of_gradients: bool) -> Any:
+        """Return where the parameters or their gradients lie. They move together, and seldom: both ends are asked."""
         ends = [self.layers[0][0], self.layers[-1][1]]
-        now = [_place(one.grad if of_gradients else one) for one in ends]
+        now = [place(one.grad if of_gradients else one) for one in ends]
         known = self.known[of_gradients]
         if known is None or [known[0], known[-1]] != now:
             tensors = [one.grad if of_gradients else one for pair in self.layers for one in pair]
-            known = self.known[of_gradients] = _structure(*map(_place, tensors))
+            known = self.known[of_gradients] = structure(*map(place, tensors))
         return known
 
     def _memory(self) -> Tensor:
@@ -149,14 +152,16 @@ def _same_shape(one: Tensor, x: Tensor) -> None:
         raise ValueError(f"expected {list(x.shape)} in {x.dtype}, got {list(one.shape)} in {one.dtype}")
 
 
-def _structure(*fields: int) -> Any:
+def structure(*fields: int) -> Any:
+    """Return one of C's structures whose fields all take eight bytes."""
     return (SIZE * len(fields))(*fields)
 
 
-def _place(tensor: Tensor | None) -> int:
+def place(tensor: Tensor | None) -> int:
+    """Return where a tensor's numbers lie in memory; 0 without one."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
 @cache
 def _memory_size(sizes: tuple[int, ...]) -> int:
-    return int(function("mlp", "mlp_memory_size", SIZE, MEMORY)(_structure(*sizes)))
+    return int(function("mlp", "mlp_memory_size", SIZE, MEMORY)(structure(*sizes)))

@@ -1,0 +1,219 @@
+/* The residual MLP of dmdpipe.networks.mlp, forward and backward, on one core.
+ *
+ *   h₀ = W_in·c_in·x + b_in;  h_{l+1} = h_l + silu(W_l·h_l + b_l + e),  e = silu(W_e·features + b_e);  F = W_out·h_L + b_out
+ *
+ * Rows go through all layers in blocks that stay in the cache. What a row becomes does not depend on its block; gradients
+ * at weights are sums over rows, in order. */
+#pragma once
+#include "products.h"
+
+enum { ROWS = 48 };
+
+/* Coordinates of x, units of a hidden layer, hidden layers after the first, noise features, and coordinates of F. */
+typedef struct {
+    count dim, width, depth, embedding, answer;
+} Shape;
+
+/* A layer's weight [out × in] and bias [out]; layers stand in the order of the module's parameters. */
+typedef struct {
+    float *weight, *bias;
+} Layer;
+
+enum { EMBEDDING = 0, INPUT = 1, FIRST = 2 };
+
+/* Tables of coefficients and noise features [·, E]: row i of a batch takes entry rows[i], or i·stride without `rows`.
+ * Without c_skip nothing is skipped. */
+typedef struct {
+    const float *c_in, *c_out, *c_skip, *features;
+    const int64_t *rows;
+    count stride;
+} Conditions;
+
+/* What the rows of one block become on their way, [ROWS × …] each; columns are padded to `stride`. */
+typedef struct {
+    float *x;                  /* c_in·x */
+    float *features;           /* gathered from their table */
+    float *embedding, *e_slope; /* e, and silu's slope there; of one row if all rows have one noise level */
+    float *h;                  /* h₀ … h_L, one after the other */
+    float *slopes;             /* of silu in each residual block */
+    float *answer;             /* F */
+} Block;
+
+EACH count output_of(const Shape *s) { return FIRST + s->depth; }
+
+EACH count inner_of(const Shape *s, count layer) {
+    return layer == EMBEDDING ? s->embedding : layer == INPUT ? s->dim : s->width;
+}
+
+EACH count outer_of(const Shape *s, count layer) { return layer == output_of(s) ? s->answer : s->width; }
+
+EACH count entry_of(const Conditions *given, count i) { return given->rows ? given->rows[i] : i * given->stride; }
+
+EACH int one_level(const Conditions *given) { return !given->rows && given->stride == 0; }
+
+/* The number of floats of a block, and its parts in a piece of memory. */
+static count block_size(const Shape *s) {
+    return ROWS * (stride(s->dim) + stride(s->answer) + stride(s->embedding) + (2 * s->depth + 3) * stride(s->width));
+}
+
+static Block block_at(const Shape *s, float *memory) {
+    count dim = ROWS * stride(s->dim), width = ROWS * stride(s->width);
+    Block b = {.x = memory};
+    b.features = b.x + dim;
+    b.embedding = b.features + ROWS * stride(s->embedding);
+    b.e_slope = b.embedding + width;
+    b.h = b.e_slope + width;
+    b.slopes = b.h + (s->depth + 1) * width;
+    b.answer = b.slopes + s->depth * width;
+    return b;
+}
+
+/* Where a layer's panels of weights begin, to go forward [in × out] or backward [out × in]; of all: layer = output + 1. */
+static count forward_at(const Shape *s, count layer) {
+    count at = 0;
+    for (count l = 0; l < layer; l++) at += inner_of(s, l) * padded(outer_of(s, l));
+    return at;
+}
+
+static count backward_at(const Shape *s, count layer) {
+    count at = 0;
+    for (count l = FIRST; l < layer; l++) at += outer_of(s, l) * padded(inner_of(s, l));
+    return at;
+}
+
+/* Where the sums of a layer's gradients begin: weight [out × in], then bias, with padded columns. */
+static count sums_at(const Shape *s, count layer) {
+    count at = 0;
+    for (count l = 0; l < layer; l++) at += outer_of(s, l) * stride(inner_of(s, l)) + stride(outer_of(s, l));
+    return at;
+}
+
+static void pack_forward(const Shape *s, const Layer *layers, float *to) {
+    for (count l = 0; l <= output_of(s); l++)
+        pack_transposed(inner_of(s, l), outer_of(s, l), layers[l].weight, to + forward_at(s, l));
+}
+
+static void pack_backward(const Shape *s, const Layer *layers, float *to) {
+    for (count l = FIRST; l <= output_of(s); l++)
+        pack(outer_of(s, l), inner_of(s, l), layers[l].weight, inner_of(s, l), to + backward_at(s, l));
+}
+
+/* to [rows × outer] = bias + from·Wᵀ, or, with `to` begun already, to += from·Wᵀ. */
+static void apply(const Shape *s, const Layer *layers, const float *panels, count layer, count rows, const float *from,
+                  float *to, int begun) {
+    count inner = inner_of(s, layer), outer = outer_of(s, layer), row = stride(outer);
+    if (!begun)
+        for (count i = 0; i < rows; i++) {
+            memcpy(to + i * row, layers[layer].bias, (size_t)outer * sizeof *to);
+            memset(to + i * row + outer, 0, (size_t)(row - outer) * sizeof *to);
+        }
+    product(rows, padded(outer) / PANEL, inner, from, stride(inner), 1, panels + forward_at(s, layer), inner * PANEL,
+            PANEL, to, row, 1);
+}
+
+/* Send a block's rows x [rows × d] through so many residual blocks, and return h after them; first is their number in the
+ * batch. With `keep` all stays that the way back needs; without it h is overwritten layer by layer. */
+EACH float *forward_body(const Shape *s, const Layer *layers, const float *panels, const Conditions *given, count blocks,
+                         count first, count rows, const float *x, Block b, const int keep) {
+    count dim = stride(s->dim), width = stride(s->width), features = stride(s->embedding);
+    for (count i = 0; i < rows; i++) {
+        float scale = given->c_in[entry_of(given, first + i)];
+        SIDE_BY_SIDE for (count j = 0; j < s->dim; j++) b.x[i * dim + j] = scale * x[i * s->dim + j];
+        for (count j = s->dim; j < dim; j++) b.x[i * dim + j] = 0.0f;
+    }
+    count levels = one_level(given) ? 1 : rows, e_row = one_level(given) ? 0 : width;
+    for (count i = 0; i < levels; i++) {
+        const float *from = given->features + entry_of(given, first + i) * s->embedding;
+        memcpy(b.features + i * features, from, (size_t)s->embedding * sizeof *from);
+        memset(b.features + i * features + s->embedding, 0, (size_t)(features - s->embedding) * sizeof *from);
+    }
+    apply(s, layers, panels, EMBEDDING, levels, b.features, b.embedding, 0);
+    SIDE_BY_SIDE for (count i = 0; i < levels * width; i++) {
+        float a = b.embedding[i], gate = sigmoid(a), value = a * gate;
+        b.embedding[i] = value;
+        b.e_slope[i] = fma1(value, 1.0f - gate, gate);
+    }
+    float *h = b.h;
+    apply(s, layers, panels, INPUT, rows, b.x, h, 0);
+    for (count l = 0; l < blocks; l++) {
+        float *slopes = b.slopes + (keep ? l * ROWS * width : 0), *after = keep ? h + ROWS * width : h;
+        const float *bias = layers[FIRST + l].bias;
+        for (count i = 0; i < rows; i++) {
+            const float *e = b.embedding + i * e_row;
+            SIDE_BY_SIDE for (count j = 0; j < s->width; j++) slopes[i * width + j] = bias[j] + e[j];
+            for (count j = s->width; j < width; j++) slopes[i * width + j] = 0.0f;
+        }
+        apply(s, layers, panels, FIRST + l, rows, h, slopes, 1);
+        SIDE_BY_SIDE for (count i = 0; i < rows * width; i++) {
+            float a = slopes[i], gate = sigmoid(a), value = a * gate;
+            after[i] = h[i] + value;
+            if (keep) slopes[i] = fma1(value, 1.0f - gate, gate);
+        }
+        h = after;
+    }
+    return h;
+}
+
+/* Add to a layer's sums what a block's rows say: `to` [rows × outer] is the gradient at its output, `from` its input. */
+static void add_gradients(const Shape *s, count layer, count rows, const float *to, const float *from, float *sums) {
+    count inner = stride(inner_of(s, layer)), outer = outer_of(s, layer), row = stride(outer);
+    float *weight = sums + sums_at(s, layer), *bias = weight + outer * inner;
+    product(outer, padded(inner_of(s, layer)) / PANEL, rows, to, 1, row, from, PANEL, inner, weight, inner, 1);
+    for (count i = 0; i < rows; i++)
+        SIDE_BY_SIDE for (count j = 0; j < row; j++) bias[j] += to[i * row + j];
+}
+
+/* to_from [rows × inner] = (start ? to_from : 0) + to·W: the gradient at a layer's input, given that at its output. */
+static void apply_transposed(const Shape *s, const float *panels, count layer, count rows, const float *to, float *to_from,
+                             int start) {
+    count inner = inner_of(s, layer), outer = outer_of(s, layer);
+    product(rows, padded(inner) / PANEL, outer, to, stride(outer), 1, panels + backward_at(s, layer), outer * PANEL, PANEL,
+            to_from, stride(inner), start);
+}
+
+/* The way back through residual blocks: to_h [rows × width] is the gradient at h after them and becomes that at h₀; slopes
+ * are overwritten. to_e [ROWS × width] is memory. Without sums there are no gradients at weights. */
+static void backward_body(const Shape *s, const float *panels, const Conditions *given, count blocks, count rows, Block b,
+                          float *to_h, float *to_e, float *sums) {
+    count width = stride(s->width), size = ROWS * width;
+    if (!one_level(given)) memset(to_e, 0, (size_t)(rows * width) * sizeof *to_e);
+    for (count l = blocks - 1; l >= 0; l--) {
+        float *to_a = b.slopes + l * size;
+        SIDE_BY_SIDE for (count i = 0; i < rows * width; i++) to_a[i] *= to_h[i];
+        if (!one_level(given))
+            SIDE_BY_SIDE for (count i = 0; i < rows * width; i++) to_e[i] += to_a[i];
+        if (sums) add_gradients(s, FIRST + l, rows, to_a, b.h + l * size, sums);
+        apply_transposed(s, panels, FIRST + l, rows, to_a, to_h, 1);
+    }
+    if (!sums) return;
+    add_gradients(s, INPUT, rows, to_h, b.x, sums);
+    if (one_level(given)) return;
+    SIDE_BY_SIDE for (count i = 0; i < rows * width; i++) to_e[i] *= b.e_slope[i];
+    add_gradients(s, EMBEDDING, rows, to_e, b.features, sums);
+}
+
+/* Set or add to the gradients of layers `from` and up. With one noise level, e is added in every row of every residual
+ * block: its gradient is the sum of theirs at the biases. b is any block. */
+static void finish(const Shape *s, const Conditions *given, Block b, float *to_e, float *sums, const Layer *gradients,
+                   count from, int add) {
+    if (one_level(given)) {
+        count width = stride(s->width);
+        memset(to_e, 0, (size_t)width * sizeof *to_e);
+        for (count l = s->depth - 1; l >= 0; l--) {
+            const float *bias = sums + sums_at(s, FIRST + l) + s->width * width;
+            for (count j = 0; j < width; j++) to_e[j] += bias[j];
+        }
+        for (count j = 0; j < width; j++) to_e[j] *= b.e_slope[j];
+        add_gradients(s, EMBEDDING, 1, to_e, b.features, sums);
+    }
+    for (count l = from; l <= output_of(s); l++) {
+        count inner = inner_of(s, l), outer = outer_of(s, l);
+        const float *row = sums + sums_at(s, l);
+        for (count i = 0; i <= outer; i++, row += stride(inner)) {
+            float *to = i < outer ? gradients[l].weight + i * inner : gradients[l].bias;
+            count size = i < outer ? inner : outer;
+            SIDE_BY_SIDE for (count j = 0; j < size; j++) to[j] = add ? to[j] + row[j] : row[j];
+        }
+    }
+}
+
