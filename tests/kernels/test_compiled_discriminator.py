@@ -61,7 +61,7 @@ def in_double(given):
 
 
 def expected(written, x, given, signs, scale):
-    """Return the logits and the gradients of scale·Σ softplus(s·l), at x and at every parameter, in double precision."""
+    """Return logits and the gradients of scale·Σ softplus(s·l) at x and at every parameter, in double precision."""
     exact = copy.deepcopy(written).double()
     x = x.double().requires_grad_(True)
     logits = exact(x, in_double(given))

@@ -104,7 +104,8 @@ def everything():
     x, y = draw(2, 70, 5).double().numpy()
     near = np.linspace(0.1, 9, 70)
     found = [
-        *of_networks(), *of_discriminators(), stream.normal(100_001), stream.integers(-5, 999, 1003), values, first, second,
+        *of_networks(), *of_discriminators(), stream.normal(100_001), stream.integers(-5, 999, 1003),
+        values, first, second,
         torch.tensor([optimiser.norm(gradient), distances.sum_of_distances(x, y)], dtype=torch.float64),
         *map(torch.from_numpy, distances.count_within(x, y, near, 2 * near)),
         torch.from_numpy(distances.two_nearest(x, y)),
@@ -142,7 +143,13 @@ def test_the_bytes_are_the_same_whatever_the_compiler(monkeypatch, request, othe
     if optimisation:
         monkeypatch.setattr(library, "FLAGS", (optimisation, *library.FLAGS[1:]))
     found = everything()
-    assert {file.name.partition("-")[0] for file in cache.iterdir()} == {"discriminator", "distances", "mlp", "noise", "optimiser"}
+    assert {file.name.partition("-")[0] for file in cache.iterdir()} == {
+        "discriminator",
+        "distances",
+        "mlp",
+        "noise",
+        "optimiser",
+    }
     assert len(found) == len(expected) > 80
     assert found == expected
 

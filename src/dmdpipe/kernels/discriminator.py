@@ -75,7 +75,10 @@ class CompiledDiscriminator:
         gains = [one for norm in self.norms for one in norm]
         gradients = gain_gradients = None
         if body_learns is not None:
-            gradients, gain_gradients = self.network.places(of_gradients=True), structure(*(place(g.grad) for g in gains))
+            gradients, gain_gradients = (
+                self.network.places(of_gradients=True),
+                structure(*(place(g.grad) for g in gains)),
+            )
             if 0 in (*gain_gradients, *list(gradients)[0 if body_learns else 2 * self.head_begins :]):
                 raise ValueError("a parameter has no gradient: make the network's FlatParameters first")
         memory = torch.empty(function("discriminator", "discriminator_memory_size", SIZE, MEMORY)(shape))
