@@ -125,8 +125,7 @@ void discriminator_logits(const Shape *s, const Layer *layers, const Norm *norms
             apply_transposed(s, backward_panels, layer, here, to_h, to_e, 0);
             memcpy(to_h, to_e, (size_t)(here * width) * sizeof *to_h);
         }
-        if (to_x || from == 0)
-            backward_body(s, backward_panels, given, blocks, here, b, to_h, to_e, from == 0 ? sums : 0);
+        if (to_x || from == 0) backward_body(s, backward_panels, given, blocks, here, b, to_h, to_e, sums);
         if (!to_x) continue;
         product(here, padded(s->dim) / PANEL, s->width, to_h, width, 1, input_panels, s->width * PANEL, PANEL, to_input, dim,
                 0);
