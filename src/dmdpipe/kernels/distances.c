@@ -11,7 +11,8 @@ enum { LANES = 8, ROWS = 8 };
 #else
 enum { LANES = 4, ROWS = 4 };
 #endif
-enum { VECTORS = COLUMNS / LANES };
+/* A tile has two vectors a row: one pack of points by AVX2, two by AVX-512. */
+enum { PACKS = 2 * LANES / COLUMNS };
 
 typedef double lanes __attribute__((vector_size(8 * LANES), aligned(8)));
 
@@ -51,38 +52,35 @@ void distances_pack(count points, count dim, const double *y, double *to) {
         }
 }
 
-/* Squared distances of up to ROWS rows x (norms beside them) from one pack of eight points. */
-EACH void tile(const int rows, count dim, const double *x, const double *norms, const double *pack,
-               double to[ROWS][COLUMNS]) {
-    lanes sums[ROWS][VECTORS] = {0};
+/* Squared distances of up to ROWS rows x (norms beside them) from packs of eight points: to [PACKS × BLOCK × 8]. The second
+ * vector of points lies `next` after the first. */
+EACH void tile(const int rows, count dim, const double *x, const double *norms, const double *pack, count next, double *to) {
+    const count to_next = PACKS > 1 ? BLOCK * COLUMNS : LANES;
+    lanes sums[ROWS][2] = {0};
     const double *y = pack + COLUMNS;
     for (count k = 0; k < dim; k++, y += COLUMNS) {
-        lanes points[VECTORS];
-        for (int v = 0; v < VECTORS; v++) points[v] = load(y + v * LANES);
-        for (int r = 0; r < rows; r++)
-            for (int v = 0; v < VECTORS; v++)
-                sums[r][v] = fused((lanes){0} + x[r * dim + k], points[v], sums[r][v]);
+        lanes left = load(y), right = load(y + next);
+        for (int r = 0; r < rows; r++) {
+            lanes same = (lanes){0} + x[r * dim + k];
+            sums[r][0] = fused(same, left, sums[r][0]);
+            sums[r][1] = fused(same, right, sums[r][1]);
+        }
     }
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < VECTORS; v++) {
-            lanes squares = fused((lanes){0} - 2.0, sums[r][v], load(pack + v * LANES) + norms[r]);
-            for (int lane = 0; lane < LANES; lane++) to[r][v * LANES + lane] = __builtin_fabs(squares[lane]);
+        for (int v = 0; v < 2; v++) {
+            lanes squares = fused((lanes){0} - 2.0, sums[r][v], load(pack + v * next) + norms[r]);
+            for (int lane = 0; lane < LANES; lane++) to[r * COLUMNS + v * to_next + lane] = __builtin_fabs(squares[lane]);
         }
 }
 
-EACH void tile_of(count rows, count dim, const double *x, const double *norms, const double *pack,
-                  double to[ROWS][COLUMNS]) {
+EACH void tile_of(count rows, count dim, const double *x, const double *norms, const double *pack, count next, double *to) {
     switch (rows) {
-    case 1: tile(1, dim, x, norms, pack, to); break;
-    case 2: tile(2, dim, x, norms, pack, to); break;
-    case 3: tile(3, dim, x, norms, pack, to); break;
+#define CASE(few) case few: tile(few, dim, x, norms, pack, next, to); break
+    CASE(1); CASE(2); CASE(3); CASE(4);
 #if defined(__AVX512F__)
-    case 4: tile(4, dim, x, norms, pack, to); break;
-    case 5: tile(5, dim, x, norms, pack, to); break;
-    case 6: tile(6, dim, x, norms, pack, to); break;
-    case 7: tile(7, dim, x, norms, pack, to); break;
+    CASE(5); CASE(6); CASE(7); CASE(8);
 #endif
-    default: tile(ROWS, dim, x, norms, pack, to);
+#undef CASE
     }
 }
 
@@ -95,19 +93,21 @@ typedef void (*Use)(count i, count here, const double *squares, void *state);
 EACH void use_all(count n, count m, count dim, const double *x, const double *packed, const Use use, void *state) {
     for (count block = 0; block < n; block += BLOCK) {
         count rows = smaller(BLOCK, n - block);
-        double norms[BLOCK], squares[ROWS][COLUMNS];
+        double norms[BLOCK], squares[PACKS][BLOCK][COLUMNS];
         for (count r = 0; r < rows; r++) norms[r] = squared_norm(dim, x + (block + r) * dim);
+        const count size = (dim + 1) * COLUMNS;
         const double *pack = packed;
-        for (count j = 0; j < m; j += COLUMNS, pack += (dim + 1) * COLUMNS)
-            for (count first = 0; first < rows; first += ROWS) {
-                count own = smaller(ROWS, rows - first), i = block + first;
-                tile_of(own, dim, x + i * dim, norms + first, pack, squares);
-                for (count r = 0; r < own; r++)
-                    if (m - j >= COLUMNS)
-                        use(i + r, COLUMNS, squares[r], state);
+        for (count j = 0; j < m; j += PACKS * COLUMNS, pack += PACKS * size) {
+            count next = PACKS == 1 ? LANES : m - j > COLUMNS ? size : 0;
+            for (count r = 0; r < rows; r += ROWS)
+                tile_of(smaller(ROWS, rows - r), dim, x + (block + r) * dim, norms + r, pack, next, squares[0][r]);
+            for (count p = 0; p < PACKS && j + p * COLUMNS < m; p++)
+                for (count r = 0; r < rows; r++)
+                    if (m - j - p * COLUMNS >= COLUMNS)
+                        use(block + r, COLUMNS, squares[p][r], state);
                     else
-                        use(i + r, m - j, squares[r], state);
-            }
+                        use(block + r, m - j - p * COLUMNS, squares[p][r], state);
+        }
     }
 }
 
