@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,8 +33,10 @@ from dmdpipe.copying.pairing_metrics import (
     matching_costs,
     normalised_excess_cost,
     normalised_rank,
+    pair_cost,
     pair_ranks,
     pairing_inefficiency,
+    random_cost,
     relative_pair_error,
     retrieval_at_k,
     whitening,
@@ -76,6 +78,13 @@ READINGS = {
 """Every metric of the table, in its order, and how to read it."""
 
 
+CLASS_READINGS = {
+    "rho_within_class": "relative pair error among samples of one class: 0 a copy, 1 nothing but the class is kept",
+    "rho_same_class": "what rho reads of the teacher's own samples, each for another noise of the same class",
+}
+"""Likewise, where samples have classes; after the others."""
+
+
 def measure_pairs(
     teacher: npt.ArrayLike,
     student: npt.ArrayLike,
@@ -84,8 +93,9 @@ def measure_pairs(
     doubled: npt.ArrayLike | None = None,
     z_held_out: npt.ArrayLike | None = None,
     teacher_held_out: npt.ArrayLike | None = None,
+    classes: npt.ArrayLike | None = None,
 ) -> pd.DataFrame:
-    """Return every metric of ``READINGS`` for paired samples, or what it lacks.
+    """Return every metric of ``READINGS`` (with classes, of ``CLASS_READINGS``) for paired samples, or what it lacks.
 
     The values are those of ``dmdpipe.copying.measure.measure`` where that is given the same arrays. For the distances,
     the held-out samples, in sets of N, are the independent teacher samples; where there are no two sets, the pairs are
@@ -98,6 +108,7 @@ def measure_pairs(
         doubled: T(z) with twice the sampler's steps [N, d].
         z_held_out: other noise [M, d].
         teacher_held_out: T of it [M, d], or other teacher samples whose noise is not known.
+        classes: that of each pair [N], integers, known to teacher and student alike.
 
     Returns:
         Columns metric (str), value (float64; NaN where it could not be computed), reads (how to read it) and lacks
@@ -153,13 +164,21 @@ def measure_pairs(
     else:
         values |= _distribution([(s, points) for points in sets], sets)
 
+    readings = dict(READINGS)
+    if classes is not None:
+        readings |= CLASS_READINGS
+        of_classes = _of_classes(t, s, np.asarray(classes))
+        values |= of_classes
+        if not of_classes:
+            lacks |= dict.fromkeys(CLASS_READINGS, "two noises of one class: draw from fewer classes, or more noises")
+
     lacks |= {name: "samples that vary" for name, value in values.items() if np.isnan(value)}
     return pd.DataFrame(
         {
-            "metric": list(READINGS),
-            "value": [values.get(name, np.nan) for name in READINGS],
-            "reads": list(READINGS.values()),
-            "lacks": [lacks.get(name, "") for name in READINGS],
+            "metric": list(readings),
+            "value": [values.get(name, np.nan) for name in readings],
+            "reads": list(readings.values()),
+            "lacks": [lacks.get(name, "") for name in readings],
         }
     )
 
@@ -196,6 +215,28 @@ def _of_pairs(t: Array, s: Array) -> dict[str, float]:
         "assignment_pairs": float(min(n, ASSIGNMENT_LIMIT)),
         "cosine": cosine(s, t),
         "scale_ratio": scale_ratio(s, t),
+    }
+
+
+def _of_classes(t: Array, s: Array, classes: npt.NDArray[np.int64]) -> dict[str, float]:
+    """Return the metrics of ``CLASS_READINGS``; none if no class has two pairs.
+
+    Each pair counts alike; those that are alone in their class are left out of both costs within classes.
+    """
+    groups = [rows for rows in (np.flatnonzero(classes == one) for one in np.unique(classes)) if len(rows) > 1]
+    if not groups:
+        return {}
+    shares = np.array([len(rows) for rows in groups]) / sum(map(len, groups))
+
+    def within(cost: Callable[[Array, Array], float], a: Array, b: Array) -> float:
+        return float(shares @ [cost(a[rows], b[rows]) for rows in groups])
+
+    def share(part: float, whole: float) -> float:
+        return part / whole if whole > 0 else np.nan
+
+    return {
+        "rho_within_class": share(within(pair_cost, s, t), within(random_cost, s, t)),
+        "rho_same_class": share(within(random_cost, t, t), random_cost(t, t)),
     }
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -21,10 +23,12 @@ from dmdpipe.diffusion.teacher import load_teacher, load_weights
 from dmdpipe.distill.student import Student, build_student
 from dmdpipe.errors import UserError
 from dmdpipe.files import open_ordinary, read_ordinary
+from dmdpipe.measuring.classes import Classes
 from dmdpipe.networks.adapted import AdaptedDenoiser, WithLabels
+from dmdpipe.networks.adm import load_adm
 from dmdpipe.networks.mlp import build
 from dmdpipe.networks.unet import CONFIG, WEIGHTS, load_unet
-from dmdpipe.specs.adapter import Adapter
+from dmdpipe.specs.adapter import ADM, Adapter
 from dmdpipe.specs.data import dimension
 from dmdpipe.specs.diffusion import NoiseRange, TeacherSpec
 from dmdpipe.specs.problems import parse
@@ -34,7 +38,13 @@ if TYPE_CHECKING:
 
     from dmdpipe.diffusion.sampler import DenoiserFunction
 
-PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt")
+# Those that hold objects with their code, and those that may hold no more than tensors.
+OBJECTS, STATES = (".pkl", ".pickle"), (".pt", ".pth", ".bin", ".ckpt")
+UNPICKLE = (
+    'python -c "import pickle, safetensors.torch as s;'
+    " n = pickle.load(open('{0}', 'rb'))['ema'];"
+    " s.save_file({{k: v.contiguous() for k, v in n.state_dict().items()}}, '{1}.safetensors')\""
+)
 IMAGES = ("digits", "fashion", "photos", "own_images")
 LARGEST_ADAPTER = 2**16  # bytes
 ADAPTER = "adapter.json"
@@ -48,11 +58,14 @@ class Model:
         path: where it lies.
         dim: number of coordinates d.
         files: SHA-256 of each file that was read, by its path.
-        denoiser: D(x [B, d], σ [1, 1]) → [B, d]; None of a student of this project.
+        denoiser: D(x [B, d], σ [1, 1]) → [B, d]; None of a student of this project. With ``classes``, its third
+            argument is the class of each row [B].
         student: S, of a student of this project.
         noise_range: the noise levels that it was made for.
         teacher: the spec of the teacher that it was distilled from, or that it is, where that is known.
         ends_at: the largest σ of its training, where there is one.
+        classes: what it is asked for, if its denoiser must be told.
+        unpinned: the checksums of weights which their adapter does not state, by the file's name.
         pictures: samples [n, d] → [n, side·side] or [n, side·side·3], a pixel's channels side by side; None where
             samples are no square images.
     """
@@ -65,6 +78,8 @@ class Model:
     student: Student | None = None
     teacher: TeacherSpec | None = None
     ends_at: float | None = None
+    classes: Classes | None = None
+    unpinned: dict[str, str] = field(default_factory=dict)
     pictures: Callable[[NDArray[Any]], NDArray[Any]] | None = field(default=None, compare=False)
 
     def on(self, device: torch.device) -> Model:
@@ -72,14 +87,21 @@ class Model:
         held: Any = self.student or self.denoiser
         return replace(self, **{"student" if self.student else "denoiser": held.to(device)})
 
-    def one_step(self, z: Tensor, between: list[Tensor], sigma_max: float) -> Tensor:
+    def asked_for(self, classes: Tensor | None) -> DenoiserFunction:
+        """Return the denoiser for rows of these classes [B], if it must be told; else as it is."""
+        assert self.denoiser
+        if self.classes is None:
+            return self.denoiser
+        told: Any = self.denoiser
+        return lambda x, sigma: told(x, sigma, classes)
+
+    def one_step(self, z: Tensor, between: list[Tensor], sigma_max: float, classes: Tensor | None = None) -> Tensor:
         """Return S(z) [B, d]: a student's sample, with the noise between its steps, or a denoiser's answer at σ_max."""
         if self.student is not None:
             dtype = next(self.student.parameters()).dtype
             sample: Tensor = self.student(z.to(dtype), [noise.to(dtype) for noise in between])
             return sample.float()
-        assert self.denoiser
-        return self.denoiser(sigma_max * z, z.new_full((1, 1), sigma_max))
+        return self.asked_for(classes)(sigma_max * z, z.new_full((1, 1), sigma_max))
 
 
 def open_model(path: Path, adapter: Path | None = None) -> Model:
@@ -94,10 +116,17 @@ def open_model(path: Path, adapter: Path | None = None) -> Model:
     """
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder")
-    if path.suffix in PICKLES:
+    if path.suffix in OBJECTS:
         raise UserError(
-            f"{path}: is a pickle, which can run any code when it is read; in its publisher's environment, save the"
-            " weights with safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
+            f"{path}: is a pickle of whole objects, which runs any code when it is read; where you trust it, in a clone"
+            f" of its publisher's repository (EDM's: NVlabs/edm), run: python -m pip install safetensors; then:"
+            f" {UNPICKLE.format(path.name, path.stem)}"
+        )
+    if path.suffix in STATES:
+        raise UserError(
+            f"{path}: is a pickle, which can run any code when it is read; if it is a dictionary of tensors, run:"
+            f" dmdpipe convert {path} {path.with_suffix('.safetensors')}; else, in its publisher's environment:"
+            " safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
         )
     if path.is_dir() and (path / FILE_NAME).exists():
         return _of_step(path)
@@ -148,30 +177,36 @@ def _pictures_of(teacher: TeacherSpec) -> Callable[[NDArray[Any]], NDArray[Any]]
 
 
 def _of_folder(path: Path, adapter_path: Path) -> Model:
-    adapter = _read_adapter(adapter_path)
+    adapter = read_adapter(adapter_path)
     if adapter.network.kind != "unet":
         raise UserError(f"{adapter_path}: network.kind '{adapter.network.kind}': a folder with {CONFIG} is a 'unet'")
     unet = load_unet(path, adapter.network.label)
-    channels, height, width = unet.shape
-
-    def pictures(samples: NDArray[Any]) -> NDArray[Any]:
-        return samples.reshape(len(samples), *unet.shape).transpose(0, 2, 3, 1).reshape(len(samples), -1)
-
     return Model(
         path,
-        channels * height * width,
+        math.prod(unet.shape),
         {str(file): _sha256(file) for file in (path / CONFIG, path / WEIGHTS, adapter_path)},
         _range_of(adapter),
         denoiser=_adapted(unet, adapter),
         ends_at=_range_of(adapter).sigma_max if adapter.schedule else None,
-        pictures=pictures if channels in (1, 3) and height == width else None,
+        pictures=_channels_last(unet.shape),
     )
 
 
 def _of_file(path: Path, adapter_path: Path) -> Model:
-    adapter = _read_adapter(adapter_path)
-    if adapter.network.kind != "mlp":
+    adapter = read_adapter(adapter_path)
+    if adapter.network.kind == "unet":
         raise UserError(f"{adapter_path}: network.kind 'unet' needs a folder with {CONFIG} and {WEIGHTS}, not a file")
+    files, unpinned = {str(file): _sha256(file) for file in (path, adapter_path)}, {}
+    if (known := adapter.weights.get(path.name)) is not None:
+        if known.sha256 is None:
+            unpinned[path.name] = files[str(path)]
+        elif known.sha256 != files[str(path)]:
+            raise UserError(
+                f"{path}: its sha256 is {files[str(path)]}, but {adapter_path} pins {known.sha256} in weights: take"
+                " the right file, or make it again"
+            )
+    if adapter.network.kind == "adm":
+        return _of_adm(path, adapter, adapter.network, files, unpinned)
     try:
         tensors = decode_tensors(read_whole(path.resolve()), str(path))
         dim = len(tensors["output.bias"])
@@ -182,8 +217,40 @@ def _of_file(path: Path, adapter_path: Path) -> Model:
     except (KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: its tensors are not those of the network in {adapter_path} ({reason})") from None
-    files = {str(file): _sha256(file) for file in (path, adapter_path)}
-    return Model(path, dim, files, _range_of(adapter), denoiser=_adapted(WithLabels(network), adapter))
+    denoiser = _adapted(WithLabels(network), adapter)
+    return Model(path, dim, files, _range_of(adapter), denoiser=denoiser, unpinned=unpinned)
+
+
+def _of_adm(path: Path, adapter: Adapter, sizes: ADM, files: dict[str, str], unpinned: dict[str, str]) -> Model:
+    try:
+        # With the loader of torch: NumPy has no bfloat16, in which students are trained.
+        tensors = safetensors.torch.load(read_whole(path.resolve()))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: is no valid safetensors file ({reason}); convert or copy it again") from None
+    network = load_adm(sizes, tensors, str(path))
+    return Model(
+        path,
+        sizes.img_channels * sizes.img_resolution**2,
+        files,
+        _range_of(adapter),
+        denoiser=_adapted(network, adapter),
+        classes=Classes(sizes.label_dim, sizes.label, sizes.drawn_from) if sizes.label_dim else None,
+        unpinned=unpinned,
+        pictures=_channels_last(network.shape),
+    )
+
+
+def _channels_last(shape: tuple[int, int, int]) -> Callable[[NDArray[Any]], NDArray[Any]] | None:
+    """Return ``Model.pictures`` of samples of the shape (C, H, W), channels first."""
+    channels, height, width = shape
+
+    def pictures(samples: NDArray[Any]) -> NDArray[Any]:
+        return samples.reshape(len(samples), *shape).transpose(0, 2, 3, 1).reshape(len(samples), -1)
+
+    return pictures if channels in (1, 3) and height == width else None
 
 
 def _adapted(network: nn.Module, adapter: Adapter) -> AdaptedDenoiser:
@@ -197,7 +264,12 @@ def _range_of(adapter: Adapter) -> NoiseRange:
     return NoiseRange(sigma_min=sigmas[0], sigma_max=sigmas[-1])
 
 
-def _read_adapter(path: Path) -> Adapter:
+def read_adapter(path: Path) -> Adapter:
+    """Return what an adapter's file says.
+
+    Raises:
+        UserError: if there is none, or it is wrong.
+    """
     try:
         value = json.loads(read_ordinary(path.resolve(), LARGEST_ADAPTER))
     except FileNotFoundError:
