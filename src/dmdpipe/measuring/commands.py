@@ -250,7 +250,7 @@ def checked_device(name: str) -> torch.device:
         raise UserError(f"--device: '{name}' is unknown; it must be cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device: cuda, but PyTorch finds no GPU here; leave it out")
-    return torch.device(name)
+    return torch.device("cuda", 0) if name == "cuda" else torch.device("cpu")
 
 
 def _title(teacher: Path, student: Path) -> str:

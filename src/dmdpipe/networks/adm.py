@@ -136,8 +136,9 @@ class Block(nn.Module):
     def _attended(self, qkv: Tensor) -> Tensor:
         batch, _, height, width = qkv.shape
         # Head by head, and within one channel by channel: its query, its key, its value.
-        parts = qkv.reshape(batch, self.heads, HEAD_CHANNELS, 3, height * width).unbind(3)
-        query, key, value = (part.transpose(2, 3).contiguous() for part in parts)
+        parts = qkv.reshape(batch, self.heads, HEAD_CHANNELS, 3, height * width).permute(3, 0, 1, 4, 2)
+        # A copy in that order: the fast kernels want a place's channels side by side.
+        query, key, value = parts.clone(memory_format=torch.contiguous_format).unbind()
         answer = F.scaled_dot_product_attention(query, key, value)
         return answer.transpose(2, 3).reshape(batch, self.channels_out, height, width)
 
