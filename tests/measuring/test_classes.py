@@ -65,6 +65,29 @@ def test_a_student_that_keeps_the_class_alone_reads_1_within_and_little_over_all
     assert copied["rho_within_class"] == 0
 
 
+def test_the_affine_baseline_knows_the_class_as_the_student_does() -> None:
+    rng = np.random.default_rng(3)
+    z, z_held_out = rng.normal(size=(40, 3)), rng.normal(size=(4_000, 3))
+    classes, classes_held_out = rng.integers(4, size=40), rng.integers(4, size=4_000)
+    classes[0] = 4  # which no held-out noise has
+    centres, weight = 5 * rng.normal(size=(5, 3)), rng.normal(size=(3, 3))
+    teacher, held_out = z @ weight + centres[classes], z_held_out @ weight + centres[classes_held_out]
+    given = {"z": z, "z_held_out": z_held_out, "teacher_held_out": held_out}
+    told = measure_pairs(
+        teacher[1:], teacher[1:], **given | {"z": z[1:]}, classes=classes[1:], classes_held_out=classes_held_out
+    )
+    untold = measure_pairs(teacher[1:], teacher[1:], **given | {"z": z[1:]}).set_index("metric")["value"]
+    told = told.set_index("metric")["value"]
+    assert told["rho_affine"] < 0.005 < 0.1 < untold["rho_affine"]
+    assert told["rho_affine_matched"] < 0.005 and told["linear_excess"] == -told["rho_affine"]
+    unknown = measure_pairs(teacher, teacher, **given, classes=classes, classes_held_out=classes_held_out)
+    value = unknown.set_index("metric")["value"]["rho_affine"]
+    # One of forty is off by its whole class.
+    offset = ((centres[4] - held_out.mean(axis=0)) ** 2).sum() / 40
+    costs = ((teacher[:, None] - teacher[None]) ** 2).sum(axis=2)
+    assert value == pytest.approx(offset / costs[~np.eye(40, dtype=bool)].mean(), rel=0.3)
+
+
 def test_without_two_noises_of_a_class_it_says_what_is_missing() -> None:
     points = np.random.default_rng(2).normal(size=(2, 5, 3))
     table = measure_pairs(*points, classes=np.arange(5)).set_index("metric")

@@ -154,6 +154,14 @@ class Net:
 """
 
 
+def test_a_name_that_a_shell_would_run_is_in_no_command(dmdpipe: Command) -> None:
+    for name, written in (("$(touch ran).pkl", "open('FILE.pkl', 'rb')"), ("$(touch ran).bin", "'$(touch ran).bin'")):
+        Path(name).write_bytes(b"")
+        done = dmdpipe("measure", "--teacher", name, "--student", name)
+        refused(done, written)
+        assert "touch" not in done.err.partition("python -c")[2]
+
+
 def test_the_commands_for_a_pickle_of_objects_convert_it_where_its_code_is(dmdpipe: Command, tmp_path: Path) -> None:
     """As EDM publishes: a dictionary with a network under 'ema', whose class its repository holds."""
     clone = tmp_path / "clone"

@@ -94,6 +94,7 @@ def measure_pairs(
     z_held_out: npt.ArrayLike | None = None,
     teacher_held_out: npt.ArrayLike | None = None,
     classes: npt.ArrayLike | None = None,
+    classes_held_out: npt.ArrayLike | None = None,
 ) -> pd.DataFrame:
     """Return every metric of ``READINGS`` (with classes, of ``CLASS_READINGS``) for paired samples, or what it lacks.
 
@@ -109,6 +110,7 @@ def measure_pairs(
         z_held_out: other noise [M, d].
         teacher_held_out: T of it [M, d], or other teacher samples whose noise is not known.
         classes: that of each pair [N], integers, known to teacher and student alike.
+        classes_held_out: that of each held-out sample [M], with ``classes``; the affine map then has a mean for each.
 
     Returns:
         Columns metric (str), value (float64; NaN where it could not be computed), reads (how to read it) and lacks
@@ -141,7 +143,10 @@ def measure_pairs(
         others = f"{needed} pairs of noise and teacher sample beside these (2·d), not {there}"
         lacks |= dict.fromkeys(affine, others)
     else:
-        values |= _affine(noise, t, other_noise, held_out)
+        means: tuple[Array, Array] | tuple[float, float] = (0.0, 0.0)
+        if classes is not None and classes_held_out is not None:
+            means = _class_means(held_out, np.asarray(classes), np.asarray(classes_held_out))
+        values |= _affine(noise, t, other_noise, held_out, *means)
         values["linear_excess"] = values["rho"] - values["rho_affine"]
 
     if noise is None:
@@ -240,12 +245,28 @@ def _of_classes(t: Array, s: Array, classes: npt.NDArray[np.int64]) -> dict[str,
     }
 
 
-def _affine(z: Array, t: Array, z_held_out: Array, held_out: Array) -> dict[str, float]:
-    affine = fit_affine(z_held_out, held_out)
-    matched = match_variance(affine, z_held_out, held_out)
+def _class_means(
+    held_out: Array, classes: npt.NDArray[np.int64], classes_held_out: npt.NDArray[np.int64]
+) -> tuple[Array, Array]:
+    """Return the mean held-out sample of the class of each pair [N, d] and of each held-out sample [M, d].
+
+    A class without held-out samples has the mean of all.
+    """
+    means = {one: held_out[classes_held_out == one].mean(axis=0) for one in np.unique(classes_held_out)}
+    mean = held_out.mean(axis=0)
+    return np.stack([means.get(one, mean) for one in classes]), np.stack([means[one] for one in classes_held_out])
+
+
+def _affine(
+    z: Array, t: Array, z_held_out: Array, held_out: Array, means: Array | float, means_held_out: Array | float
+) -> dict[str, float]:
+    """Return what the best affine map reads, with what is known of each sample's mean without its noise."""
+    about_means = held_out - means_held_out
+    affine = fit_affine(z_held_out, about_means)
+    matched = match_variance(affine, z_held_out, about_means)
     return {
-        "rho_affine": relative_pair_error(affine(z), t),
-        "rho_affine_matched": relative_pair_error(matched(z), t),
+        "rho_affine": relative_pair_error(means + affine(z), t),
+        "rho_affine_matched": relative_pair_error(means + matched(z), t),
     }
 
 

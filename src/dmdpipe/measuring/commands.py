@@ -112,11 +112,9 @@ def cost(
         rate = batch * one.operations / seconds_of_a_call(network, batch, checked_device(device)) / TERA
         how = f"measured on {device}, {batch} samples at a time"
     typer.echo(f"time         {total * one.operations / TERA / rate / 3600:,.2f} h at {rate:.3g} TFLOP/s ({how})")
-    weights, live = BYTES * one.parameters, batch * one.peak
+    weights, live = BYTES * one.parameters, BYTES * batch * one.living
     typer.echo(f"memory       {2 * weights / GIGA:.2f} GB for the weights of two networks")
-    typer.echo(
-        f"             {live / GIGA:.2f} GB for {batch} samples inside one, less what libraries take for themselves"
-    )
+    typer.echo(f"             about {live / GIGA:.2f} GB for {batch} samples in one network, libraries' own aside")
     typer.echo(f"             {BYTES * d * (4 * noise + 2 * extra) / GIGA:.2f} GB of the machine for the samples")
     fits = extra >= PAIRS_PER_DIMENSION * d
     metrics = DOUBLE * d * (2 * d + 4 * noise + extra + (3 * extra + 2 * d if fits else 0))
@@ -214,6 +212,8 @@ def _measure_models(
     ]
     if teacher.classes:
         notes.append(f"both were asked for {teacher.classes}")
+    # Of one class alone, the metrics of classes are those of all.
+    several = teacher.classes is not None and teacher.classes.label is None
     table = measure_pairs(
         sampled.teacher,
         sampled.student,
@@ -221,8 +221,8 @@ def _measure_models(
         doubled=sampled.doubled,
         z_held_out=sampled.z_held_out if extra else None,
         teacher_held_out=sampled.teacher_held_out if extra else None,
-        # Within one class for all the metrics of classes are those of all.
-        classes=None if teacher.classes is None or teacher.classes.label is not None else sampled.classes,
+        classes=sampled.classes if several else None,
+        classes_held_out=sampled.classes_held_out if several else None,
     )
     about = {
         "title": _title(teacher_path, student_path),

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmdpipe.diffusion.determinism import exact_torch
-from dmdpipe.networks.adm import ADM, empty_adm
+from dmdpipe.networks.adm import ADM, Block, empty_adm
 
 if TYPE_CHECKING:
     from dmdpipe.specs.adapter import ADM as ADMSpec
+
+# Of a block's size, what lives at once where it begins: its input, what that was joined from, and two copies of it.
+INPUTS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -25,26 +26,38 @@ class Call:
     Attributes:
         parameters: how many numbers are learned.
         operations: floating-point operations of a call for one sample; a product and a sum are two.
-        peak: bytes of tensors beside the weights that live at once, for one sample.
+        living: about how many numbers beside the weights must live at once, for one sample; what the libraries that
+            compute it take for themselves comes on top.
     """
 
     parameters: int
     operations: int
-    peak: int
+    living: int
 
 
 def call(spec: ADMSpec) -> Call:
     """Return what a call takes, found by going through one on the device ``meta``, where nothing is computed."""
     network = empty_adm(spec)
+    kept, widest = [0], [0]
+
+    def keep(module: torch.nn.Module, given: tuple[Any, ...], answer: torch.Tensor) -> None:
+        kept.append(answer.numel())
+
+    def widen(module: torch.nn.Module, given: tuple[Any, ...], answer: torch.Tensor) -> None:
+        widest.append(given[0].numel())
+
+    for block in network.enc.values():
+        block.register_forward_hook(keep)
+    for module in network.modules():
+        if isinstance(module, Block):
+            module.register_forward_hook(widen)
     d = spec.img_channels * spec.img_resolution**2
     x, label = torch.empty(1, d, device="meta"), torch.empty(1, 1, device="meta")
     classes = torch.empty(1, dtype=torch.int64, device="meta") if spec.label_dim else None
     with torch.no_grad(), FlopCounterMode(display=False) as operations:
         network(x, label, classes)
-    with torch.no_grad(), _Living() as living:
-        network(x, label, classes)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return Call(parameters, operations.get_total_flops(), living.peak)
+    return Call(parameters, operations.get_total_flops(), sum(kept) + INPUTS_AT_ONCE * max(widest))
 
 
 def seconds_of_a_call(spec: ADMSpec, batch: int, device: torch.device) -> float:
@@ -61,35 +74,3 @@ def seconds_of_a_call(spec: ADMSpec, batch: int, device: torch.device) -> float:
         network(x, label, classes if spec.label_dim else None).sum().item()
         taken.append(time.perf_counter() - started)
     return min(taken[1:])
-
-
-class _Living(TorchDispatchMode):
-    """Counts the bytes of tensors that are made while it is on, as long as they live."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = [value.untyped_storage() for value in _tensors((args, kwargs))]
-        answer = function(*args, **(kwargs or {}))
-        for tensor in _tensors(answer):
-            storage = tensor.untyped_storage()
-            if storage not in self.known and not any(storage is one for one in given):
-                self.known.add(storage)
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._gone, storage.nbytes())
-        return answer
-
-    def _gone(self, size: int) -> None:
-        self.now -= size
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [tensor for part in value for tensor in _tensors(part)] if isinstance(value, list | tuple) else []

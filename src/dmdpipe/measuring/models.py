@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
@@ -28,7 +30,7 @@ from dmdpipe.networks.adapted import AdaptedDenoiser, WithLabels
 from dmdpipe.networks.adm import load_adm
 from dmdpipe.networks.mlp import build
 from dmdpipe.networks.unet import CONFIG, WEIGHTS, load_unet
-from dmdpipe.specs.adapter import ADM, Adapter
+from dmdpipe.specs.adapter import Adapter
 from dmdpipe.specs.data import dimension
 from dmdpipe.specs.diffusion import NoiseRange, TeacherSpec
 from dmdpipe.specs.problems import parse
@@ -40,11 +42,6 @@ if TYPE_CHECKING:
 
 # Those that hold objects with their code, and those that may hold no more than tensors.
 OBJECTS, STATES = (".pkl", ".pickle"), (".pt", ".pth", ".bin", ".ckpt")
-UNPICKLE = (
-    'python -c "import pickle, safetensors.torch as s;'
-    " n = pickle.load(open('{0}', 'rb'))['ema'];"
-    " s.save_file({{k: v.contiguous() for k, v in n.state_dict().items()}}, '{1}.safetensors')\""
-)
 IMAGES = ("digits", "fashion", "photos", "own_images")
 LARGEST_ADAPTER = 2**16  # bytes
 ADAPTER = "adapter.json"
@@ -120,12 +117,13 @@ def open_model(path: Path, adapter: Path | None = None) -> Model:
         raise UserError(
             f"{path}: is a pickle of whole objects, which runs any code when it is read; where you trust it, in a clone"
             f" of its publisher's repository (EDM's: NVlabs/edm), run: python -m pip install safetensors; then:"
-            f" {UNPICKLE.format(path.name, path.stem)}"
+            f" {_unpickling(path)}"
         )
     if path.suffix in STATES:
+        files = f"{quote(str(path))} {quote(str(path.with_suffix('.safetensors')))}"
         raise UserError(
             f"{path}: is a pickle, which can run any code when it is read; if it is a dictionary of tensors, run:"
-            f" dmdpipe convert {path} {path.with_suffix('.safetensors')}; else, in its publisher's environment:"
+            f" dmdpipe convert {files}; else, in its publisher's environment:"
             " safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
         )
     if path.is_dir() and (path / FILE_NAME).exists():
@@ -136,6 +134,16 @@ def open_model(path: Path, adapter: Path | None = None) -> Model:
         return _of_file(path, adapter or path.with_suffix(".json"))
     within = f"; try {path / 'unet'}" if (path / "unet" / CONFIG).exists() else ""
     raise UserError(f"{path}: is no step's folder, no folder with {CONFIG} and {WEIGHTS}, no .safetensors file{within}")
+
+
+def _unpickling(path: Path) -> str:
+    """Return the command that saves a published network's averaged weights, to be copied into a shell."""
+    # A name that a shell or Python would take for more than a name has no place in a command.
+    name = path.name if re.fullmatch(r"[\w.-]+", path.name) else "FILE.pkl"
+    return (
+        f"python -c \"import pickle, safetensors.torch as s; n = pickle.load(open('{name}', 'rb'))['ema'];"
+        f" s.save_file({{k: v.contiguous() for k, v in n.state_dict().items()}}, '{Path(name).stem}.safetensors')\""
+    )
 
 
 def _of_step(path: Path) -> Model:
@@ -196,24 +204,38 @@ def _of_file(path: Path, adapter_path: Path) -> Model:
     adapter = read_adapter(adapter_path)
     if adapter.network.kind == "unet":
         raise UserError(f"{adapter_path}: network.kind 'unet' needs a folder with {CONFIG} and {WEIGHTS}, not a file")
-    files, unpinned = {str(file): _sha256(file) for file in (path, adapter_path)}, {}
-    if (known := adapter.weights.get(path.name)) is not None:
-        if known.sha256 is None:
-            unpinned[path.name] = files[str(path)]
-        elif known.sha256 != files[str(path)]:
-            raise UserError(
-                f"{path}: its sha256 is {files[str(path)]}, but {adapter_path} pins {known.sha256} in weights: take"
-                " the right file, or make it again"
-            )
-    if adapter.network.kind == "adm":
-        return _of_adm(path, adapter, adapter.network, files, unpinned)
     try:
-        tensors = decode_tensors(read_whole(path.resolve()), str(path))
+        data = read_whole(path.resolve())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    checksum = hashlib.sha256(data).hexdigest()
+    known, unpinned = adapter.weights.get(path.name), {}
+    if known is not None and known.sha256 is None:
+        unpinned[path.name] = checksum
+    elif known is not None and known.sha256 != checksum:
+        raise UserError(
+            f"{path}: its sha256 is {checksum}, but {adapter_path} pins {known.sha256} in weights: take the right file,"
+            " or make it again"
+        )
+    files = {str(path): checksum, str(adapter_path): _sha256(adapter_path)}
+    if adapter.network.kind == "adm":
+        sizes = adapter.network
+        adm = load_adm(sizes, _decoded(data, path), str(path))
+        return Model(
+            path,
+            math.prod(adm.shape),
+            files,
+            _range_of(adapter),
+            denoiser=_adapted(adm, adapter),
+            classes=Classes(sizes.label_dim, sizes.label, sizes.drawn_from) if sizes.label_dim else None,
+            unpinned=unpinned,
+            pictures=_channels_last(adm.shape),
+        )
+    try:
+        tensors = decode_tensors(data, str(path))
         dim = len(tensors["output.bias"])
         network = build(dim, adapter.network)
         load_weights(network, tensors)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: its tensors are not those of the network in {adapter_path} ({reason})") from None
@@ -221,26 +243,13 @@ def _of_file(path: Path, adapter_path: Path) -> Model:
     return Model(path, dim, files, _range_of(adapter), denoiser=denoiser, unpinned=unpinned)
 
 
-def _of_adm(path: Path, adapter: Adapter, sizes: ADM, files: dict[str, str], unpinned: dict[str, str]) -> Model:
+def _decoded(data: bytes, path: Path) -> dict[str, Tensor]:
+    """Return a file's tensors by name; by the loader of torch, since NumPy has no bfloat16."""
     try:
-        # With the loader of torch: NumPy has no bfloat16, in which students are trained.
-        tensors = safetensors.torch.load(read_whole(path.resolve()))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        return safetensors.torch.load(data)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: is no valid safetensors file ({reason}); convert or copy it again") from None
-    network = load_adm(sizes, tensors, str(path))
-    return Model(
-        path,
-        sizes.img_channels * sizes.img_resolution**2,
-        files,
-        _range_of(adapter),
-        denoiser=_adapted(network, adapter),
-        classes=Classes(sizes.label_dim, sizes.label, sizes.drawn_from) if sizes.label_dim else None,
-        unpinned=unpinned,
-        pictures=_channels_last(network.shape),
-    )
 
 
 def _channels_last(shape: tuple[int, int, int]) -> Callable[[NDArray[Any]], NDArray[Any]] | None:
