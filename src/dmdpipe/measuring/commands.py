@@ -84,7 +84,7 @@ def cost(
 
     \b
     dmdpipe cost config/released/imagenet64.json --noise 1000 --held-out 4000 --steps 32
-    dmdpipe cost config/released/imagenet64.json --batch 2 --time
+    dmdpipe cost config/released/imagenet64.json --tflops 40
     """
     from dmdpipe.copying.baselines import PAIRS_PER_DIMENSION
     from dmdpipe.measuring.cost import call, seconds_of_a_call
