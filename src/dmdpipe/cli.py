@@ -13,7 +13,8 @@ from dmdpipe.audit.commands import audit_app, bundle, findings
 from dmdpipe.audit.tree import read_table
 from dmdpipe.bench.commands import bench_app
 from dmdpipe.errors import UserError, did_you_mean
-from dmdpipe.measuring.commands import measure
+from dmdpipe.measuring.commands import cost, measure
+from dmdpipe.measuring.convert import convert
 from dmdpipe.tables import RESULT_COLUMNS, VERDICT_COLUMNS, Format, render, sensitivity_text, verdict_text
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ app = typer.Typer(
     dmdpipe results --format csv  every number behind them
     dmdpipe findings              what to commit of it: docs/findings.md, docs/reference/
     dmdpipe measure --help        whether a student that you have copies its teacher
+    dmdpipe cost --help           what that takes, of large networks
+    dmdpipe convert --help        the one way in for weights that are pickled
     dmdpipe audit verify          whether all of it can be trusted
     dmdpipe bench training        what training costs on this machine
     """,
@@ -66,6 +69,8 @@ app.add_typer(bench_app, name="bench")
 app.command()(bundle)
 app.command()(findings)
 app.command()(measure)
+app.command()(cost)
+app.command()(convert)
 
 ScaleOption = Annotated[str | None, typer.Option("--scale", help="smoke, laptop, …; the configured one if left out")]
 FormatOption = Annotated[Format, typer.Option("--format", help="how to print")]

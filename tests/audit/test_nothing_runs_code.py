@@ -18,6 +18,7 @@ CALLS = {
     *("yaml.load_all", "yaml.unsafe_load_all", "yaml.full_load_all", "yaml.safe_load", "yaml.safe_load_all"),
 }
 OUR_LOADER = "_Loader"
+CONVERTER = ROOT / "src" / "dmdpipe" / "measuring" / "convert.py"
 
 
 def dotted(node: ast.expr) -> str:
@@ -71,7 +72,24 @@ def called(node: ast.Call) -> str | None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_source_runs_what_a_file_says(path: Path) -> None:
-    assert dangers(path.read_text(encoding="utf-8")) == []
+    found = dangers(path.read_text(encoding="utf-8"))
+    if path == CONVERTER:
+        assert [danger.partition(": ")[2] for danger in found] == ["torch.load"]
+    else:
+        assert found == []
+
+
+def test_the_one_pickle_that_may_be_opened_is_opened_as_weights_alone() -> None:
+    calls = [node for node in ast.walk(ast.parse(CONVERTER.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    (load,) = (node for node in calls if dotted(node.func) == "torch.load")
+    assert is_constant({keyword.arg: keyword.value for keyword in load.keywords}["weights_only"], True)
+
+
+def test_nothing_but_the_command_line_imports_the_converter() -> None:
+    importers = [
+        str(path.relative_to(ROOT)) for path in SOURCES if "measuring.convert" in path.read_text(encoding="utf-8")
+    ]
+    assert importers == ["src/dmdpipe/cli.py"]
 
 
 @pytest.mark.parametrize(

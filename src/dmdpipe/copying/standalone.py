@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,8 +33,10 @@ from dmdpipe.copying.pairing_metrics import (
     matching_costs,
     normalised_excess_cost,
     normalised_rank,
+    pair_cost,
     pair_ranks,
     pairing_inefficiency,
+    random_cost,
     relative_pair_error,
     retrieval_at_k,
     whitening,
@@ -76,6 +78,13 @@ READINGS = {
 """Every metric of the table, in its order, and how to read it."""
 
 
+CLASS_READINGS = {
+    "rho_within_class": "relative pair error among samples of one class: 0 a copy, 1 nothing but the class is kept",
+    "rho_same_class": "what rho reads of the teacher's own samples, each for another noise of the same class",
+}
+"""Likewise, where samples have classes; after the others."""
+
+
 def measure_pairs(
     teacher: npt.ArrayLike,
     student: npt.ArrayLike,
@@ -84,8 +93,10 @@ def measure_pairs(
     doubled: npt.ArrayLike | None = None,
     z_held_out: npt.ArrayLike | None = None,
     teacher_held_out: npt.ArrayLike | None = None,
+    classes: npt.ArrayLike | None = None,
+    classes_held_out: npt.ArrayLike | None = None,
 ) -> pd.DataFrame:
-    """Return every metric of ``READINGS`` for paired samples, or what it lacks.
+    """Return every metric of ``READINGS`` (with classes, of ``CLASS_READINGS``) for paired samples, or what it lacks.
 
     The values are those of ``dmdpipe.copying.measure.measure`` where that is given the same arrays. For the distances,
     the held-out samples, in sets of N, are the independent teacher samples; where there are no two sets, the pairs are
@@ -98,6 +109,8 @@ def measure_pairs(
         doubled: T(z) with twice the sampler's steps [N, d].
         z_held_out: other noise [M, d].
         teacher_held_out: T of it [M, d], or other teacher samples whose noise is not known.
+        classes: that of each pair [N], integers, known to teacher and student alike.
+        classes_held_out: that of each held-out sample [M], with ``classes``; the affine map then has a mean for each.
 
     Returns:
         Columns metric (str), value (float64; NaN where it could not be computed), reads (how to read it) and lacks
@@ -130,7 +143,10 @@ def measure_pairs(
         others = f"{needed} pairs of noise and teacher sample beside these (2·d), not {there}"
         lacks |= dict.fromkeys(affine, others)
     else:
-        values |= _affine(noise, t, other_noise, held_out)
+        means: tuple[Array, Array] | tuple[float, float] = (0.0, 0.0)
+        if classes is not None and classes_held_out is not None:
+            means = _class_means(held_out, np.asarray(classes), np.asarray(classes_held_out))
+        values |= _affine(noise, t, other_noise, held_out, *means)
         values["linear_excess"] = values["rho"] - values["rho_affine"]
 
     if noise is None:
@@ -153,13 +169,21 @@ def measure_pairs(
     else:
         values |= _distribution([(s, points) for points in sets], sets)
 
+    readings = dict(READINGS)
+    if classes is not None:
+        readings |= CLASS_READINGS
+        of_classes = _of_classes(t, s, np.asarray(classes))
+        values |= of_classes
+        if not of_classes:
+            lacks |= dict.fromkeys(CLASS_READINGS, "two noises of one class: draw from fewer classes, or more noises")
+
     lacks |= {name: "samples that vary" for name, value in values.items() if np.isnan(value)}
     return pd.DataFrame(
         {
-            "metric": list(READINGS),
-            "value": [values.get(name, np.nan) for name in READINGS],
-            "reads": list(READINGS.values()),
-            "lacks": [lacks.get(name, "") for name in READINGS],
+            "metric": list(readings),
+            "value": [values.get(name, np.nan) for name in readings],
+            "reads": list(readings.values()),
+            "lacks": [lacks.get(name, "") for name in readings],
         }
     )
 
@@ -199,12 +223,50 @@ def _of_pairs(t: Array, s: Array) -> dict[str, float]:
     }
 
 
-def _affine(z: Array, t: Array, z_held_out: Array, held_out: Array) -> dict[str, float]:
-    affine = fit_affine(z_held_out, held_out)
-    matched = match_variance(affine, z_held_out, held_out)
+def _of_classes(t: Array, s: Array, classes: npt.NDArray[np.int64]) -> dict[str, float]:
+    """Return the metrics of ``CLASS_READINGS``; none if no class has two pairs.
+
+    Each pair counts alike; those that are alone in their class are left out of both costs within classes.
+    """
+    groups = [rows for rows in (np.flatnonzero(classes == one) for one in np.unique(classes)) if len(rows) > 1]
+    if not groups:
+        return {}
+    shares = np.array([len(rows) for rows in groups]) / sum(map(len, groups))
+
+    def within(cost: Callable[[Array, Array], float], a: Array, b: Array) -> float:
+        return float(shares @ [cost(a[rows], b[rows]) for rows in groups])
+
+    def share(part: float, whole: float) -> float:
+        return part / whole if whole > 0 else np.nan
+
     return {
-        "rho_affine": relative_pair_error(affine(z), t),
-        "rho_affine_matched": relative_pair_error(matched(z), t),
+        "rho_within_class": share(within(pair_cost, s, t), within(random_cost, s, t)),
+        "rho_same_class": share(within(random_cost, t, t), random_cost(t, t)),
+    }
+
+
+def _class_means(
+    held_out: Array, classes: npt.NDArray[np.int64], classes_held_out: npt.NDArray[np.int64]
+) -> tuple[Array, Array]:
+    """Return the mean held-out sample of the class of each pair [N, d] and of each held-out sample [M, d].
+
+    A class without held-out samples has the mean of all.
+    """
+    means = {one: held_out[classes_held_out == one].mean(axis=0) for one in np.unique(classes_held_out)}
+    mean = held_out.mean(axis=0)
+    return np.stack([means.get(one, mean) for one in classes]), np.stack([means[one] for one in classes_held_out])
+
+
+def _affine(
+    z: Array, t: Array, z_held_out: Array, held_out: Array, means: Array | float, means_held_out: Array | float
+) -> dict[str, float]:
+    """Return what the best affine map reads, with what is known of each sample's mean without its noise."""
+    about_means = held_out - means_held_out
+    affine = fit_affine(z_held_out, about_means)
+    matched = match_variance(affine, z_held_out, about_means)
+    return {
+        "rho_affine": relative_pair_error(means + affine(z), t),
+        "rho_affine_matched": relative_pair_error(means + matched(z), t),
     }
 
 

@@ -1,4 +1,4 @@
-"""``dmdpipe measure``: copying in models and samples that no study has made."""
+"""``dmdpipe measure``: copying in models and samples that no study has made; ``dmdpipe cost``: what it takes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import typer
 from dmdpipe.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
 LONGEST_NAME = 40  # letters
+GIGA, TERA, PETA = 1e9, 1e12, 1e15
+BYTES, DOUBLE = 4, 8  # of a number: in networks and samples, in metrics
 HELD_OUT = 4  # times as many noises as pairs go to the teacher alone
 
 
@@ -63,6 +66,61 @@ def measure(
         assert teacher and student
         options = {"noise": noise, "steps": steps, "seed": seed, "batch": batch, "device": device}
         _measure_models(teacher, student, adapter, sigma_max, held_out, options, out)
+
+
+def cost(
+    adapter: Annotated[Path, typer.Argument(help="JSON that says what the weights mean; network.kind adm")],
+    noise: Annotated[int, typer.Option("--noise", min=2, help="as of dmdpipe measure")] = 1_000,
+    held_out: Annotated[int | None, typer.Option("--held-out", min=0, help="likewise; 4 times as many")] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="likewise")] = 64,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="likewise: samples at a time")] = 64,
+    rate: Annotated[
+        float, typer.Option("--tflops", min=1e-6, help="operations a second that are kept up, in 1e12")
+    ] = 25,
+    device: Annotated[str, typer.Option("--device", help="with --time: cpu or cuda")] = "cpu",
+    timed: Annotated[bool, typer.Option("--time", help="measure the rate here, by random weights at --batch")] = False,
+) -> None:
+    """Print what a measurement will take: parameters, operations, calls, hours and memory. Reads no weights.
+
+    \b
+    dmdpipe cost config/released/imagenet64.json --noise 1000 --held-out 4000 --steps 32
+    dmdpipe cost config/released/imagenet64.json --tflops 40
+    """
+    from dmdpipe.copying.baselines import PAIRS_PER_DIMENSION
+    from dmdpipe.measuring.cost import call, seconds_of_a_call
+    from dmdpipe.measuring.models import read_adapter
+
+    network = read_adapter(adapter).network
+    if network.kind != "adm":
+        raise UserError(f"{adapter}: network.kind '{network.kind}': the cost of an 'adm' alone is known")
+    one, d = call(network), network.img_channels * network.img_resolution**2
+    extra = HELD_OUT * noise if held_out is None else held_out
+    calls = {
+        f"T of {noise} noises, {steps} intervals": noise * (2 * steps - 1),
+        f"T of them, {2 * steps} intervals (rho_floor)": noise * (4 * steps - 1),
+        f"T of {extra} held-out noises": extra * (2 * steps - 1),
+        f"S of {noise} noises": noise,
+    }
+    typer.echo(f"network      {one.parameters:,} parameters; samples of {d:,} numbers")
+    typer.echo(f"one call     {one.operations / GIGA:.1f} GFLOP a sample (a product and a sum are two)")
+    for what, number in calls.items():
+        typer.echo(f"calls        {number:>11,}  {what}")
+    total = sum(calls.values())
+    typer.echo(f"             {total:>11,}  together: {total * one.operations / PETA:,.0f} PFLOP")
+    how = "assumed, --tflops"
+    if timed:
+        rate = batch * one.operations / seconds_of_a_call(network, batch, checked_device(device)) / TERA
+        how = f"measured on {device}, {batch} samples at a time"
+    typer.echo(f"time         {total * one.operations / TERA / rate / 3600:,.2f} h at {rate:.3g} TFLOP/s ({how})")
+    weights, live = BYTES * one.parameters, BYTES * batch * one.living
+    typer.echo(f"memory       {2 * weights / GIGA:.2f} GB for the weights of two networks")
+    typer.echo(f"             about {live / GIGA:.2f} GB for {batch} samples in one network, libraries' own aside")
+    typer.echo(f"             {BYTES * d * (4 * noise + 2 * extra) / GIGA:.2f} GB of the machine for the samples")
+    fits = extra >= PAIRS_PER_DIMENSION * d
+    metrics = DOUBLE * d * (2 * d + 4 * noise + extra + (3 * extra + 2 * d if fits else 0))
+    typer.echo(f"             about {metrics / GIGA:.1f} GB of the machine for the metrics")
+    if not fits:
+        typer.echo(f"note         rho_affine needs --held-out {PAIRS_PER_DIMENSION * d}")
 
 
 def _measure_pairs(files: tuple[Path, Path], z_file: Path | None, out: Path) -> None:
@@ -121,11 +179,10 @@ def _measure_models(
     from dmdpipe.measuring.report import summary, write_report
     from dmdpipe.measuring.sampling import common_range, sample_both
 
-    if options["device"] not in ("cpu", "cuda"):
-        raise UserError(f"--device: '{options['device']}' is unknown; it must be cpu or cuda")
     exact_torch(torch.get_num_threads())
-    if options["device"] == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device: cuda, but PyTorch finds no GPU here; leave it out")
+    # Full precision of products does not include those of cuDNN's convolutions, which PyTorch lets round their factors.
+    torch.backends.cudnn.allow_tf32 = False
+    device = checked_device(options["device"])
     teacher, student = (open_model(path, adapter) for path in (teacher_path, student_path))
     levels = common_range(teacher, student, sigma_max)
     n = options["noise"]
@@ -139,7 +196,7 @@ def _measure_models(
         steps=options["steps"],
         seed=options["seed"],
         batch=options["batch"],
-        device=torch.device(options["device"]),
+        device=device,
         progress=lambda what: typer.echo(f"sampling {what}", err=True),
     )
     notes = []
@@ -149,6 +206,14 @@ def _measure_models(
         notes.append(f"the student was asked once, at σ = {levels.sigma_max:g}")
     if extra < PAIRS_PER_DIMENSION * teacher.dim:
         notes.append(f"--held-out {PAIRS_PER_DIMENSION * teacher.dim} adds the affine baseline")
+    notes += [
+        f"{name} has sha256 {sum_}; pin it in weights, in its adapter"
+        for name, sum_ in (teacher.unpinned | student.unpinned).items()
+    ]
+    if teacher.classes:
+        notes.append(f"both were asked for {teacher.classes}")
+    # Of one class alone, the metrics of classes are those of all.
+    several = teacher.classes is not None and teacher.classes.label is None
     table = measure_pairs(
         sampled.teacher,
         sampled.student,
@@ -156,6 +221,8 @@ def _measure_models(
         doubled=sampled.doubled,
         z_held_out=sampled.z_held_out if extra else None,
         teacher_held_out=sampled.teacher_held_out if extra else None,
+        classes=sampled.classes if several else None,
+        classes_held_out=sampled.classes_held_out if several else None,
     )
     about = {
         "title": _title(teacher_path, student_path),
@@ -166,9 +233,24 @@ def _measure_models(
     }
     pictures = teacher.pictures or student.pictures
     drawn = [pictures(samples) if pictures else samples for samples in (sampled.teacher, sampled.student)]
-    write_report(out, table, (drawn[0], drawn[1]), about, images=pictures is not None, samples=vars(sampled))
+    write_report(out, table, (drawn[0], drawn[1]), about, images=pictures is not None, samples=sampled.arrays())
     typer.echo(summary(table, n, teacher.dim, notes))
     typer.echo(f"\n{out}: metrics.csv, metrics.parquet, pairs.png, samples.safetensors")
+
+
+def checked_device(name: str) -> torch.device:
+    """Return the device of a ``--device`` option.
+
+    Raises:
+        UserError: if it is unknown, or there is no GPU.
+    """
+    import torch
+
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"--device: '{name}' is unknown; it must be cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device: cuda, but PyTorch finds no GPU here; leave it out")
+    return torch.device("cuda", 0) if name == "cuda" else torch.device("cpu")
 
 
 def _title(teacher: Path, student: Path) -> str:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +25,9 @@ from dmdpipe.diffusion.teacher import load_teacher, load_weights
 from dmdpipe.distill.student import Student, build_student
 from dmdpipe.errors import UserError
 from dmdpipe.files import open_ordinary, read_ordinary
+from dmdpipe.measuring.classes import Classes
 from dmdpipe.networks.adapted import AdaptedDenoiser, WithLabels
+from dmdpipe.networks.adm import load_adm
 from dmdpipe.networks.mlp import build
 from dmdpipe.networks.unet import CONFIG, WEIGHTS, load_unet
 from dmdpipe.specs.adapter import Adapter
@@ -34,7 +40,8 @@ if TYPE_CHECKING:
 
     from dmdpipe.diffusion.sampler import DenoiserFunction
 
-PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt")
+# Those that hold objects with their code, and those that may hold no more than tensors.
+OBJECTS, STATES = (".pkl", ".pickle"), (".pt", ".pth", ".bin", ".ckpt")
 IMAGES = ("digits", "fashion", "photos", "own_images")
 LARGEST_ADAPTER = 2**16  # bytes
 ADAPTER = "adapter.json"
@@ -48,11 +55,14 @@ class Model:
         path: where it lies.
         dim: number of coordinates d.
         files: SHA-256 of each file that was read, by its path.
-        denoiser: D(x [B, d], σ [1, 1]) → [B, d]; None of a student of this project.
+        denoiser: D(x [B, d], σ [1, 1]) → [B, d]; None of a student of this project. With ``classes``, its third
+            argument is the class of each row [B].
         student: S, of a student of this project.
         noise_range: the noise levels that it was made for.
         teacher: the spec of the teacher that it was distilled from, or that it is, where that is known.
         ends_at: the largest σ of its training, where there is one.
+        classes: what it is asked for, if its denoiser must be told.
+        unpinned: the checksums of weights which their adapter does not state, by the file's name.
         pictures: samples [n, d] → [n, side·side] or [n, side·side·3], a pixel's channels side by side; None where
             samples are no square images.
     """
@@ -65,6 +75,8 @@ class Model:
     student: Student | None = None
     teacher: TeacherSpec | None = None
     ends_at: float | None = None
+    classes: Classes | None = None
+    unpinned: dict[str, str] = field(default_factory=dict)
     pictures: Callable[[NDArray[Any]], NDArray[Any]] | None = field(default=None, compare=False)
 
     def on(self, device: torch.device) -> Model:
@@ -72,14 +84,21 @@ class Model:
         held: Any = self.student or self.denoiser
         return replace(self, **{"student" if self.student else "denoiser": held.to(device)})
 
-    def one_step(self, z: Tensor, between: list[Tensor], sigma_max: float) -> Tensor:
+    def asked_for(self, classes: Tensor | None) -> DenoiserFunction:
+        """Return the denoiser for rows of these classes [B], if it must be told; else as it is."""
+        assert self.denoiser
+        if self.classes is None:
+            return self.denoiser
+        told: Any = self.denoiser
+        return lambda x, sigma: told(x, sigma, classes)
+
+    def one_step(self, z: Tensor, between: list[Tensor], sigma_max: float, classes: Tensor | None = None) -> Tensor:
         """Return S(z) [B, d]: a student's sample, with the noise between its steps, or a denoiser's answer at σ_max."""
         if self.student is not None:
             dtype = next(self.student.parameters()).dtype
             sample: Tensor = self.student(z.to(dtype), [noise.to(dtype) for noise in between])
             return sample.float()
-        assert self.denoiser
-        return self.denoiser(sigma_max * z, z.new_full((1, 1), sigma_max))
+        return self.asked_for(classes)(sigma_max * z, z.new_full((1, 1), sigma_max))
 
 
 def open_model(path: Path, adapter: Path | None = None) -> Model:
@@ -94,10 +113,18 @@ def open_model(path: Path, adapter: Path | None = None) -> Model:
     """
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder")
-    if path.suffix in PICKLES:
+    if path.suffix in OBJECTS:
         raise UserError(
-            f"{path}: is a pickle, which can run any code when it is read; in its publisher's environment, save the"
-            " weights with safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
+            f"{path}: is a pickle of whole objects, which runs any code when it is read; where you trust it, in a clone"
+            f" of its publisher's repository (EDM's: NVlabs/edm), run: python -m pip install safetensors; then:"
+            f" {_unpickling(path)}"
+        )
+    if path.suffix in STATES:
+        files = f"{quote(str(path))} {quote(str(path.with_suffix('.safetensors')))}"
+        raise UserError(
+            f"{path}: is a pickle, which can run any code when it is read; if it is a dictionary of tensors, run:"
+            f" dmdpipe convert {files}; else, in its publisher's environment:"
+            " safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
         )
     if path.is_dir() and (path / FILE_NAME).exists():
         return _of_step(path)
@@ -107,6 +134,16 @@ def open_model(path: Path, adapter: Path | None = None) -> Model:
         return _of_file(path, adapter or path.with_suffix(".json"))
     within = f"; try {path / 'unet'}" if (path / "unet" / CONFIG).exists() else ""
     raise UserError(f"{path}: is no step's folder, no folder with {CONFIG} and {WEIGHTS}, no .safetensors file{within}")
+
+
+def _unpickling(path: Path) -> str:
+    """Return the command that saves a published network's averaged weights, to be copied into a shell."""
+    # A name that a shell or Python would take for more than a name has no place in a command.
+    name = path.name if re.fullmatch(r"[\w.-]+", path.name) else "FILE.pkl"
+    return (
+        f"python -c \"import pickle, safetensors.torch as s; n = pickle.load(open('{name}', 'rb'))['ema'];"
+        f" s.save_file({{k: v.contiguous() for k, v in n.state_dict().items()}}, '{Path(name).stem}.safetensors')\""
+    )
 
 
 def _of_step(path: Path) -> Model:
@@ -148,42 +185,81 @@ def _pictures_of(teacher: TeacherSpec) -> Callable[[NDArray[Any]], NDArray[Any]]
 
 
 def _of_folder(path: Path, adapter_path: Path) -> Model:
-    adapter = _read_adapter(adapter_path)
+    adapter = read_adapter(adapter_path)
     if adapter.network.kind != "unet":
         raise UserError(f"{adapter_path}: network.kind '{adapter.network.kind}': a folder with {CONFIG} is a 'unet'")
     unet = load_unet(path, adapter.network.label)
-    channels, height, width = unet.shape
-
-    def pictures(samples: NDArray[Any]) -> NDArray[Any]:
-        return samples.reshape(len(samples), *unet.shape).transpose(0, 2, 3, 1).reshape(len(samples), -1)
-
     return Model(
         path,
-        channels * height * width,
+        math.prod(unet.shape),
         {str(file): _sha256(file) for file in (path / CONFIG, path / WEIGHTS, adapter_path)},
         _range_of(adapter),
         denoiser=_adapted(unet, adapter),
         ends_at=_range_of(adapter).sigma_max if adapter.schedule else None,
-        pictures=pictures if channels in (1, 3) and height == width else None,
+        pictures=_channels_last(unet.shape),
     )
 
 
 def _of_file(path: Path, adapter_path: Path) -> Model:
-    adapter = _read_adapter(adapter_path)
-    if adapter.network.kind != "mlp":
+    adapter = read_adapter(adapter_path)
+    if adapter.network.kind == "unet":
         raise UserError(f"{adapter_path}: network.kind 'unet' needs a folder with {CONFIG} and {WEIGHTS}, not a file")
     try:
-        tensors = decode_tensors(read_whole(path.resolve()), str(path))
+        data = read_whole(path.resolve())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    checksum = hashlib.sha256(data).hexdigest()
+    known, unpinned = adapter.weights.get(path.name), {}
+    if known is not None and known.sha256 is None:
+        unpinned[path.name] = checksum
+    elif known is not None and known.sha256 != checksum:
+        raise UserError(
+            f"{path}: its sha256 is {checksum}, but {adapter_path} pins {known.sha256} in weights: take the right file,"
+            " or make it again"
+        )
+    files = {str(path): checksum, str(adapter_path): _sha256(adapter_path)}
+    if adapter.network.kind == "adm":
+        sizes = adapter.network
+        adm = load_adm(sizes, _decoded(data, path), str(path))
+        return Model(
+            path,
+            math.prod(adm.shape),
+            files,
+            _range_of(adapter),
+            denoiser=_adapted(adm, adapter),
+            classes=Classes(sizes.label_dim, sizes.label, sizes.drawn_from) if sizes.label_dim else None,
+            unpinned=unpinned,
+            pictures=_channels_last(adm.shape),
+        )
+    try:
+        tensors = decode_tensors(data, str(path))
         dim = len(tensors["output.bias"])
         network = build(dim, adapter.network)
         load_weights(network, tensors)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: its tensors are not those of the network in {adapter_path} ({reason})") from None
-    files = {str(file): _sha256(file) for file in (path, adapter_path)}
-    return Model(path, dim, files, _range_of(adapter), denoiser=_adapted(WithLabels(network), adapter))
+    denoiser = _adapted(WithLabels(network), adapter)
+    return Model(path, dim, files, _range_of(adapter), denoiser=denoiser, unpinned=unpinned)
+
+
+def _decoded(data: bytes, path: Path) -> dict[str, Tensor]:
+    """Return a file's tensors by name; by the loader of torch, since NumPy has no bfloat16."""
+    try:
+        return safetensors.torch.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: is no valid safetensors file ({reason}); convert or copy it again") from None
+
+
+def _channels_last(shape: tuple[int, int, int]) -> Callable[[NDArray[Any]], NDArray[Any]] | None:
+    """Return ``Model.pictures`` of samples of the shape (C, H, W), channels first."""
+    channels, height, width = shape
+
+    def pictures(samples: NDArray[Any]) -> NDArray[Any]:
+        return samples.reshape(len(samples), *shape).transpose(0, 2, 3, 1).reshape(len(samples), -1)
+
+    return pictures if channels in (1, 3) and height == width else None
 
 
 def _adapted(network: nn.Module, adapter: Adapter) -> AdaptedDenoiser:
@@ -197,7 +273,12 @@ def _range_of(adapter: Adapter) -> NoiseRange:
     return NoiseRange(sigma_min=sigmas[0], sigma_max=sigmas[-1])
 
 
-def _read_adapter(path: Path) -> Adapter:
+def read_adapter(path: Path) -> Adapter:
+    """Return what an adapter's file says.
+
+    Raises:
+        UserError: if there is none, or it is wrong.
+    """
     try:
         value = json.loads(read_ordinary(path.resolve(), LARGEST_ADAPTER))
     except FileNotFoundError:

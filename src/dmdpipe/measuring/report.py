@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     Pictures = tuple[NDArray[Any], NDArray[Any]]
 
 SHOWN = (
-    *("rho", "rho_floor", "rho_affine", "rho_shuffled", "delta_e", "delta_e_null", "retrieval_at_1", "retrieval_null"),
+    *("rho", "rho_floor", "rho_affine", "rho_shuffled", "rho_within_class", "rho_same_class"),
+    *("delta_e", "delta_e_null", "retrieval_at_1", "retrieval_null"),
     *("cosine", "normalised_rank", "gate_ratio", "converged"),
 )
 DRAWN_POINTS = 500
@@ -95,7 +96,7 @@ def summary(table: pd.DataFrame, n: int, dim: int, notes: list[str]) -> str:
     """Return the main numbers, how to read each, and what could not be computed."""
     rows = table.set_index("metric")
     lines = [f"{n} pairs of {dim} numbers", ""]
-    for name in SHOWN:
+    for name in [name for name in SHOWN if name in rows.index]:
         value = rows["value"][name]
         if not rows["lacks"][name]:
             lines.append(f"  {name:16} {value:9.4g}   {rows['reads'][name]}")

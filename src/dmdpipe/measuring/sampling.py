@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dmdpipe.diffusion.sampler import teacher_map
+from dmdpipe.diffusion.sampler import CHUNK, teacher_map
 from dmdpipe.errors import UserError
 from dmdpipe.pairing.bank import noise_between, noise_rows
 from dmdpipe.specs.diffusion import NoiseBankSpec, NoiseRange
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from dmdpipe.measuring.classes import Classes
     from dmdpipe.measuring.models import Model
 
 BETWEEN_ROUNDING = 1e-6  # by which a --sigma-max that was printed may be above the schedule's own
@@ -33,6 +34,8 @@ class Sampled:
         student: S(z) [N, d].
         z_held_out: the bank's held-out noise [M, d].
         teacher_held_out: T of it [M, d].
+        classes: that both were asked for [N], int64, if they had to be told.
+        classes_held_out: likewise [M].
     """
 
     z: NDArray[np.float32]
@@ -41,6 +44,12 @@ class Sampled:
     student: NDArray[np.float32]
     z_held_out: NDArray[np.float32]
     teacher_held_out: NDArray[np.float32]
+    classes: NDArray[np.int64] | None = None
+    classes_held_out: NDArray[np.int64] | None = None
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return what there is, by name."""
+        return {name: array for name, array in vars(self).items() if array is not None}
 
 
 def common_range(teacher: Model, student: Model, sigma_max: float | None) -> NoiseRange:
@@ -96,43 +105,77 @@ def sample_both(
         progress: called before each part with a few words.
 
     Raises:
-        UserError: if the two are not of one dimension, the teacher is a student, or a sample is not finite.
+        UserError: if the two are not of one dimension or are asked for other classes, the teacher is a student, or a
+            sample is not finite.
     """
     if teacher.denoiser is None:
         raise UserError(f"{teacher.path}: is a student; the teacher must be a denoiser, e.g. a folder in teachers/")
     if teacher.dim != student.dim:
         raise UserError(f"{student.path}: has {student.dim} coordinates, but {teacher.path} has {teacher.dim}")
+    told = _common_classes(teacher, student)
     place = device or torch.device("cpu")
-    denoiser = teacher.on(place).denoiser
-    assert denoiser
-    asked = student.on(place)
+    asked_teacher, asked = teacher.on(place), student.on(place)
     later = student.student.levels[1:] if student.student else ()
     # n_held_out only for the spec's own check: each kind of noise is a stream of its own.
     bank = NoiseBankSpec(dim=teacher.dim, n_paired=n, n_held_out=2 * teacher.dim, seed=seed)
-    between = [torch.from_numpy(rows).to(place) for rows in noise_between(bank, len(later) + 1)]
+    between = [torch.from_numpy(rows) for rows in noise_between(bank, len(later) + 1)]
+    z, held_out = (
+        torch.from_numpy(noise_rows(teacher.dim, count, seed, purpose))
+        for count, purpose in ((n, "paired"), (n_held_out, "held_out"))
+    )
+    classes, classes_held_out = (
+        torch.from_numpy(told.of_noises(count, seed, purpose)) if told else torch.zeros(count, dtype=torch.int64)
+        for count, purpose in ((n, "paired"), (n_held_out, "held_out"))
+    )
 
-    def teachers(z: torch.Tensor, intervals: int, what: str) -> NDArray[np.float32]:
+    def parts(*all_rows: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+        # No more than the sampler's own chunks, which knows nothing of classes.
+        for some in zip(*(rows.split(min(batch, CHUNK)) for rows in all_rows), strict=True):
+            yield [rows.to(place) for rows in some]
+
+    def teachers(z: torch.Tensor, of: torch.Tensor, intervals: int, what: str) -> NDArray[np.float32]:
         if not len(z):
             return z.numpy()
         progress(what)
-        rows = [teacher_map(denoiser, part, levels, intervals) for part in z.to(place).split(batch)]
-        return _checked(torch.cat(rows), teacher)
+        made = [
+            teacher_map(asked_teacher.asked_for(labels), rows, levels, intervals).cpu() for rows, labels in parts(z, of)
+        ]
+        return _checked(torch.cat(made), teacher)
 
-    z = torch.from_numpy(noise_rows(teacher.dim, n, seed, "paired"))
-    held_out = torch.from_numpy(noise_rows(teacher.dim, n_held_out, seed, "held_out"))
-    of_teacher = teachers(z, steps, f"the teacher, {n} samples of {steps} steps")
+    of_teacher = teachers(z, classes, steps, f"the teacher, {n} samples of {steps} steps")
     if (of_teacher == of_teacher[0]).all():
         raise UserError(f"{teacher.path}: its samples do not vary: the teacher has collapsed, or the adapter is wrong")
-    doubled = teachers(z, 2 * steps, f"the teacher, {n} samples of {2 * steps} steps")
-    of_held_out = teachers(held_out, steps, f"the teacher, {n_held_out} further samples")
+    doubled = teachers(z, classes, 2 * steps, f"the teacher, {n} samples of {2 * steps} steps")
+    of_held_out = teachers(held_out, classes_held_out, steps, f"the teacher, {n_held_out} further samples")
     progress(f"the student, {n} samples")
-    parts = zip(z.to(place).split(batch), *(rows.split(batch) for rows in between), strict=True)
-    samples = torch.cat([asked.one_step(rows, list(noises), levels.sigma_max) for rows, *noises in parts])
-    return Sampled(z.numpy(), of_teacher, doubled, _checked(samples, student), held_out.numpy(), of_held_out)
+    made = [
+        asked.one_step(rows, noises, levels.sigma_max, labels).cpu()
+        for rows, labels, *noises in parts(z, classes, *between)
+    ]
+    return Sampled(
+        z.numpy(),
+        of_teacher,
+        doubled,
+        _checked(torch.cat(made), student),
+        held_out.numpy(),
+        of_held_out,
+        classes.numpy() if told else None,
+        classes_held_out.numpy() if told else None,
+    )
+
+
+def _common_classes(teacher: Model, student: Model) -> Classes | None:
+    if teacher.classes == student.classes:
+        return teacher.classes
+    said = [str(model.classes) if model.classes else "no class" for model in (teacher, student)]
+    raise UserError(
+        f"{student.path}: its adapter asks for {said[1]}, that of {teacher.path} for {said[0]}; let label,"
+        " label_dim and drawn_from be the same in both"
+    )
 
 
 def _checked(samples: torch.Tensor, model: Model) -> NDArray[np.float32]:
     if not samples.isfinite().all():
         raise UserError(f"{model.path}: its samples are not finite; do the adapter and --sigma-max fit the weights?")
-    found: NDArray[np.float32] = samples.cpu().numpy()
+    found: NDArray[np.float32] = samples.numpy()
     return found

@@ -29,7 +29,7 @@ class AdaptedDenoiser(nn.Module):
     """D(x, σ) of a network F.
 
     Args:
-        network: F, called with inputs [B, d] and a noise label or time step [1, 1].
+        network: F, called with inputs [B, d], a noise label or time step [1, 1] and, if they are given, classes [B].
         adapter: what F predicts.
     """
 
@@ -43,8 +43,11 @@ class AdaptedDenoiser(nn.Module):
         sigmas = adapter.schedule.sigmas() if adapter.schedule else []
         self.register_buffer("log_sigmas", torch.tensor(sigmas, dtype=torch.float64).log(), persistent=False)
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return the denoised x [B, d], given noisy x [B, d] and one noise level σ [1, 1] for all rows."""
+    def forward(self, x: Tensor, sigma: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Return the denoised x [B, d], given noisy x [B, d], one noise level σ [1, 1] for all rows, and their classes.
+
+        Classes [B] are for networks that are asked for them row by row.
+        """
         # In double precision: where σ is small, c_skip and 1 differ by σ² alone.
         level = sigma.double()
         if self.prediction == "edm":
@@ -56,7 +59,8 @@ class AdaptedDenoiser(nn.Module):
             c_in, label = total.rsqrt(), self.time_step(level)
             v = self.prediction == "v"
             c_skip, c_out = (1 / total, -level * total.rsqrt()) if v else (torch.ones_like(level), -level)
-        answer = self.network(c_in.to(x.dtype) * x, label.to(x.dtype))
+        asked = () if classes is None else (classes,)
+        answer = self.network(c_in.to(x.dtype) * x, label.to(x.dtype), *asked)
         return c_skip.to(x.dtype) * x + c_out.to(x.dtype) * answer
 
     def time_step(self, sigma: Tensor) -> Tensor:

@@ -10,12 +10,59 @@ from pydantic import Field, PositiveFloat, model_validator
 from dmdpipe.specs.base import Spec
 from dmdpipe.specs.network import MLP
 
+HEAD_CHANNELS = 64  # of one head of an ADM's attention
+
 
 class UNet(Spec):
     """A ``UNet2DModel`` of the library diffusers, as its folder describes it."""
 
     kind: Literal["unet"] = "unet"
     label: int | None = Field(None, ge=0, description="the class that is asked for; none: the network has no classes")
+
+
+class ADM(Spec):
+    """The U-Net of ADM (arXiv 2105.05233) as EDM publishes it: ``DhariwalUNet``, whose names the sizes have.
+
+    The defaults are EDM's network for ImageNet at 64×64, and that of DMD2's students of it.
+    """
+
+    kind: Literal["adm"] = "adm"
+    img_resolution: int = Field(64, ge=1, le=1_024, description="height and width of an image, in pixels")
+    img_channels: int = Field(3, ge=1, le=16)
+    label_dim: int = Field(1_000, ge=0, le=100_000, description="number of classes; 0: the network has none")
+    model_channels: int = Field(192, ge=HEAD_CHANNELS, le=1_024, multiple_of=HEAD_CHANNELS)
+    channel_mult: tuple[Annotated[int, Field(ge=1, le=16)], ...] = Field(
+        (1, 2, 3, 4), min_length=1, max_length=8, description="channels at each resolution, over model_channels"
+    )
+    channel_mult_emb: int = Field(4, ge=1, le=16, description="size of the embedding, over model_channels")
+    num_blocks: int = Field(3, ge=1, le=16, description="residual blocks at each resolution")
+    attn_resolutions: tuple[int, ...] = Field((32, 16, 8), max_length=8, description="resolutions with attention")
+    label: int | None = Field(None, ge=0, description="the class that is asked for; none: a drawn one for each noise")
+    drawn_from: int | None = Field(None, ge=1, description="so many classes are drawn from; none: from all of them")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ADM:
+        halvings = 2 ** (len(self.channel_mult) - 1)
+        if self.img_resolution % halvings:
+            raise ValueError(f"img_resolution must be a multiple of {halvings}, since channel_mult halves it so often")
+        if self.label is not None and self.label >= self.label_dim:
+            known = f"give one from 0 to {self.label_dim - 1}" if self.label_dim else "leave it out"
+            raise ValueError(f"label is {self.label}, but there are {self.label_dim} classes: {known}")
+        if self.drawn_from is not None and self.label is not None:
+            raise ValueError("label and drawn_from exclude each other: give one of them")
+        if self.drawn_from is not None and self.drawn_from > self.label_dim:
+            raise ValueError(f"drawn_from is {self.drawn_from}, but there are {self.label_dim} classes")
+        return self
+
+
+class Weights(Spec):
+    """Where weights come from, and which they are."""
+
+    source: str
+    licence: str
+    sha256: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="of the .safetensors file; none: not pinned yet, and printed"
+    )
 
 
 class Schedule(Spec):
@@ -55,10 +102,11 @@ class Adapter(Spec):
     x/(1 + σ²) − σ/√(1 + σ²)·F. The latter two ask F(x/√(1 + σ²), t), at the time step t of the schedule that has σ.
     """
 
-    network: Annotated[MLP | UNet, Field(discriminator="kind")]
+    network: Annotated[MLP | UNet | ADM, Field(discriminator="kind")]
     prediction: Literal["edm", "epsilon", "v"] = "edm"
     sigma_data: PositiveFloat = Field(0.5, description="edm: spread of a coordinate of the data")
     schedule: Schedule | None = Field(None, description="epsilon, v: the noise levels of the training; needed there")
+    weights: dict[str, Weights] = Field({}, description="by the names of .safetensors files that this describes")
 
     @model_validator(mode="after")
     def _has_what_its_prediction_needs(self) -> Adapter:
@@ -68,6 +116,6 @@ class Adapter(Spec):
             raise ValueError(
                 f"prediction '{self.prediction}' needs a schedule; {{}} is DDPM's: 1000 steps, linear betas"
             )
-        if self.prediction != "edm" and self.network.kind == "mlp":
-            raise ValueError(f"network.kind 'mlp' needs prediction 'edm', got '{self.prediction}'")
+        if self.prediction != "edm" and self.network.kind != "unet":
+            raise ValueError(f"network.kind '{self.network.kind}' needs prediction 'edm', got '{self.prediction}'")
         return self
