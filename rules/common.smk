@@ -6,6 +6,8 @@ from dmdpipe.artifacts.dag import plan_run
 from dmdpipe.artifacts.stages import find_stage
 from dmdpipe.audit.status import steps_to_run
 from dmdpipe.cost import megabytes_to_ask_for, minutes_to_ask_for, trains_on_gpu
+from dmdpipe.data.fashion import FOLDER
+from dmdpipe.data.fetching import files_to_fetch
 from dmdpipe.errors import UserError
 from dmdpipe.forking import client
 
@@ -52,6 +54,16 @@ def parents_of(stage):
         return manifests if TO_RUN is None or manifest_of(step) in TO_RUN else []
 
     return parents
+
+
+def fetched(wildcards):
+    """Input function of rule data: the files that it reads and `fetch` gets.
+
+    Their bytes are checked, so their times say nothing.
+    """
+    step = planned("data", wildcards)
+    is_to_run = TO_RUN is None or manifest_of(step) in TO_RUN
+    return [ancient(str(path)) for path in files_to_fetch(step.spec)] if is_to_run else []
 
 
 def spec_of(stage):

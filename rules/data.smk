@@ -1,9 +1,21 @@
 # What everything starts from: prepared data, and the noise that teacher and students share.
 
 
+rule fetch:
+    output:
+        f"{FOLDER}/{{file}}",
+    log:
+        f"{RESULTS}/logs/fetch/{{file}}.log",
+    # Where ./run was started: a cluster's nodes may have no network.
+    localrule: True
+    script:
+        "../workflow/scripts/fetch.py"
+
+
 rule data:
     input:
         parents_of("data"),
+        fetched=fetched,
     output:
         manifest=f"{RESULTS}/data/{{step}}/manifest.json",
         data=f"{RESULTS}/data/{{step}}/data.safetensors",

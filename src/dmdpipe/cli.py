@@ -193,20 +193,25 @@ def show_study(name: Annotated[str, typer.Argument(help="a study, e.g. dimension
 def plan_studies(
     name: Annotated[str | None, typer.Argument(help="a study; all configured ones if left out")] = None,
     scale: ScaleOption = None,
+    used: Annotated[bool, typer.Option("--used", help="what finished steps used of what SLURM is asked for")] = False,
     form: FormatOption = Format.table,
 ) -> None:
     """Show how many steps will run, how many training updates they make, and about how long they take.
 
     Steps that studies share are counted once. The times are estimates for one core, from measured milliseconds per
-    update; a run on n cores takes about an n-th.
+    update; a run on n cores takes about an n-th. With --used: of each rule the longest finished step and the largest,
+    and the largest share that one took of the time limit and of the memory that a job for it asks for.
 
-    Example: dmdpipe studies plan dimension --scale laptop
+    \b
+    dmdpipe studies plan dimension --scale laptop
+    dmdpipe studies plan --used
     """
     import pandas as pd
 
     from dmdpipe.artifacts.dag import plan_run, plan_study, steps_below
     from dmdpipe.cost import estimated_seconds, training_updates
     from dmdpipe.specs.config import load_config
+    from dmdpipe.usage import usage_by_rule
 
     overrides = {"scale": scale} if scale else {}
     if name:
@@ -214,6 +219,9 @@ def plan_studies(
     else:
         steps = list(plan_run(overrides).steps.values())
     results = Path(load_config(overrides).results)
+    if used:
+        typer.echo(render(usage_by_rule(steps, results), form))
+        return
     rows = pd.DataFrame(
         {
             "rule": step.stage,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from dmdpipe.artifacts.code import SourceTree, _definitions_in, definitions, own_sources
-from dmdpipe.artifacts.dag import plan_run
+from dmdpipe.artifacts.dag import plan_run, plan_study, steps_below
+from dmdpipe.artifacts.stages import find_stage
 from dmdpipe.errors import UserError
+from dmdpipe.specs.config import study_names
 
 TOY = {
     "__init__.py": '"""A toy."""\n',
@@ -258,3 +262,28 @@ def test_a_source_that_cannot_be_read_is_one_line(tmp_path: Path, content: bytes
     path.symlink_to("nowhere") if content is None else path.write_bytes(content)
     with pytest.raises(UserError, match="the code cannot be read"):
         _definitions_in(path)
+
+
+NETWORK = {"asyncio", "ftplib", "http", "requests", "smtplib", "socket", "socketserver", "ssl", "urllib", "xmlrpc"}
+
+
+def test_no_step_of_any_study_can_open_a_connection_by_itself() -> None:
+    """What is fetched is fetched before, where there is a network: ``dmdpipe.data.fetching``."""
+    steps = [step for name in study_names() for step in steps_below(plan_study(name, "laptop").evidence)]
+    codes = [find_stage(step.stage).code(step.spec) for step in steps]
+    assert any("dmdpipe.data.fashion" in code.modules for code in codes)
+    reached = {module for code in codes for module in code.modules if module.startswith("dmdpipe")}
+    assert "dmdpipe.data.fetching" not in reached
+    imported = {module: _imported(module) for module in reached}
+    assert not {module: names & NETWORK for module, names in imported.items() if names & NETWORK}
+    assert _imported("dmdpipe.data.fetching") & NETWORK
+
+
+def _imported(module: str) -> set[str]:
+    """The top-level names of all that a module imports, anywhere in it."""
+    spec = find_spec(module)
+    assert spec and spec.origin
+    nodes = list(ast.walk(ast.parse(Path(spec.origin).read_text())))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return {name.partition(".")[0] for name in names}

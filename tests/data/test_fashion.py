@@ -1,19 +1,21 @@
-"""Fashion-MNIST on small synthetic files: where it is looked for, and all that can be wrong with it."""
+"""Fashion-MNIST on small synthetic files: where it is looked for, how it is fetched, all that can be wrong with it."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import socket
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from dmdpipe.data import fashion
+from dmdpipe.data import fashion, fetching
 from dmdpipe.data.prepare import prepare
 from dmdpipe.errors import UserError
-from dmdpipe.specs.data import Fashion
+from dmdpipe.specs.data import Digits, Fashion
 
 SIDE = 28
 
@@ -42,11 +44,11 @@ def write_set(folder, compressed=True):
 
 @pytest.fixture(autouse=True)
 def _sandbox(tmp_path, monkeypatch):
-    """No folder of this machine, no mirror, and the checksums of the synthetic files."""
+    """No folder of this machine, no mirror, no network, and the checksums of the synthetic files."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(fashion.FOLDER_VARIABLE, raising=False)
-    monkeypatch.setattr(fashion, "SYSTEM_FOLDER", tmp_path / "usr")
-    monkeypatch.setattr(fashion, "MIRRORS", ())
+    monkeypatch.setattr(fetching, "MIRRORS", ())
+    monkeypatch.setattr(socket, "socket", None)
     sums = {name: hashlib.sha256(payload).hexdigest() for name, payload in PAYLOADS.items()}
     monkeypatch.setattr(fashion, "SHA256", sums)
 
@@ -73,16 +75,8 @@ def test_plain_files_will_do(tmp_path, monkeypatch):
     assert np.array_equal(fashion.load_images(fashion.TRAIN_FILE), TRAIN)
 
 
-def test_the_default_folders_are_searched(tmp_path):
-    write_set(tmp_path / "usr")
-    assert np.array_equal(fashion.load_images(fashion.TRAIN_FILE), TRAIN)
-    assert not (tmp_path / "data").exists()
-
-
-def test_the_download_folder_comes_first(tmp_path):
-    write_set(tmp_path / "usr")
+def test_the_usual_folder_is_that_of_the_fetched_files(tmp_path):
     write_set(tmp_path / "data/fashion-mnist")
-    (tmp_path / f"usr/{fashion.TRAIN_FILE}.gz").write_bytes(b"broken")
     assert np.array_equal(fashion.load_images(fashion.TRAIN_FILE), TRAIN)
 
 
@@ -173,14 +167,14 @@ def test_faulty_files_are_named(chosen, fault):
 
 
 def test_a_file_that_unpacks_to_too_much_is_not_read_to_the_end(chosen, monkeypatch):
-    monkeypatch.setattr(fashion, "_MAX_BYTES", 1000)
+    monkeypatch.setattr(fashion, "MAX_BYTES", 1000)
     with one_line_error() as caught:
         fashion.load_images(fashion.TRAIN_FILE)
     assert "has 984 bytes of pixels" in str(caught.value)
 
 
 def test_a_missing_folder_is_named(tmp_path, monkeypatch):
-    write_set(tmp_path / "usr")
+    write_set(tmp_path / "data/fashion-mnist")
     monkeypatch.setenv(fashion.FOLDER_VARIABLE, "/no/such/folder")
     with one_line_error() as caught:
         fashion.load_images(fashion.TRAIN_FILE)
@@ -194,34 +188,61 @@ def test_a_missing_file_in_the_chosen_folder_is_named(chosen):
     assert f"{chosen} (from DMDPIPE_FASHION_MNIST) has no {fashion.HELD_OUT_FILE}.gz" in str(caught.value)
 
 
-def test_a_missing_set_is_downloaded_once(tmp_path, monkeypatch):
-    mirror = write_set(tmp_path / "mirror")
-    monkeypatch.setattr(fashion, "MIRRORS", (mirror.as_uri() + "/",))
+def test_a_file_that_nobody_fetched_is_named_and_no_connection_is_opened_for_it():
+    with one_line_error() as caught:
+        prepare(Fashion(side=4, n_train=30, n_held_out=12))
+    message = str(caught.value)
+    assert f"data/fashion-mnist has no {fashion.TRAIN_FILE}.gz" in message and "./run fetches it" in message
+
+
+# Fetching
+
+TARGETS = [Path("data/fashion-mnist", f"{name}.gz") for name in PAYLOADS]
+SPEC = Fashion(side=4, n_train=30, n_held_out=12)
+
+
+def test_what_is_to_fetch_hangs_on_the_data_and_on_what_the_user_has_put_where(tmp_path, monkeypatch):
+    assert fetching.files_to_fetch(SPEC) == TARGETS
+    assert fetching.files_to_fetch(Digits(side=4, n_train=30, n_held_out=12)) == []
+    write_set(tmp_path / "data/fashion-mnist")
+    assert fetching.files_to_fetch(SPEC) == TARGETS  # the same after fetching as before
+    for path in TARGETS:
+        path.rename(path.with_suffix(""))
+        path.with_suffix("").write_bytes(gzip.decompress(path.with_suffix("").read_bytes()))
+    assert fetching.files_to_fetch(SPEC) == []
     assert np.array_equal(fashion.load_images(fashion.TRAIN_FILE), TRAIN)
-    (mirror / f"{fashion.TRAIN_FILE}.gz").unlink()
+    monkeypatch.setenv(fashion.FOLDER_VARIABLE, "/anywhere")
+    assert fetching.files_to_fetch(SPEC) == []
+
+
+def test_what_was_fetched_is_what_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetching, "MIRRORS", (write_set(tmp_path / "mirror").as_uri() + "/",))
+    for target in fetching.files_to_fetch(SPEC):
+        fetching.fetch(target)
     assert np.array_equal(fashion.load_images(fashion.TRAIN_FILE), TRAIN)
-    folder = tmp_path / "data/fashion-mnist"
-    assert [path.name for path in folder.iterdir()] == [f"{fashion.TRAIN_FILE}.gz"]
+    assert np.array_equal(fashion.load_images(fashion.HELD_OUT_FILE), HELD_OUT)
+    assert sorted((tmp_path / "data/fashion-mnist").iterdir()) == sorted(tmp_path / target for target in TARGETS)
 
 
 def test_the_next_mirror_is_tried_when_one_fails_or_serves_something_else(tmp_path, monkeypatch):
     absent, wrong, good = (tmp_path / name for name in ("absent", "wrong", "good"))
     write_set(good)
     wrong.mkdir()
-    (wrong / f"{fashion.TRAIN_FILE}.gz").write_bytes(gzip.compress(PAYLOADS[fashion.HELD_OUT_FILE]))
-    monkeypatch.setattr(fashion, "MIRRORS", tuple(folder.as_uri() + "/" for folder in (absent, wrong, good)))
+    (wrong / TARGETS[0].name).write_bytes(gzip.compress(PAYLOADS[fashion.HELD_OUT_FILE]))
+    monkeypatch.setattr(fetching, "MIRRORS", tuple(folder.as_uri() + "/" for folder in (absent, wrong, good)))
+    fetching.fetch(TARGETS[0])
     assert np.array_equal(fashion.load_images(fashion.TRAIN_FILE), TRAIN)
 
 
 def test_a_failed_download_leaves_nothing_and_says_what_to_do(tmp_path, monkeypatch):
     wrong = tmp_path / "wrong"
     wrong.mkdir()
-    (wrong / f"{fashion.TRAIN_FILE}.gz").write_bytes(b"<html>log in first</html>")
-    monkeypatch.setattr(fashion, "MIRRORS", (wrong.as_uri() + "/", (tmp_path / "absent").as_uri() + "/"))
+    (wrong / TARGETS[0].name).write_bytes(b"<html>log in first</html>")
+    monkeypatch.setattr(fetching, "MIRRORS", (wrong.as_uri() + "/", (tmp_path / "absent").as_uri() + "/"))
     with one_line_error() as caught:
-        fashion.load_images(fashion.TRAIN_FILE)
+        fetching.fetch(TARGETS[0])
     message = str(caught.value)
-    assert message.startswith("Fashion-MNIST cannot be downloaded (file://")
+    assert message.startswith(f"{TARGETS[0]} cannot be fetched (file://")
     assert "Not a gzipped file" in message and "No such file" in message
     assert "dataset-fashion-mnist" in message and fashion.FOLDER_VARIABLE in message
     assert list((tmp_path / "data/fashion-mnist").iterdir()) == []

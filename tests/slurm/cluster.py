@@ -1,10 +1,10 @@
 """A real SLURM on this one machine: munge, a controller, and two nodes of one stand-in GPU each.
 
-    python tests/slurm/cluster.py
+    python tests/slurm/cluster.py [--accounts]
 
-brings it up until Ctrl-C. Needs root and the packages of tests/slurm/install. There is no accounting database, so
-``sacct`` knows nothing. Nodes are daemons on 127.0.0.1 that claim more than the machine has; no cgroups, so memory is
-counted but not enforced.
+brings it up until Ctrl-C. Needs root and the packages of tests/slurm/install; with --accounts also those that
+``tests/slurm/install --accounts`` adds. Else there is no accounting database, so ``sacct`` knows nothing. Nodes are
+daemons on 127.0.0.1 that claim more than the machine has; no cgroups, so memory is counted but not enforced.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 # Snakemake's job steps drop SLURM_CONF, so the file must be where the programs look by themselves.
 SYSTEM_CONFIG = Path("/etc/slurm/slurm.conf")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
+PROGRAMS_OF_ACCOUNTS = ("slurmdbd", "sacctmgr", "sacct", "mariadbd", "mariadb-install-db", "my_print_defaults")
+PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 NODES = ("node1", "node2")
 SECONDS_TO_START = 60
 CONFIG = """
@@ -42,7 +46,7 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
+JobAcctGatherType=jobacct_gather/{gather}
 SwitchType=switch/none
 MpiDefault=none
 SelectType=select/cons_tres
@@ -54,11 +58,32 @@ ReturnToService=2
 MinJobAge=3600
 KillWait=5
 GresTypes=gpu
-AccountingStorageType=accounting_storage/none
+{accounts}
 {nodes}
 PartitionName=usual Nodes=ALL Default=YES MaxTime=1440 DefMemPerCPU=200 State=UP
 PartitionName=cpu Nodes=ALL Default=NO MaxTime=1440 DefMemPerCPU=200 State=UP
 PartitionName=gpu Nodes=ALL Default=NO MaxTime=1440 DefMemPerCPU=200 State=UP
+"""
+NO_ACCOUNTS = "AccountingStorageType=accounting_storage/none"
+ACCOUNTS = """
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={ports[1]}
+AccountingStoragePass={folder}/munge/socket
+AccountingStoreFlags=job_comment
+"""
+DATABASE = """
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+DbdHost={host}
+DbdAddr=127.0.0.1
+DbdPort={ports[1]}
+SlurmUser=root
+PidFile={folder}/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={ports[0]}
+StorageUser=root
 """
 
 
@@ -68,9 +93,17 @@ class NoSlurmError(Exception):
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that is up; its configuration, logs and state lie in ``folder``."""
+    """A cluster that is up.
+
+    Attributes:
+        folder: where its configuration, logs and state lie.
+        start_node: starts the daemon of a node.
+        has_accounts: whether there is an accounting database.
+    """
 
     folder: Path
+    start_node: Callable[[str], None]
+    has_accounts: bool
 
     def ask(self, *command: str) -> str:
         """Return what a program of SLURM prints."""
@@ -86,43 +119,80 @@ class Cluster:
         words = self.ask("scontrol", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
+    def node_of(self, job: str) -> str:
+        """Return the node on which a job runs or ran last."""
+        return self.facts(job)["NodeList"]
+
+    def lose(self, node: str) -> None:
+        """End all that runs on a node at once, as a power cut does, and have the controller see it."""
+        jobs = self.ask("squeue", "--noheader", f"--nodelist={node}", "--states=running", "--format=%A").split()
+        daemons = (f"-N {node}", *(f"slurmstepd: [{job}." for job in jobs))
+        for process in psutil.process_iter(["cmdline", "environ"]):
+            command, variables = " ".join(process.info["cmdline"] or []), process.info["environ"] or {}
+            if any(daemon in command for daemon in daemons) or variables.get("SLURM_JOB_ID") in jobs:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        # By itself the controller would wait for SlurmdTimeout.
+        self.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+
+    def repair(self, node: str) -> None:
+        """Bring a node back that was lost."""
+        self.start_node(node)
+        self.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
+
+def missing(programs: Iterable[str]) -> list[str]:
+    """Return which of these programs are not installed."""
+    return [program for program in programs if not shutil.which(program, path=PATH)]
+
 
 @contextmanager
-def running_cluster() -> Iterator[Cluster]:
+def running_cluster(has_accounts: bool = False) -> Iterator[Cluster]:
     """Bring a cluster up, and take it down after the block, jobs first.
+
+    Args:
+        has_accounts: whether there is an accounting database, and what jobs use is measured.
 
     Raises:
         NoSlurmError: if that cannot be done here.
     """
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
     if os.geteuid() != 0:
         raise NoSlurmError("SLURM's daemons need root")
-    if missing := [program for program in PROGRAMS if not shutil.which(program, path=path)]:
-        raise NoSlurmError(f"SLURM is not installed ({', '.join(missing)}): tests/slurm/install does it")
+    if absent := missing(PROGRAMS + (PROGRAMS_OF_ACCOUNTS if has_accounts else ())):
+        option = " --accounts" if has_accounts else ""
+        raise NoSlurmError(f"SLURM is not installed ({', '.join(absent)}): tests/slurm/install{option} does it")
     if SYSTEM_CONFIG.exists():
         raise NoSlurmError(f"this machine has a SLURM of its own: {SYSTEM_CONFIG}")
     # Short, for a Unix socket, and open to munge's own user: pytest's folders are neither.
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
     folder.chmod(0o755)
-    cluster = Cluster(folder)
     with ExitStack() as stack:
+
+        def start_node(node: str) -> None:
+            _start(stack, folder, "slurmd", "-D", "-N", node)
+
+        cluster = Cluster(folder, start_node, has_accounts)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        _start_munge(stack, folder, path)
-        _write_config(folder)
+        _start_munge(stack, folder)
+        accounts = _start_accounts(stack, folder) if has_accounts else NO_ACCOUNTS
+        _write_config(folder, accounts, "linux" if has_accounts else "none")
         SYSTEM_CONFIG.unlink(missing_ok=True)  # a link that a killed test left behind
         SYSTEM_CONFIG.symlink_to(folder / "slurm.conf")
         stack.callback(SYSTEM_CONFIG.unlink, missing_ok=True)
-        _start(stack, folder, path, "slurmctld", "-D")
+        if has_accounts:
+            _wait_for(folder, "sacctmgr", "--noheader", "show", "cluster")
+            cluster.ask("sacctmgr", "--immediate", "add", "cluster", "tests")
+        _start(stack, folder, "slurmctld", "-D")
         _wait_for(folder, "scontrol", "ping")
         for node in NODES:
             (folder / f"spool-{node}").mkdir()
-            _start(stack, folder, path, "slurmd", "-D", "-N", node)
+            start_node(node)
         stack.callback(_end_jobs, cluster)
         _wait_for(folder, "srun", "--nodes=2", "--mem=10", "--time=1", "true")
         yield cluster
 
 
-def _start_munge(stack: ExitStack, folder: Path, path: str) -> None:
+def _start_munge(stack: ExitStack, folder: Path) -> None:
     munge = folder / "munge"
     munge.mkdir()
     (munge / "key").write_bytes(secrets.token_bytes(1024))
@@ -130,22 +200,53 @@ def _start_munge(stack: ExitStack, folder: Path, path: str) -> None:
     for item in (munge, munge / "key"):
         shutil.chown(item, "munge", "munge")
     options = (f"--{name}={munge / file}" for name, file in MUNGE_FILES.items())
-    _start(stack, folder, path, "munged", "--foreground", *options, user="munge")
+    _start(stack, folder, "munged", "--foreground", *options, user="munge")
     _wait_for(folder, "munge", "--no-input", f"--socket={munge / 'socket'}")
 
 
 MUNGE_FILES = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
 
 
-def _write_config(folder: Path) -> None:
-    host = socket.gethostname().partition(".")[0]
+def _start_accounts(stack: ExitStack, folder: Path) -> str:
+    """Start a database and slurmdbd; return what the controller must know of them."""
+    names = {"host": _host(), "folder": folder, "ports": _free_ports(2)}
+    data = f"--datadir={folder / 'mariadb'}"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    (folder / "mariadb").mkdir()
+    install = ["mariadb-install-db", "--no-defaults", "--user=root", data, "--skip-test-db"]
+    subprocess.run([*install, "--auth-root-authentication-method=normal"], check=True, **quiet)
+    options = ["--no-defaults", "--user=root", data, f"--socket={folder / 'mariadb.socket'}", "--skip-grant-tables"]
+    listening = ["--bind-address=127.0.0.1", f"--port={names['ports'][0]}"]
+    _start(
+        stack,
+        folder,
+        "mariadbd",
+        *options,
+        *listening,
+        "--innodb-flush-log-at-trx-commit=0",
+        "--innodb-flush-method=nosync",
+    )
+    _wait_for(folder, "test", "-S", str(folder / "mariadb.socket"))  # slurmdbd looks every five seconds
+    (folder / "slurmdbd.conf").touch(mode=0o600)
+    (folder / "slurmdbd.conf").write_text(DATABASE.format(**names))
+    _start(stack, folder, "slurmdbd", "-D")
+    return ACCOUNTS.format(**names)
+
+
+def _host() -> str:
+    return socket.gethostname().partition(".")[0]
+
+
+def _write_config(folder: Path, accounts: str, gather: str) -> None:
+    host = _host()
     ports = _free_ports(1 + len(NODES))
     nodes = "\n".join(
         f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=16000 Gres=gpu:1"
         for node, port in zip(NODES, ports[1:], strict=True)
     )
     (folder / "state").mkdir()
-    (folder / "slurm.conf").write_text(CONFIG.format(host=host, folder=folder, ports=ports, nodes=nodes))
+    text = CONFIG.format(host=host, folder=folder, ports=ports, nodes=nodes, accounts=accounts, gather=gather)
+    (folder / "slurm.conf").write_text(text)
     devices = "\n".join(f"NodeName={node} Name=gpu File=/dev/null" for node in NODES)
     (folder / "gres.conf").write_text(f"AutoDetect=off\n{devices}\n")
     # SLURM 22.05 always loads a plugin for cgroups; this one touches nothing until it is used, and none here uses it.
@@ -160,12 +261,12 @@ def _free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _start(stack: ExitStack, folder: Path, path: str, program: str, *options: str, user: str | None = None) -> None:
+def _start(stack: ExitStack, folder: Path, program: str, *options: str, user: str | None = None) -> None:
     """Start a daemon as a child, which ends with the stack."""
-    command = [shutil.which(program, path=path) or program, *options]
+    command = [shutil.which(program, path=PATH) or program, *options]
     log = stack.enter_context((folder / f"{program}{options[-1] if program == 'slurmd' else ''}.log").open("w"))
     # No variable of another cluster, and no group of this terminal: Ctrl-C is for whoever asked for the cluster.
-    variables = {"PATH": path, "HOME": "/root", "SLURM_CONF": str(folder / "slurm.conf")}
+    variables = {"PATH": PATH, "HOME": "/root", "SLURM_CONF": str(folder / "slurm.conf")}
     daemon = subprocess.Popen(command, stdout=log, stderr=log, env=variables, user=user, start_new_session=True)
     stack.callback(_stop, daemon)
 
@@ -205,7 +306,7 @@ def _wait_for(folder: Path, *command: str) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     try:
-        with running_cluster() as up:
+        with running_cluster(has_accounts="--accounts" in sys.argv[1:]) as up:
             print(f"SLURM is up; its logs are in {up.folder}. Ctrl-C ends it.", flush=True)
             signal.pause()
     except NoSlurmError as reason:

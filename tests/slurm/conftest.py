@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from cluster import Cluster, NoSlurmError, running_cluster
+from cluster import PROGRAMS_OF_ACCOUNTS, Cluster, NoSlurmError, missing, running_cluster
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A real SLURM of two nodes on this machine."""
+    """A real SLURM of two nodes on this machine; it keeps accounts if it can."""
     with ExitStack() as stack:
         try:
-            up = stack.enter_context(running_cluster())
+            up = stack.enter_context(running_cluster(has_accounts=not missing(PROGRAMS_OF_ACCOUNTS)))
         except NoSlurmError as reason:
             pytest.skip(str(reason))
         yield up

@@ -1,13 +1,10 @@
-"""Fashion-MNIST: found on this machine or downloaded, and checked byte by byte either way."""
+"""Fashion-MNIST, from files that ``dmdpipe.data.fetching`` or the user put here; checked byte by byte."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-import http.client
 import os
-import tempfile
-import urllib.request
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,17 +31,11 @@ SHA256 = {
 }
 
 FOLDER_VARIABLE = "DMDPIPE_FASHION_MNIST"
-DOWNLOAD_FOLDER = Path("data/fashion-mnist")
-SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
-MIRRORS = (
-    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-)
-TIMEOUT_S = 60
+FOLDER = Path("data/fashion-mnist")
 
 _IDX_IMAGES_MAGIC = 0x00000803
 _IDX_HEADER_BYTES = 16
-_MAX_BYTES = 2**26  # no file of the set is larger, compressed or not; a bound on what a wrong one can cost
+MAX_BYTES = 2**26  # no file of the set is larger, compressed or not; a bound on what a wrong one can cost
 
 
 def draw(spec: Fashion, rng: np.random.Generator) -> RawData:
@@ -53,7 +44,7 @@ def draw(spec: Fashion, rng: np.random.Generator) -> RawData:
     ``train`` is from the 60,000 training images, ``held_out`` from the 10,000 test images, in random order.
 
     Raises:
-        UserError: if a file is missing, damaged or cannot be downloaded (see ``load_images``).
+        UserError: if a file is missing or damaged (see ``load_images``).
     """
     train, held_out = load_images(TRAIN_FILE), load_images(HELD_OUT_FILE)
     train, held_out = train[rng.permutation(len(train))], held_out[rng.permutation(len(held_out))]
@@ -74,33 +65,31 @@ def load_images(name: str) -> NDArray[np.uint8]:
     """Return the images [n, size, size] of one file of the set, ``TRAIN_FILE`` or ``HELD_OUT_FILE``.
 
     The file is looked for, plain or as .gz, in the folder that the environment variable DMDPIPE_FASHION_MNIST
-    names or, where that is not set, in ./data/fashion-mnist and in the folder of Debian's package; failing
-    these it is downloaded to ./data/fashion-mnist.
+    names or, where that is not set, in ./data/fashion-mnist.
 
     Raises:
-        UserError: if the folder named is missing or lacks the file, if the file is no idx file of images or
-            its decompressed bytes are not those published, or if no mirror has the file.
+        UserError: if the folder named is missing, if the file is not there, if it is no idx file of images, or if its
+            decompressed bytes are not those published.
     """
-    path = _find(name) or _download(name)
-    return _read_checked(path, name)
+    return read_checked(_find(name), name)
 
 
-def _find(name: str) -> Path | None:
-    """Return the path of a file on this machine, None where it has to be downloaded."""
+def _find(name: str) -> Path:
+    """Return the path of a file on this machine."""
     chosen = os.environ.get(FOLDER_VARIABLE)
-    folders = [Path(chosen)] if chosen else [DOWNLOAD_FOLDER, SYSTEM_FOLDER]
-    for path in (folder / file for folder in folders for file in (f"{name}.gz", name)):
+    folder = Path(chosen) if chosen else FOLDER
+    for path in (folder / f"{name}.gz", folder / name):
         if path.is_file():
             return path
-    if chosen and not Path(chosen).is_dir():
+    if not chosen:
+        raise UserError(f"{folder} has no {name}.gz: ./run fetches it where there is a network, or put it there")
+    if not folder.is_dir():
         raise UserError(f"{FOLDER_VARIABLE} names {chosen}, which is not a folder: correct or unset the variable")
-    if chosen:
-        raise UserError(f"{chosen} (from {FOLDER_VARIABLE}) has no {name}.gz: put it there or unset the variable")
-    return None
+    raise UserError(f"{chosen} (from {FOLDER_VARIABLE}) has no {name}.gz: put it there or unset the variable")
 
 
-def _read_checked(path: Path, name: str) -> NDArray[np.uint8]:
-    """Return the images of a file after checking its header and its checksum."""
+def read_checked(path: Path, name: str) -> NDArray[np.uint8]:
+    """Return the images [n, size, size] of a file after checking its header and its checksum; raises as above."""
     payload = _read_decompressed(path)
     images = parse_idx_images(payload, path)
     actual = hashlib.sha256(payload).hexdigest()
@@ -115,7 +104,7 @@ def _read_checked(path: Path, name: str) -> NDArray[np.uint8]:
 def _read_decompressed(path: Path) -> bytes:
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            return file.read(_MAX_BYTES)
+            return file.read(MAX_BYTES)
     except (EOFError, zlib.error, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}): delete it or replace it") from None
 
@@ -141,33 +130,3 @@ def parse_idx_images(payload: bytes, path: Path) -> NDArray[np.uint8]:
             "of pixels: replace it"
         )
     return np.frombuffer(payload, np.uint8, offset=_IDX_HEADER_BYTES).reshape(n, height, width)
-
-
-def _download(name: str) -> Path:
-    """Fetch a file from the first mirror that has the right one, into the download folder; return its path.
-
-    The file gets its name only after its content was checked, so an interrupted download leaves nothing
-    behind that could be mistaken for it, and two processes may do this at once.
-    """
-    DOWNLOAD_FOLDER.mkdir(parents=True, exist_ok=True)
-    target = DOWNLOAD_FOLDER / f"{name}.gz"
-    failures = []
-    for mirror in MIRRORS:
-        url = f"{mirror}{name}.gz"
-        with tempfile.TemporaryDirectory(dir=DOWNLOAD_FOLDER, prefix=".download-") as folder:
-            part = Path(folder) / target.name
-            try:
-                with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
-                    part.write_bytes(response.read(_MAX_BYTES))
-                _read_checked(part, name)
-            except (OSError, http.client.HTTPException) as error:
-                failures.append(f"{url}: {error}")
-            except UserError as error:
-                failures.append(f"{url}: {str(error).removeprefix(f'{part} ')}")
-            else:
-                return part.replace(target)
-    raise UserError(
-        f"Fashion-MNIST cannot be downloaded ({'; '.join(failures)}): install Debian's dataset-fashion-mnist "
-        f"or put {TRAIN_FILE}.gz and {HELD_OUT_FILE}.gz into {DOWNLOAD_FOLDER} or the folder named by "
-        f"{FOLDER_VARIABLE}"
-    )
