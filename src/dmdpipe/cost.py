@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dmdpipe.artifacts.stages import find_stage
-from dmdpipe.copying.inference_cost import weights
+from dmdpipe.copying.inference_cost import multiplications, weights
 from dmdpipe.specs.data import dimension
 from dmdpipe.specs.student import REGRESSED
 
@@ -31,6 +31,12 @@ START_UP_ON_A_GPU = 20.0
 SECONDS_PER_ROUND_ON_A_GPU = 4e-3
 SECONDS_PER_MULTIPLICATION_ON_A_GPU = 9e-12
 _UPDATES_OF_A_STEP = 8
+# A U-Net, in PyTorch: on a thread of that EPYC by benchmarks/unet.py. On a GPU none has been timed: an update is some
+# thousand operations, as a small student's generator step is, and products go at half the rate that bare ones in full
+# precision have on an H200 (docs/benchmarks.md).
+SECONDS_PER_UPDATE_OF_A_UNET = {"cpu": 20e-3, "cuda": 28e-3}
+SECONDS_PER_MULTIPLICATION_OF_A_UNET = {"cpu": 6e-11, "cuda": 3e-13}
+PASSES_OF_AN_UPDATE = 3  # forward, and two backward
 SECONDS_PER_FLOW_STEP = 0.06  # 1,000 particles and 1,000 tracers, with a kernel
 # A step's libraries and, on a cluster, the two Snakemakes that start it there; steps of a laptop run peak at 390 MiB.
 MEBIBYTES_OF_PROGRAMS = 1_500
@@ -77,7 +83,13 @@ def estimated_seconds(step: PlannedStep) -> float:
         per_update = SECONDS_PER_MULTIPLICATION_ON_A_GPU / _UPDATES_OF_A_STEP
         return START_UP_ON_A_GPU + rounds + per_update * _multiplications(step, training_updates(step))
     if updates := training_updates(step):
-        seconds += updates * SECONDS_PER_UPDATE + SECONDS_PER_MULTIPLICATION * _multiplications(step, updates)
+        fixed, each = SECONDS_PER_UPDATE, SECONDS_PER_MULTIPLICATION
+        if _has_unet(spec):
+            device = find_stage(step.stage).device(spec)
+            fixed, each = SECONDS_PER_UPDATE_OF_A_UNET[device], SECONDS_PER_MULTIPLICATION_OF_A_UNET[device]
+        seconds += updates * fixed + each * _multiplications(step, updates)
+    if step.stage in ("teacher_samples", "pairs"):
+        seconds += _seconds_of_sampling(step)
     if step.stage == "metrics":
         share = spec.pairs.teacher_samples.bank.n_paired / 1_000
         seconds += SECONDS_PER_SNAPSHOT * spec.pairs.student.snapshots * share**2
@@ -87,18 +99,41 @@ def estimated_seconds(step: PlannedStep) -> float:
     return seconds
 
 
+def _has_unet(spec: Any) -> bool:
+    """Whether a network of a training is a U-Net: beside one, an MLP counts for nothing."""
+    networks = [getattr(owner, "network", None) for owner in (spec, getattr(spec, "teacher", spec).score)]
+    return any(network is not None and network.kind == "unet" for network in networks)
+
+
+def _seconds_of_sampling(step: PlannedStep) -> float:
+    """Return the time of a U-Net's answers to the noise bank; that of an MLP is little."""
+    samples = step.spec if step.stage == "teacher_samples" else step.spec.teacher_samples
+    bank = samples.bank
+    if step.stage == "teacher_samples":
+        network = getattr(samples.teacher.score, "network", None)
+        # The paired noises thrice: as they are, turned, and with twice as many steps, which count double.
+        answers = 2 * samples.sampler.steps * (bank.n_paired * (4 + bank.n_reference_sets) + bank.n_held_out)
+    else:
+        network = step.spec.student.network
+        answers = bank.n_paired * step.spec.student.snapshots * step.spec.student.sampling_steps
+    if network is None or network.kind != "unet":
+        return 0.0
+    per_multiplication = SECONDS_PER_MULTIPLICATION_OF_A_UNET[samples.sampler.device] / PASSES_OF_AN_UPDATE
+    return float(answers * multiplications(network, bank.dim) * per_multiplication)
+
+
 def _multiplications(step: PlannedStep, updates: int) -> float:
     spec = step.spec
     if step.stage == "teacher":
-        return updates * spec.score.batch * weights(spec.score.network, dimension(spec.data))
+        return float(updates * spec.score.batch * multiplications(spec.score.network, dimension(spec.data)))
     dim = dimension(spec.teacher.data)
-    own = weights(spec.network, dim)
+    own = multiplications(spec.network, dim)
     start, mean = _regression_steps(spec), float(own)
     if spec.teacher.score.kind == "trained":
         share = SHARE_OF_THE_STUDENT if spec.recipe.dm_weight else 1
         # Each of the five batches goes through (steps − 1)/2 earlier steps in the mean, of these 24 passes.
         simulated = 5 * (spec.sampling_steps - 1) / 2 / 24
-        mean = (share + simulated) * own + (1 - share) * weights(spec.teacher.score.network, dim)
+        mean = (share + simulated) * own + (1 - share) * multiplications(spec.teacher.score.network, dim)
     return float(spec.batch * (start * own + (updates - start) * mean))
 
 
@@ -121,7 +156,7 @@ def estimated_mebibytes(step: PlannedStep) -> int:
         pairs = spec if step.stage == "pairs" else spec.pairs
         bank = pairs.teacher_samples.bank
         held = _numbers_of_a_bank(bank) + pairs.student.snapshots * bank.n_paired * bank.dim
-    on_gpu = MEBIBYTES_OF_CUDA if trains_on_gpu(step) else 0
+    on_gpu = MEBIBYTES_OF_CUDA if runs_on_gpu(step) else 0
     return MEBIBYTES_OF_PROGRAMS + on_gpu + BYTES_OF_A_NUMBER * _COPIES * held // 2**20
 
 
@@ -129,8 +164,8 @@ def _numbers_of_a_bank(bank: NoiseBankSpec) -> int:
     return bank.dim * (bank.n_paired * (1 + bank.n_reference_sets) + bank.n_held_out)
 
 
-def trains_on_gpu(step: PlannedStep) -> bool:
-    """Whether a step's spec says that it trains on a GPU."""
+def runs_on_gpu(step: PlannedStep) -> bool:
+    """Whether a step's spec says that it trains or samples on a GPU."""
     return find_stage(step.stage).device(step.spec) == "cuda"
 
 

@@ -12,7 +12,7 @@ from dmdpipe.cost import (
     estimated_seconds,
     megabytes_to_ask_for,
     minutes_to_ask_for,
-    trains_on_gpu,
+    runs_on_gpu,
 )
 from dmdpipe.specs.diffusion import TeacherSpec
 from dmdpipe.specs.pairs import MetricsSpec
@@ -44,13 +44,13 @@ def steps_of(**student: Any) -> dict[str, PlannedStep]:
 
 
 def test_a_gpu_is_for_the_training_whose_spec_says_so_and_no_other_step() -> None:
-    assert not any(trains_on_gpu(step) for step in steps_of().values())
+    assert not any(runs_on_gpu(step) for step in steps_of().values())
     on_gpu = steps_of(device="cuda")
-    assert [stage for stage, step in on_gpu.items() if trains_on_gpu(step)] == ["student"]
+    assert [stage for stage, step in on_gpu.items() if runs_on_gpu(step)] == ["student"]
     teacher = {**SMALL, "score": {**SMALL["score"], "device": "cuda"}}
-    assert [stage for stage, step in steps_of(teacher=teacher).items() if trains_on_gpu(step)] == ["teacher"]
+    assert [stage for stage, step in steps_of(teacher=teacher).items() if runs_on_gpu(step)] == ["teacher"]
     exact = {"data": {"family": "gaussian", "dim": 4}, "score": {"kind": "exact"}}
-    assert not trains_on_gpu(plan("teacher", TeacherSpec.model_validate(exact)))
+    assert not runs_on_gpu(plan("teacher", TeacherSpec.model_validate(exact)))
 
 
 def test_a_time_limit_leaves_room_and_grows_with_the_training_and_the_attempt() -> None:
