@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dmdpipe.artifacts.stages import find_stage
 from dmdpipe.copying.inference_cost import multiplications, weights
+from dmdpipe.data.layout import image_shape
 from dmdpipe.specs.data import dimension
 from dmdpipe.specs.student import REGRESSED
 
@@ -23,7 +24,7 @@ SECONDS_PER_MULTIPLICATION = 1.2e-10
 START_UP = {"data": 1.5, "noise": 0.5, "metrics": 1.0, "evidence": 0.5, "verdicts": 0.5, "figures": 6.5}
 START_UP_WITH_TORCH = 0.5
 SHARE_OF_THE_STUDENT = 7 / 24  # of a DMD update; the rest is teacher and fake score, who may have another network
-UPDATES_OF_A_DISCRIMINATOR = 27
+UPDATES_OF_A_DISCRIMINATOR = {"mlp": 27, "particles": 27, "unet": 11}
 UPDATES_OF_A_BATCH_OF_SAMPLES = 3
 SECONDS_PER_SNAPSHOT = 0.2
 # An ensemble on an NVIDIA H200, as a graph (docs/benchmarks.md); a round takes at least as long as its kernels' starts.
@@ -37,6 +38,8 @@ _UPDATES_OF_A_STEP = 8
 SECONDS_PER_UPDATE_OF_A_UNET = {"cpu": 20e-3, "cuda": 28e-3}
 SECONDS_PER_MULTIPLICATION_OF_A_UNET = {"cpu": 6e-11, "cuda": 3e-13}
 PASSES_OF_AN_UPDATE = 3  # forward, and two backward
+PASSES_OF_A_LAYER = 8  # over memory, of a residual block: what its convolutions, norms and sums leave for the gradient
+ROWS_AT_ONCE = 1_024  # of noise that is sampled, without gradients: dmdpipe.diffusion.sampler.CHUNK
 SECONDS_PER_FLOW_STEP = 0.06  # 1,000 particles and 1,000 tracers, with a kernel
 # A step's libraries and, on a cluster, the two Snakemakes that start it there; steps of a laptop run peak at 390 MiB.
 MEBIBYTES_OF_PROGRAMS = 1_500
@@ -50,7 +53,7 @@ def training_updates(step: PlannedStep) -> int:
 
     One forward and backward pass counts as one update; a DMD generator step with its five fake-score steps costs 24
     forward passes, hence eight; with k of them 4k + 4 passes. A discriminator's passes beside it make eleven, but not
-    in C: they take as long as 27.
+    in C: beside an MLP they take as long as 27.
     """
     spec = step.spec
     if step.stage == "teacher":
@@ -66,7 +69,7 @@ def _student_updates(spec: StudentSpec) -> int:
     if spec.recipe.dm_weight and spec.recipe.fake == "samples":
         per_step += UPDATES_OF_A_BATCH_OF_SAMPLES * spec.recipe.fake_samples // spec.batch
     if spec.recipe.adversarial_weight:
-        per_step += UPDATES_OF_A_DISCRIMINATOR
+        per_step += UPDATES_OF_A_DISCRIMINATOR[spec.network.kind]
     return _regression_steps(spec) + per_step * spec.generator_steps
 
 
@@ -140,24 +143,44 @@ def _multiplications(step: PlannedStep, updates: int) -> float:
 def estimated_mebibytes(step: PlannedStep) -> int:
     """Return about how much of a machine's own memory a step takes at most, libraries included."""
     spec = step.spec
-    held = 0
+    held = working = 0
     if step.stage == "data":
         held = spec.n_train * dimension(spec)
     elif step.stage == "teacher":
         held = spec.data.n_train * dimension(spec.data)
+        working = _working_memory(spec.score, dimension(spec.data), getattr(spec.score, "batch", 0))
     elif step.stage in ("student", "ensemble", "member"):
         members = len(spec.members.seeds) if step.stage == "ensemble" else 1
         dim = dimension(spec.teacher.data)
         is_network = spec.network.kind != "particles"
         held = members * spec.snapshots * (weights(spec.network, dim) if is_network else spec.network.count * dim)
-    elif step.stage in ("noise", "teacher_samples"):
-        held = _numbers_of_a_bank(spec if step.stage == "noise" else spec.bank)
+        working = _working_memory(spec, dim, spec.batch)
+    elif step.stage == "noise":
+        held = _numbers_of_a_bank(spec)
+    elif step.stage == "teacher_samples":
+        held = _numbers_of_a_bank(spec.bank)
+        working = _working_memory(spec.teacher.score, spec.bank.dim, ROWS_AT_ONCE // PASSES_OF_A_LAYER)
     elif step.stage in ("pairs", "metrics", "maps"):
         pairs = spec if step.stage == "pairs" else spec.pairs
         bank = pairs.teacher_samples.bank
         held = _numbers_of_a_bank(bank) + pairs.student.snapshots * bank.n_paired * bank.dim
-    on_gpu = MEBIBYTES_OF_CUDA if runs_on_gpu(step) else 0
-    return MEBIBYTES_OF_PROGRAMS + on_gpu + BYTES_OF_A_NUMBER * _COPIES * held // 2**20
+        if step.stage == "pairs":
+            working = _working_memory(pairs.student, bank.dim, ROWS_AT_ONCE // PASSES_OF_A_LAYER)
+    if runs_on_gpu(step):
+        return MEBIBYTES_OF_PROGRAMS + MEBIBYTES_OF_CUDA + BYTES_OF_A_NUMBER * _COPIES * held // 2**20
+    return MEBIBYTES_OF_PROGRAMS + BYTES_OF_A_NUMBER * (_COPIES * held + working) // 2**20
+
+
+def _working_memory(owner: Any, dim: int, batch: int) -> int:
+    """Return how many numbers an update of a spec's U-Net keeps for its gradient; those of an MLP are few."""
+    network = getattr(owner, "network", None)
+    if network is None or network.kind != "unet":
+        return 0
+    side, _ = image_shape(dim)
+    values = sum(
+        network.channels * factor * math.ceil(side / 2**level) ** 2 for level, factor in enumerate(network.multipliers)
+    )
+    return batch * PASSES_OF_A_LAYER * (2 * network.blocks + 1) * values
 
 
 def _numbers_of_a_bank(bank: NoiseBankSpec) -> int:

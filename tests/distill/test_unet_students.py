@@ -1,4 +1,4 @@
-"""Students with a U-Net: every recipe and start trains, resumes, and is the same on a GPU; and whole studies of them."""
+"""Students with a U-Net: they train, resume, and are the same on a GPU; their discriminator; and a whole study."""
 
 from __future__ import annotations
 

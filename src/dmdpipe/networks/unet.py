@@ -76,8 +76,7 @@ class UNet(nn.Module):
 
         The library's positional embedding is DDPM's, whose periods run from 6 to 60,000 time steps: fed with c_noise
         itself, which spans 2.6 units, nearly all of it would be constant. Its other embedding, of random Fourier
-        features, is refused: the network would divide its answer by the time step, and the features are no function
-        of the spec.
+        features, won't do: with it the network divides its answer by the time step.
         """
         return (c_noise - FIRST_LABEL) * (LAST_TIME_STEP / (LAST_LABEL - FIRST_LABEL))
 
