@@ -58,7 +58,8 @@ class UNet(nn.Module):
             attention_head_dim=math.gcd(spec.channels, LARGEST_HEAD),
             # At most 32 groups, of four channels or more: the middle may have a single position.
             norm_num_groups=math.gcd(spec.channels // 4, 32),
-        ).eval()
+        )
+        self.unet.eval()
         # By the name that output layers have here.
         self.output = self.unet.get_submodule("conv_out")
         self.unet.add_module("conv_out", nn.Identity())
