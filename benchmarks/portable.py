@@ -58,7 +58,11 @@ def chain(generator_steps: int) -> list[PlannedStep]:
     """Return the steps of one student of the usual width and batch, parents first; the rest grows with its steps."""
     teacher = {
         "data": {"family": "digits", "side": 4, "n_train": 500, "n_held_out": 200},
-        "score": {"kind": "trained", "network": {"width": 64, "depth": 2}, "steps": 10 * generator_steps},
+        "score": {
+            "kind": "trained",
+            "network": {"kind": "mlp", "width": 64, "depth": 2},
+            "steps": 10 * generator_steps,
+        },
     }
     student = {
         "teacher": teacher,

@@ -5,7 +5,7 @@ import sys
 from dmdpipe.artifacts.dag import plan_run
 from dmdpipe.artifacts.stages import find_stage
 from dmdpipe.audit.status import steps_to_run
-from dmdpipe.cost import megabytes_to_ask_for, minutes_to_ask_for, trains_on_gpu
+from dmdpipe.cost import megabytes_to_ask_for, minutes_to_ask_for, runs_on_gpu
 from dmdpipe.data.fashion import FOLDER
 from dmdpipe.data.fetching import files_to_fetch
 from dmdpipe.errors import UserError
@@ -107,20 +107,20 @@ def cpus_of(stage):
 
 
 def gpus_of(stage):
-    """Resource function of a rule that trains: one GPU if its spec says so, else none."""
+    """Resource function of a rule that trains or samples: one GPU if its spec says so, else none."""
 
     def gpus(wildcards):
-        return 1 if trains_on_gpu(planned(stage, wildcards)) else None
+        return 1 if runs_on_gpu(planned(stage, wildcards)) else None
 
     return gpus
 
 
 def partition_of(stage):
-    """Resource function of a rule that trains: the partition that the profile names for its device, if it names one."""
+    """Resource function of such a rule: the partition that the profile names for its device, if it names one."""
 
     def partition(wildcards):
         defaults = workflow.resource_settings.default_resources or {}
-        wanted = "gpu_partition" if trains_on_gpu(planned(stage, wildcards)) else "slurm_partition"
+        wanted = "gpu_partition" if runs_on_gpu(planned(stage, wildcards)) else "slurm_partition"
         return str(defaults[wanted].raw).strip("'\"") if wanted in defaults else None
 
     return partition

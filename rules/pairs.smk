@@ -12,6 +12,8 @@ rule teacher_samples:
     resources:
         mem_mb=memory_of("teacher_samples"),
         runtime=minutes_of("teacher_samples"),
+        gpu=gpus_of("teacher_samples"),
+        slurm_partition=partition_of("teacher_samples"),
     params:
         spec=spec_of("teacher_samples"),
     script:
@@ -29,6 +31,8 @@ rule pairs:
     resources:
         mem_mb=memory_of("pairs"),
         runtime=minutes_of("pairs"),
+        gpu=gpus_of("pairs"),
+        slurm_partition=partition_of("pairs"),
     params:
         spec=spec_of("pairs"),
     script:

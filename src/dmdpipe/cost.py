@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dmdpipe.artifacts.stages import find_stage
-from dmdpipe.copying.inference_cost import weights
+from dmdpipe.copying.inference_cost import multiplications, weights
+from dmdpipe.data.layout import image_shape
 from dmdpipe.specs.data import dimension
 from dmdpipe.specs.student import REGRESSED
 
@@ -23,7 +24,7 @@ SECONDS_PER_MULTIPLICATION = 1.2e-10
 START_UP = {"data": 1.5, "noise": 0.5, "metrics": 1.0, "evidence": 0.5, "verdicts": 0.5, "figures": 6.5}
 START_UP_WITH_TORCH = 0.5
 SHARE_OF_THE_STUDENT = 7 / 24  # of a DMD update; the rest is teacher and fake score, who may have another network
-UPDATES_OF_A_DISCRIMINATOR = 27
+UPDATES_OF_A_DISCRIMINATOR = {"mlp": 13, "particles": 13, "unet": 11}
 UPDATES_OF_A_BATCH_OF_SAMPLES = 3
 SECONDS_PER_SNAPSHOT = 0.2
 # An ensemble on an NVIDIA H200, as a graph (docs/benchmarks.md); a round takes at least as long as its kernels' starts.
@@ -31,6 +32,14 @@ START_UP_ON_A_GPU = 20.0
 SECONDS_PER_ROUND_ON_A_GPU = 4e-3
 SECONDS_PER_MULTIPLICATION_ON_A_GPU = 9e-12
 _UPDATES_OF_A_STEP = 8
+# A U-Net, in PyTorch: on a thread of that EPYC by benchmarks/unet.py. On a GPU none has been timed: an update is some
+# thousand operations, as a small student's generator step is, and products go at half the rate that bare ones in full
+# precision have on an H200 (docs/benchmarks.md).
+SECONDS_PER_UPDATE_OF_A_UNET = {"cpu": 20e-3, "cuda": 28e-3}
+SECONDS_PER_MULTIPLICATION_OF_A_UNET = {"cpu": 6e-11, "cuda": 3e-13}
+PASSES_OF_AN_UPDATE = 3  # forward, and two backward
+PASSES_OF_A_LAYER = 8  # over memory, of a residual block: what its convolutions, norms and sums leave for the gradient
+ROWS_AT_ONCE = 1_024  # of noise that is sampled, without gradients: dmdpipe.diffusion.sampler.CHUNK
 SECONDS_PER_FLOW_STEP = 0.06  # 1,000 particles and 1,000 tracers, with a kernel
 # A step's libraries and, on a cluster, the two Snakemakes that start it there; steps of a laptop run peak at 390 MiB.
 MEBIBYTES_OF_PROGRAMS = 1_500
@@ -43,8 +52,8 @@ def training_updates(step: PlannedStep) -> int:
     """Return how many updates of batch-times-network size a step makes: 0 for steps that train nothing.
 
     One forward and backward pass counts as one update; a DMD generator step with its five fake-score steps costs 24
-    forward passes, hence eight; with k of them 4k + 4 passes. A discriminator's passes beside it make eleven, but not
-    in C: they take as long as 27.
+    forward passes, hence eight; with k of them 4k + 4 passes. A discriminator's passes beside it make eleven; an
+    MLP's take as long as 13.
     """
     spec = step.spec
     if step.stage == "teacher":
@@ -60,7 +69,7 @@ def _student_updates(spec: StudentSpec) -> int:
     if spec.recipe.dm_weight and spec.recipe.fake == "samples":
         per_step += UPDATES_OF_A_BATCH_OF_SAMPLES * spec.recipe.fake_samples // spec.batch
     if spec.recipe.adversarial_weight:
-        per_step += UPDATES_OF_A_DISCRIMINATOR
+        per_step += UPDATES_OF_A_DISCRIMINATOR[spec.network.kind]
     return _regression_steps(spec) + per_step * spec.generator_steps
 
 
@@ -77,7 +86,13 @@ def estimated_seconds(step: PlannedStep) -> float:
         per_update = SECONDS_PER_MULTIPLICATION_ON_A_GPU / _UPDATES_OF_A_STEP
         return START_UP_ON_A_GPU + rounds + per_update * _multiplications(step, training_updates(step))
     if updates := training_updates(step):
-        seconds += updates * SECONDS_PER_UPDATE + SECONDS_PER_MULTIPLICATION * _multiplications(step, updates)
+        fixed, each = SECONDS_PER_UPDATE, SECONDS_PER_MULTIPLICATION
+        if _has_unet(spec):
+            device = find_stage(step.stage).device(spec)
+            fixed, each = SECONDS_PER_UPDATE_OF_A_UNET[device], SECONDS_PER_MULTIPLICATION_OF_A_UNET[device]
+        seconds += updates * fixed + each * _multiplications(step, updates)
+    if step.stage in ("teacher_samples", "pairs"):
+        seconds += _seconds_of_sampling(step)
     if step.stage == "metrics":
         share = spec.pairs.teacher_samples.bank.n_paired / 1_000
         seconds += SECONDS_PER_SNAPSHOT * spec.pairs.student.snapshots * share**2
@@ -87,50 +102,93 @@ def estimated_seconds(step: PlannedStep) -> float:
     return seconds
 
 
+def _has_unet(spec: Any) -> bool:
+    """Whether a network of a training is a U-Net: beside one, an MLP counts for nothing."""
+    networks = [getattr(owner, "network", None) for owner in (spec, getattr(spec, "teacher", spec).score)]
+    return any(network is not None and network.kind == "unet" for network in networks)
+
+
+def _seconds_of_sampling(step: PlannedStep) -> float:
+    """Return the time of a U-Net's answers to the noise bank; that of an MLP is little."""
+    samples = step.spec if step.stage == "teacher_samples" else step.spec.teacher_samples
+    bank = samples.bank
+    if step.stage == "teacher_samples":
+        network = getattr(samples.teacher.score, "network", None)
+        # The paired noises thrice: as they are, turned, and with twice as many steps, which count double.
+        answers = 2 * samples.sampler.steps * (bank.n_paired * (4 + bank.n_reference_sets) + bank.n_held_out)
+    else:
+        network = step.spec.student.network
+        answers = bank.n_paired * step.spec.student.snapshots * step.spec.student.sampling_steps
+    if network is None or network.kind != "unet":
+        return 0.0
+    per_multiplication = SECONDS_PER_MULTIPLICATION_OF_A_UNET[samples.sampler.device] / PASSES_OF_AN_UPDATE
+    return float(answers * multiplications(network, bank.dim) * per_multiplication)
+
+
 def _multiplications(step: PlannedStep, updates: int) -> float:
     spec = step.spec
     if step.stage == "teacher":
-        return updates * spec.score.batch * weights(spec.score.network, dimension(spec.data))
+        return float(updates * spec.score.batch * multiplications(spec.score.network, dimension(spec.data)))
     dim = dimension(spec.teacher.data)
-    own = weights(spec.network, dim)
+    own = multiplications(spec.network, dim)
     start, mean = _regression_steps(spec), float(own)
     if spec.teacher.score.kind == "trained":
         share = SHARE_OF_THE_STUDENT if spec.recipe.dm_weight else 1
         # Each of the five batches goes through (steps − 1)/2 earlier steps in the mean, of these 24 passes.
         simulated = 5 * (spec.sampling_steps - 1) / 2 / 24
-        mean = (share + simulated) * own + (1 - share) * weights(spec.teacher.score.network, dim)
+        mean = (share + simulated) * own + (1 - share) * multiplications(spec.teacher.score.network, dim)
     return float(spec.batch * (start * own + (updates - start) * mean))
 
 
 def estimated_mebibytes(step: PlannedStep) -> int:
     """Return about how much of a machine's own memory a step takes at most, libraries included."""
     spec = step.spec
-    held = 0
+    held = working = 0
     if step.stage == "data":
         held = spec.n_train * dimension(spec)
     elif step.stage == "teacher":
         held = spec.data.n_train * dimension(spec.data)
+        working = _working_memory(spec.score, dimension(spec.data), getattr(spec.score, "batch", 0))
     elif step.stage in ("student", "ensemble", "member"):
         members = len(spec.members.seeds) if step.stage == "ensemble" else 1
         dim = dimension(spec.teacher.data)
         is_network = spec.network.kind != "particles"
         held = members * spec.snapshots * (weights(spec.network, dim) if is_network else spec.network.count * dim)
-    elif step.stage in ("noise", "teacher_samples"):
-        held = _numbers_of_a_bank(spec if step.stage == "noise" else spec.bank)
+        working = _working_memory(spec, dim, spec.batch)
+    elif step.stage == "noise":
+        held = _numbers_of_a_bank(spec)
+    elif step.stage == "teacher_samples":
+        held = _numbers_of_a_bank(spec.bank)
+        working = _working_memory(spec.teacher.score, spec.bank.dim, ROWS_AT_ONCE // PASSES_OF_A_LAYER)
     elif step.stage in ("pairs", "metrics", "maps"):
         pairs = spec if step.stage == "pairs" else spec.pairs
         bank = pairs.teacher_samples.bank
         held = _numbers_of_a_bank(bank) + pairs.student.snapshots * bank.n_paired * bank.dim
-    on_gpu = MEBIBYTES_OF_CUDA if trains_on_gpu(step) else 0
-    return MEBIBYTES_OF_PROGRAMS + on_gpu + BYTES_OF_A_NUMBER * _COPIES * held // 2**20
+        if step.stage == "pairs":
+            working = _working_memory(pairs.student, bank.dim, ROWS_AT_ONCE // PASSES_OF_A_LAYER)
+    if runs_on_gpu(step):
+        return MEBIBYTES_OF_PROGRAMS + MEBIBYTES_OF_CUDA + BYTES_OF_A_NUMBER * _COPIES * held // 2**20
+    return MEBIBYTES_OF_PROGRAMS + BYTES_OF_A_NUMBER * (_COPIES * held + working) // 2**20
+
+
+def _working_memory(owner: Any, dim: int, batch: int) -> int:
+    """Return how many numbers an update of a spec's U-Net keeps for its gradient; those of an MLP are few."""
+    network = getattr(owner, "network", None)
+    if network is None or network.kind != "unet":
+        return 0
+    side, _ = image_shape(dim)
+    values = sum(
+        network.channels * factor * math.ceil(side / 2**level) ** 2 for level, factor in enumerate(network.multipliers)
+    )
+    return batch * PASSES_OF_A_LAYER * (2 * network.blocks + 1) * values
 
 
 def _numbers_of_a_bank(bank: NoiseBankSpec) -> int:
     return bank.dim * (bank.n_paired * (1 + bank.n_reference_sets) + bank.n_held_out)
 
 
-def trains_on_gpu(step: PlannedStep) -> bool:
-    """Whether a step's spec says that it trains on a GPU."""
+def runs_on_gpu(step: PlannedStep) -> bool:
+    """Whether a step's spec says that it trains or samples on a GPU."""
     return find_stage(step.stage).device(step.spec) == "cuda"
 
 

@@ -112,7 +112,12 @@ def test_a_disk_that_is_read_only(small_disk: Path, has_old: bool, capsys: pytes
 
 TEACHER = {
     "data": {"family": "moons", "n_train": 20, "n_held_out": 5},
-    "score": {"kind": "trained", "network": {"width": 8, "depth": 1, "embedding": 4}, "steps": 5, "batch": 8},
+    "score": {
+        "kind": "trained",
+        "network": {"kind": "mlp", "width": 8, "depth": 1, "embedding": 4},
+        "steps": 5,
+        "batch": 8,
+    },
 }
 STUDENT = plan(
     "student",

@@ -6,20 +6,21 @@ from typing import Any
 
 import pytest
 
+from dmdpipe.artifacts.dag import steps_below
 from dmdpipe.artifacts.plan import PlannedStep, plan
 from dmdpipe.cost import (
     estimated_mebibytes,
     estimated_seconds,
     megabytes_to_ask_for,
     minutes_to_ask_for,
-    trains_on_gpu,
+    runs_on_gpu,
 )
-from dmdpipe.specs.diffusion import TeacherSpec
+from dmdpipe.specs.diffusion import TeacherSamplesSpec, TeacherSpec
 from dmdpipe.specs.pairs import MetricsSpec
 
 SMALL: dict[str, Any] = {
     "data": {"family": "digits", "side": 2},
-    "score": {"kind": "trained", "network": {"width": 16, "depth": 1}},
+    "score": {"kind": "trained", "network": {"kind": "mlp", "width": 16, "depth": 1}},
 }
 
 
@@ -44,13 +45,15 @@ def steps_of(**student: Any) -> dict[str, PlannedStep]:
 
 
 def test_a_gpu_is_for_the_training_whose_spec_says_so_and_no_other_step() -> None:
-    assert not any(trains_on_gpu(step) for step in steps_of().values())
+    assert not any(runs_on_gpu(step) for step in steps_of().values())
     on_gpu = steps_of(device="cuda")
-    assert [stage for stage, step in on_gpu.items() if trains_on_gpu(step)] == ["student"]
+    assert [stage for stage, step in on_gpu.items() if runs_on_gpu(step)] == ["student"]
     teacher = {**SMALL, "score": {**SMALL["score"], "device": "cuda"}}
-    assert [stage for stage, step in steps_of(teacher=teacher).items() if trains_on_gpu(step)] == ["teacher"]
+    assert [stage for stage, step in steps_of(teacher=teacher).items() if runs_on_gpu(step)] == ["teacher"]
+    sampling = {"teacher": TeacherSpec.model_validate(SMALL), "bank": {"dim": 4}, "sampler": {"device": "cuda"}}
+    assert runs_on_gpu(plan("teacher_samples", TeacherSamplesSpec.model_validate(sampling)))
     exact = {"data": {"family": "gaussian", "dim": 4}, "score": {"kind": "exact"}}
-    assert not trains_on_gpu(plan("teacher", TeacherSpec.model_validate(exact)))
+    assert not runs_on_gpu(plan("teacher", TeacherSpec.model_validate(exact)))
 
 
 def test_a_time_limit_leaves_room_and_grows_with_the_training_and_the_attempt() -> None:
@@ -78,3 +81,22 @@ def test_particles_take_the_memory_of_their_places_since_they_have_no_weights() 
     network = {"kind": "particles", "count": 500_000}
     particles = steps_of(network=network, bank={"dim": 4}, snapshots=100, generator_steps=200)["student"]
     assert estimated_mebibytes(particles) > 1_500 + 2 * 100 * 500_000 * 4 * 4 / 2**20
+
+
+def test_a_unets_steps_take_as_long_as_its_products_and_less_on_a_gpu() -> None:
+    """28×28 against 14×14: four times the products in training and in sampling, besides what does not grow."""
+
+    def seconds(side: int, device: str) -> dict[str, float]:
+        network = {"kind": "unet", "channels": 64}
+        score = {"kind": "trained", "network": network, "device": device}
+        teacher = {"data": {"family": "fashion", "side": side}, "score": score}
+        samples = {"teacher": teacher, "bank": {"dim": side * side}, "sampler": {"device": device}}
+        student = {"teacher": teacher, "network": network, "device": device}
+        spec = {"pairs": {"student": student, "teacher_samples": samples}}
+        below = steps_below(plan("metrics", MetricsSpec.model_validate(spec)))
+        return {step.stage: estimated_seconds(step) for step in below}
+
+    large, small, on_gpu = seconds(28, "cpu"), seconds(14, "cpu"), seconds(28, "cuda")
+    for stage in ("teacher", "student", "teacher_samples", "pairs"):
+        assert 2.5 < large[stage] / small[stage] < 5
+        assert on_gpu[stage] < large[stage] / 5

@@ -94,3 +94,15 @@ def test_only_a_spec_that_says_so_allows_tf32(monkeypatch):
     assert allowed == {"tf32": True, "full": False, "bf16": False}
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert torch.get_deterministic_debug_mode() == 2
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("full", False), ("tf32", True), ("bf16", False)])
+def test_convolutions_round_their_factors_only_where_products_may(monkeypatch, precision, allowed):
+    """PyTorch has a switch for each, and leaves that of convolutions on."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not allowed)
+    try:
+        exact_torch(threads=1, precision=precision)
+        assert torch.backends.cudnn.allow_tf32 is allowed
+        assert (torch.get_float32_matmul_precision() == "high") is allowed
+    finally:
+        exact_torch(threads=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -155,12 +154,6 @@ def test_a_denoiser_that_is_asked_once_is_a_student(dmdpipe: Command, results: P
     np.testing.assert_allclose(samples["student"], samples["teacher"], atol=1e-3)
 
 
-needs_diffusers = pytest.mark.skipif(
-    not find_spec("diffusers"), reason="the library diffusers is not installed; it is not part of the environment"
-)
-
-
-@needs_diffusers
 def test_unets_go_through_all_of_it(dmdpipe: Command) -> None:
     import torch
     from diffusers import DDPMScheduler, UNet2DModel

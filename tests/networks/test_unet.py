@@ -1,10 +1,8 @@
-"""U-Nets of diffusers: as they were saved, or refused in one line; whatever needs the library is skipped without it."""
+"""U-Nets that diffusers has saved: as they were, or refused in one line."""
 
 from __future__ import annotations
 
 import json
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,10 +13,6 @@ from torch.testing import assert_close
 from dmdpipe.errors import UserError
 from dmdpipe.networks.unet import CONFIG, WEIGHTS, load_unet
 
-needs_diffusers = pytest.mark.skipif(
-    not find_spec("diffusers"),
-    reason="the library diffusers is not installed; it is not part of the environment",
-)
 TINY = {
     "sample_size": 8,
     "in_channels": 3,
@@ -51,7 +45,6 @@ def configured(folder, **config):
     return folder
 
 
-@needs_diffusers
 @pytest.mark.parametrize("label", [None, 3])
 @torch.no_grad()
 def test_a_loaded_network_answers_as_the_one_that_was_saved(tmp_path, label):
@@ -65,7 +58,6 @@ def test_a_loaded_network_answers_as_the_one_that_was_saved(tmp_path, label):
     assert flat.shape == (3, 8, 8) and not any(parameter.requires_grad for parameter in flat.parameters())
 
 
-@needs_diffusers
 @torch.no_grad()
 def test_the_older_names_of_attention_layers_are_known(tmp_path):
     unet = saved(tmp_path)
@@ -80,7 +72,6 @@ def test_the_older_names_of_attention_layers_are_known(tmp_path):
     assert_close(load_unet(tmp_path, None)(x, torch.tensor([[5.0]])), expected, rtol=0, atol=0)
 
 
-@needs_diffusers
 def test_weights_that_do_not_fit_are_refused_and_never_filled_up(tmp_path):
     saved(tmp_path)
     whole = load_file(tmp_path / WEIGHTS)
@@ -108,14 +99,6 @@ def test_pickled_weights_are_refused_with_the_way_to_convert_them(tmp_path):
     configured(tmp_path)
     (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04K\x01.")
     with one_line("diffusion_pytorch_model.safetensors", "safe_serialization=True"):
-        load_unet(tmp_path, None)
-
-
-def test_without_diffusers_the_line_says_how_to_get_it(tmp_path, monkeypatch):
-    configured(tmp_path)
-    (tmp_path / WEIGHTS).write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "diffusers", None)
-    with one_line("needs the library diffusers", "install"):
         load_unet(tmp_path, None)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from pretended_gpu import pretended_gpu
 from torch.testing import assert_close
 
 from dmdpipe.data.prepare import prepare
 from dmdpipe.diffusion.sampler import teacher_map
 from dmdpipe.diffusion.teacher import load_teacher
 from dmdpipe.distill.loop import distil
+from dmdpipe.errors import UserError
 from dmdpipe.networks.denoiser import build_network
+from dmdpipe.pairing import maps
 from dmdpipe.pairing.bank import make_noise_bank
 from dmdpipe.pairing.maps import pair_samples, sample_teacher
 from dmdpipe.specs.data import Gaussian, Moons
@@ -54,9 +57,9 @@ def model(spec):
     return {name: value.numpy() for name, value in build_network(SMALL, 2, seed=77).state_dict().items()}
 
 
-def sampled(spec, steps=16, noise=None):
+def sampled(spec, steps=16, noise=None, device="cpu"):
     parents = {("teacher", "model.safetensors"): model(spec), ("noise", "noise.safetensors"): noise or bank()}
-    step = Step(TeacherSamplesSpec(teacher=spec, bank=BANK, sampler={"steps": steps}), parents)
+    step = Step(TeacherSamplesSpec(teacher=spec, bank=BANK, sampler={"steps": steps, "device": device}), parents)
     sample_teacher(step)
     assert step.written.keys() == {"samples.safetensors"}
     return step.written["samples.safetensors"], step
@@ -115,7 +118,7 @@ def student_spec(**fields):
     return StudentSpec(**fields)
 
 
-def paired(spec, teacher_row=None):
+def paired(spec, device="cpu"):
     teacher = load_teacher(spec.teacher, model(spec.teacher), getattr(torch, spec.dtype))
     snapshots, _ = distil(spec, teacher, paired=torch.from_numpy(bank()["paired"]))
     samples = sampled(spec.teacher)[0]
@@ -124,8 +127,15 @@ def paired(spec, teacher_row=None):
         ("noise", "noise.safetensors"): bank(),
         ("teacher_samples", "samples.safetensors"): samples,
     }
-    step = Step(PairsSpec(student=spec, teacher_samples=TeacherSamplesSpec(teacher=spec.teacher, bank=BANK)), parents)
-    pair_samples(step)
+    parents["teacher", "model.safetensors"] = model(spec.teacher)
+    of_teacher = TeacherSamplesSpec(teacher=spec.teacher, bank=BANK, sampler={"steps": 16, "device": device})
+    step = Step(PairsSpec(student=spec, teacher_samples=of_teacher), parents)
+    if device == "cpu":
+        pair_samples(step)
+    else:
+        with pretended_gpu() as gpu:
+            pair_samples(step)
+            assert gpu.operations > 5
     assert step.written.keys() == {"pairs.safetensors"}
     return step.written["pairs.safetensors"], snapshots, samples
 
@@ -181,3 +191,40 @@ def test_the_start_of_a_copied_student_is_the_teachers_one_step_answer():
     with torch.no_grad():
         expected = load_teacher(TRAINED, model(TRAINED))(80 * z, torch.full((1, 1), 80.0))
     assert np.array_equal(pairs["student"][0], expected.numpy())
+
+
+# Where it is computed
+
+
+def test_a_teachers_samples_from_a_gpu_are_those_of_the_cpu():
+    here = sampled(TRAINED)[0]
+    with pretended_gpu() as gpu:
+        there = sampled(TRAINED, device="cuda")[0]
+        assert gpu.operations > 5 * 16
+    assert here.keys() == there.keys()
+    for name, array in here.items():
+        np.testing.assert_allclose(there[name], array, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_pairs_from_a_gpu_are_those_of_the_cpu(steps):
+    spec = student_spec(sampling_steps=steps)
+    here, there = (paired(spec, device=device)[0] for device in ("cpu", "cuda"))
+    assert here.keys() == there.keys() and ("resampled" in here) == (steps > 1)
+    for name, array in here.items():
+        np.testing.assert_allclose(there[name], array, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_student_is_asked_in_chunks_and_answers_as_if_at_once(monkeypatch, steps):
+    """A chunk that got another one's later noise, or another order, would show."""
+    spec = student_spec(sampling_steps=steps)
+    whole = paired(spec)[0]
+    monkeypatch.setattr(maps, "CHUNK", 7)
+    np.testing.assert_allclose(paired(spec)[0]["student"], whole["student"], atol=1e-6)
+
+
+def test_a_gpu_that_is_not_there_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"^sampler\.device: 'cuda', but PyTorch .* no GPU here; set it to cpu"):
+        sampled(TRAINED, device="cuda")

@@ -377,7 +377,7 @@ def test_where_accounts_are_kept_sacct_tells_how_jobs_ended_and_a_table_what_the
     assert same_as(local, accounted.tree)
     (job,) = submitted(accounted)
     (table,) = (accounted.tree / "efficiency").glob("*.csv")
-    (row,) = csv.DictReader(table.open())
+    (row,) = csv.DictReader(table.read_text(encoding="utf-8").splitlines())
     assert row["MainJobID"] == job and row["RuleName"].startswith("rule_teacher")
     assert 0 < float(row["MaxRSS_MB"]) < float(row["RequestedMem_MB"])
 

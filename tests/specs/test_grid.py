@@ -15,7 +15,7 @@ from dmdpipe.specs.base import canonical_json
 from dmdpipe.specs.data import Digits, Fashion, Gaussian, Moons, data_name
 from dmdpipe.specs.diffusion import ExactScore, TrainedScore
 from dmdpipe.specs.grid import lay_over, lay_under
-from dmdpipe.specs.network import MLP, Linear
+from dmdpipe.specs.network import MLP, Linear, UNet
 from dmdpipe.specs.student import Init
 
 SIDES = {"4": {"data.side": 2}, "16": {"data.side": 4}}
@@ -174,6 +174,14 @@ def test_a_scale_reaches_trained_teachers_also_where_the_kind_is_left_to_its_def
         student = only(study(base), scale(score__steps=7, data__side=4)).pairs.student
         assert student.teacher.score == TrainedScore(steps=7)
         assert student.teacher.data == Digits(side=4)
+
+
+def test_a_scale_reaches_unets_and_mlps_by_their_own_keys_alone() -> None:
+    both = scale(score__network__width=8, score__network__channels=16, score__network__blocks=1)
+    images = {"data.family": "digits"}
+    assert only(study(images), both).pairs.student.network == MLP(width=8)
+    unet = only(study({**images, "score.network.kind": "unet", "score.network.blocks": 3}), both).pairs.student
+    assert unet.network == unet.teacher.score.network == UNet(channels=16, blocks=3)
 
 
 def test_a_key_of_a_scale_that_no_model_knows_is_refused() -> None:

@@ -156,7 +156,7 @@ def test_a_file_that_is_no_mapping_is_named(config: Path, place: str, load: Any,
         ),
         (
             Cell,
-            {"data": {"family": "digits"}, "score": {"kind": "trained", "network": {"widht": 3}}},
+            {"data": {"family": "digits"}, "score": {"kind": "trained", "network": {"kind": "mlp", "widht": 3}}},
             "here: unknown key 'score.network.widht' (did you mean 'width'?)",
         ),
         (

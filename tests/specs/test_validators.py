@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from dmdpipe.errors import UserError
 from dmdpipe.specs.data import Digits
 from dmdpipe.specs.diffusion import NoiseBankSpec, NoiseRange, TeacherSpec, TrainedScore
+from dmdpipe.specs.network import UNet
 from dmdpipe.specs.pairs import MapsSpec, PairsSpec
 from dmdpipe.specs.problems import parse
 from dmdpipe.specs.student import StudentSpec
@@ -26,6 +27,11 @@ LINEAR_GAN = {"network": {"kind": "linear"}, "recipe": {"fake": "oracle", "adver
 
 BANK = {"dim": 4, "n_paired": 10, "n_held_out": 8}
 PARTICLES = {"teacher": TRAINED, "network": {"kind": "particles", "count": 10}, "bank": BANK}
+
+
+UNET = {"kind": "unet", "channels": 8}
+OF_UNET = {"data": {"family": "photos", "side": 7}, "score": {"kind": "trained", "network": UNET}}
+PLANE = {"teacher": TRAINED, "network": UNET, "init": {"kind": "random-head"}}
 
 
 def pairs_of(**student: Any) -> dict[str, Any]:
@@ -53,6 +59,9 @@ FINE: list[tuple[type[BaseModel], dict[str, Any]]] = [
     (StudentSpec, PARTICLES),
     (StudentSpec, {**PARTICLES, "init": {"kind": "random-head"}, "recipe": {"fake_start": "fresh", "fake_lag": 2}}),
     (PairsSpec, {"student": PARTICLES, "teacher_samples": {"teacher": TRAINED, "bank": BANK}}),
+    (StudentSpec, {"teacher": OF_UNET, "network": UNET, **GAN}),
+    (StudentSpec, {"teacher": OF_UNET, "network": {"kind": "mlp"}, "init": {"kind": "random-head"}}),
+    (UNet, {"multipliers": [1], "attention": []}),
     (NoiseBankSpec, {"dim": 2_000, "n_held_out": 4_000}),
     (TrainedScore, {"device": "cuda", "precision": "tf32"}),
     (StudentSpec, {"teacher": TRAINED, "precision": "bf16"}),
@@ -63,6 +72,20 @@ REFUSED: list[tuple[type[BaseModel], dict[str, Any], list[str]]] = [
     (TeacherSpec, {**EXACT, "data": {"family": "moons"}}, ["score.kind", "'moons'", "trained"]),
     (TeacherSpec, {**EXACT, "data": {"family": "digits"}}, ["score.kind", "'digits'", "trained"]),
     (TeacherSpec, {}, ["data", "required"]),
+    *(
+        (TeacherSpec, {**OF_UNET, "data": data}, ["score.network.kind 'unet'", "pixels"])
+        for data in ({"family": "ring"}, {"family": "gaussian", "dim": 16}, {"family": "digits", "ambient": {}})
+    ),
+    (StudentSpec, {**PLANE, "teacher": EXACT_RING}, ["network.kind 'unet'", "'ring'"]),
+    (StudentSpec, {"teacher": OF_UNET, "network": {**UNET, "blocks": 1}}, ["network must equal the teacher's"]),
+    (
+        StudentSpec,
+        {"teacher": OF_UNET, "network": UNET, "init": {"kind": "partial", "fresh_last": 1}},
+        ["init.kind 'partial'", "mlp"],
+    ),
+    *((UNet, {"attention": levels}, ["attention", "0 to 2"]) for levels in ([3], [1, 0], [1, 1])),
+    (UNet, {"channels": 12}, ["channels", "multiple of 8"]),
+    (UNet, {"multipliers": []}, ["multipliers"]),
     (StudentSpec, {"teacher": TRAINED, **LINEAR}, ["network.kind", "linear", "gaussian", "exact"]),
     (StudentSpec, {"teacher": EXACT_RING, **LINEAR}, ["network.kind", "linear", "gaussian", "exact"]),
     *(

@@ -57,7 +57,13 @@ for job in jobs:
 
 TEACHER = {
     "data": {"family": "digits", "side": 2, "n_train": 300, "n_held_out": 50},
-    "score": {"kind": "trained", "network": {"width": 16, "depth": 1}, "steps": 30, "batch": 32, "warmup": 5},
+    "score": {
+        "kind": "trained",
+        "network": {"kind": "mlp", "width": 16, "depth": 1},
+        "steps": 30,
+        "batch": 32,
+        "warmup": 5,
+    },
 }
 STUDENT = {
     "teacher": TEACHER,

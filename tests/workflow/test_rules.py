@@ -22,7 +22,10 @@ def rules_in(path: Path) -> dict[str, str]:
     return {name: body for name, body in zip(parts[1::2], parts[2::2], strict=True) if "script:" in body}
 
 
-TRAINING = {"cpus_per_task": "cpus_of", "gpu": "gpus_of", "slurm_partition": "partition_of"}
+ON_A_GPU = {"gpu": "gpus_of", "slurm_partition": "partition_of"}
+TRAINING = {"cpus_per_task": "cpus_of", **ON_A_GPU}
+ASKED = dict.fromkeys(("teacher", "student", "ensemble"), TRAINING)
+ASKED |= dict.fromkeys(("teacher_samples", "pairs"), ON_A_GPU)
 EVERY_RULE = {name: body for path in RULES for name, body in rules_in(path).items()}
 
 
@@ -80,9 +83,9 @@ def test_a_rule_has_one_parameter_its_spec(name: str) -> None:
 @pytest.mark.parametrize("name", EVERY_RULE)
 def test_a_rule_asks_a_cluster_for_what_its_own_steps_need(name: str) -> None:
     asked = set(section(EVERY_RULE[name], "resources"))
-    training = {f'{key}={key_of}("{name}"),' for key, key_of in TRAINING.items()}
+    lines = {key: f'{key}={key_of}("{name}"),' for key, key_of in TRAINING.items()}
     assert {f'mem_mb=memory_of("{name}"),', f'runtime=minutes_of("{name}"),'} <= asked
-    assert asked & training == (training if name in ("teacher", "student", "ensemble") else set())
+    assert asked & set(lines.values()) == {lines[key] for key in ASKED.get(name, {})}
 
 
 @pytest.mark.parametrize("name", EVERY_RULE)

@@ -22,7 +22,7 @@ VARIABLES = {
     # MKL, which is torch's matrix product, factorisations, exp, log, sin and square root. It distinguishes Intel's
     # CPUs from others even where the instruction set is the same. Its branches above COMPATIBLE are for Intel only.
     "MKL_CBWR": "COMPATIBLE",
-    # Torch's convolutions. No network here has one; a network that does must not bring the difference back.
+    # Torch's convolutions, which U-Nets have.
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     # NumPy's and SciPy's matrix products and factorisations.
     "OPENBLAS_CORETYPE": "Haswell",

@@ -17,6 +17,7 @@ from dmdpipe.specs.base import canonical_json, digest
 from dmdpipe.specs.data import DataSpec, data_name, transformations
 from dmdpipe.specs.diffusion import NoiseBankSpec, TeacherSamplesSpec, TeacherSpec
 from dmdpipe.specs.hardware import Hardware
+from dmdpipe.specs.network import network_name
 from dmdpipe.specs.pairs import MapsSpec, MetricsSpec, PairsSpec
 from dmdpipe.specs.report import FigureSpec, StudyFigureSpec, VerdictsSpec
 from dmdpipe.specs.student import REGRESSED, StudentSpec, members_of
@@ -54,7 +55,7 @@ class Stage:
         parents: spec → the steps that it reads: (stage, spec) by role.
         modules: spec → the modules that the spec selects by name, which no import statement shows.
         equality: what a run elsewhere can be held to, at the least.
-        device: spec → the device on which it trains.
+        device: spec → the device on which it trains or samples.
         keyed: whether the folder's name ends in the spec's digest; not so for what people open.
     """
 
@@ -94,7 +95,8 @@ class Stage:
 
     def equality_of(self, spec: Any) -> Equality:
         """Return what a run of this step elsewhere can be held to, as its manifest declares it."""
-        return TRAINING_ON_A_GPU if self.device(spec) == "cuda" else self.equality
+        on_gpu = self.equality == TRAINING and self.device(spec) == "cuda"
+        return TRAINING_ON_A_GPU if on_gpu else self.equality
 
     def code(self, spec: Any) -> Code:
         """Return the code that a step can reach: from its function, from what its spec selects, and its script."""
@@ -122,8 +124,7 @@ def _noise_label(spec: NoiseBankSpec) -> str:
 def _teacher_label(spec: TeacherSpec) -> str:
     if spec.score.kind == "exact":
         return f"{data_name(spec.data)}_exact"
-    network = spec.score.network
-    return f"{data_name(spec.data)}_{network.kind}-{network.width}x{network.depth}_seed{spec.score.seed}"
+    return f"{data_name(spec.data)}_{network_name(spec.score.network)}_seed{spec.score.seed}"
 
 
 def _teacher_samples_label(spec: TeacherSamplesSpec) -> str:
@@ -219,7 +220,7 @@ def _student_modules(spec: StudentSpec) -> set[str]:
         or spec.recipe.fake_lag,
         "dmdpipe.distill.oracle": spec.recipe.fake == "oracle",
         "dmdpipe.distill.regression": spec.recipe.regression_weight or spec.init.kind in REGRESSED,
-        # A fresh fake score is an MLP, whatever the student and the teacher are.
+        # A fresh fake score is an MLP where neither the student nor the teacher has a network of its kind.
         "dmdpipe.networks.mlp": spec.recipe.fake_start == "fresh",
     }
     used = {module for module, is_used in selected.items() if is_used}
@@ -265,6 +266,7 @@ _ROWS = (
         label=_teacher_samples_label,
         parents=_teacher_samples_parents,
         modules=lambda spec: _teacher_modules(spec.teacher),
+        device=lambda spec: spec.sampler.device,
     ),
     Stage(
         name="student",
@@ -309,6 +311,7 @@ _ROWS = (
         label=lambda spec: _student_label(spec.student),
         parents=_pairs_parents,
         modules=lambda spec: _network_modules(spec.student),
+        device=lambda spec: spec.teacher_samples.sampler.device,
     ),
     Stage(
         name="metrics",

@@ -30,6 +30,8 @@ def exact_torch(threads: int, precision: str = "full") -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    # The products of cuDNN's convolutions have a switch of their own, which PyTorch leaves on.
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
     # The same switch as use_deterministic_algorithms(True), without its second and a half of imports.
     torch.set_deterministic_debug_mode("error")
     # It also fills every new tensor, so that a read of one not yet written shows: a pass over memory each.

@@ -10,6 +10,7 @@ gradient's norm holds for fake score and head together, as in DMD2.
 from __future__ import annotations
 
 import copy
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,19 +59,24 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def hidden_state(denoiser: Denoiser, noisy: Tensor, sigma: Any) -> Tensor:
-    """Return what an MLP denoiser's first half of blocks, rounded up, makes of noisy samples [B, d]: [B, width].
+    """Return what the first half of a denoiser's network makes of noisy samples [B, d].
 
-    DMD2 reads the U-Net's bottleneck, the middle of the network. What comes after it learns from the denoising loss
-    alone. In single precision at least, as there.
+    DMD2 reads the U-Net's bottleneck, the middle of the network: [B, C, h, w]. Of an MLP it is what the first half of
+    its blocks, rounded up, makes: [B, width]. What comes after it learns from the denoising loss alone. In single
+    precision at least, as there.
 
     Args:
-        denoiser: an MLP inside its preconditioning.
+        denoiser: an MLP or a U-Net inside its preconditioning.
         noisy: x + σ·ε [B, d].
         sigma: σ [B, 1], or the ``conditions`` of these levels.
     """
     network: Any = denoiser.network
     given = denoiser.told(sigma).looked_up()
-    h: Tensor = network.hidden_state(given.c_in * noisy, given.features, blocks_read(network))
+    h: Tensor
+    if hasattr(network, "middle"):
+        h = network.middle(given.c_in * noisy, given.features)
+    else:
+        h = network.hidden_state(given.c_in * noisy, given.features, blocks_read(network))
     return h
 
 
@@ -79,19 +85,29 @@ def blocks_read(network: Any) -> int:
     return (len(network.blocks) + 1) // 2
 
 
-def build_head(width: int, seed: int) -> nn.Sequential:
-    """Return the head [B, width] → [B, 1]: DMD2's convolutions, norms and SiLUs, at a single position.
+def build_head(width: int, seed: int, side: int | None = None) -> nn.Sequential:
+    """Return the head [B, width] → [B, 1], or [B, width, side, side] → [B, 1].
+
+    DMD2's convolutions, norms and SiLUs: one convolution that halves the side, one over all that is left, and one of a
+    single position. Without a side, the same at a single position.
 
     Args:
-        width: of the hidden state.
+        width: of the hidden state, or its channels.
         seed: draws the weights, by PyTorch's default initialisation.
+        side: of the hidden state, if it has one.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
-        for _ in range(2):
-            layers += [nn.Linear(width, width), nn.LayerNorm(width), nn.SiLU()]
-        return nn.Sequential(*layers, nn.Linear(width, 1))
+        if side is None:
+            for _ in range(2):
+                layers += [nn.Linear(width, width), nn.LayerNorm(width), nn.SiLU()]
+            return nn.Sequential(*layers, nn.Linear(width, 1))
+        halving = nn.Conv2d(width, width, 4, stride=2, padding=1) if side > 1 else nn.Conv2d(width, width, 1)
+        for layer in (halving, nn.Conv2d(width, width, max(1, side // 2))):
+            # Groups of four channels or more: what is left is one position.
+            layers += [layer, nn.GroupNorm(math.gcd(width // 4, 32), width), nn.SiLU()]
+        return nn.Sequential(*layers, nn.Conv2d(width, 1, 1), nn.Flatten())
 
 
 class Adversary:
@@ -115,7 +131,12 @@ class Adversary:
         self.data = data.to(batches.dtype)
         self.batches = batches
         network: Any = teacher.network
-        head = build_head(network.input.out_features, derive_seed(spec.seed, "student", "discriminator"))
+        seed = derive_seed(spec.seed, "student", "discriminator")
+        if hasattr(network, "middle"):
+            channels, side, _ = network.middle_shape
+            head = build_head(channels, seed, side)
+        else:
+            head = build_head(network.input.out_features, seed)
         self.head = head.to(batches.device, batches.dtype)
         self.trained = nn.ModuleList([self.head])
         self.body = teacher

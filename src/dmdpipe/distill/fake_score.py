@@ -15,7 +15,7 @@ from dmdpipe.networks.denoiser import Denoiser, build_network
 from dmdpipe.networks.precision import in_precision
 from dmdpipe.seeds import derive_seed
 from dmdpipe.specs.data import dimension
-from dmdpipe.specs.network import MLP
+from dmdpipe.specs.network import MLP, UNet
 
 if TYPE_CHECKING:
     from dmdpipe.distill.batches import RandomBatches
@@ -30,7 +30,7 @@ def fresh_fake(spec: StudentSpec, device: torch.device) -> Denoiser:
     is linear.
     """
     candidates = (getattr(spec.teacher.score, "network", None), spec.network)
-    network_spec = next((network for network in candidates if isinstance(network, MLP)), MLP())
+    network_spec = next((network for network in candidates if isinstance(network, MLP | UNet)), MLP())
     seed = derive_seed(spec.seed, "student", "fake")
     network = build_network(network_spec, dimension(spec.teacher.data), seed)
     zero_output_layer(network)

@@ -180,8 +180,6 @@ def _measure_models(
     from dmdpipe.measuring.sampling import common_range, sample_both
 
     exact_torch(torch.get_num_threads())
-    # Full precision of products does not include those of cuDNN's convolutions, which PyTorch lets round their factors.
-    torch.backends.cudnn.allow_tf32 = False
     device = checked_device(options["device"])
     teacher, student = (open_model(path, adapter) for path in (teacher_path, student_path))
     levels = common_range(teacher, student, sigma_max)

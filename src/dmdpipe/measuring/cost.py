@@ -63,7 +63,6 @@ def call(spec: ADMSpec) -> Call:
 def seconds_of_a_call(spec: ADMSpec, batch: int, device: torch.device) -> float:
     """Return how long a call of a network with random weights takes, the shorter one of two after a first."""
     exact_torch(torch.get_num_threads())
-    torch.backends.cudnn.allow_tf32 = False
     network = ADM(spec).eval().requires_grad_(False).to(device)
     x = torch.ones(batch, spec.img_channels * spec.img_resolution**2).to(device)
     label, classes = x.new_zeros(1, 1), torch.zeros(batch, dtype=torch.int64).to(device)

@@ -1,19 +1,108 @@
-"""U-Nets of the library diffusers, which is not in the lock: it is imported where one is opened, and only there."""
+"""U-Nets of the library diffusers: one to train, and those that others have saved.
+
+The library takes seconds to import, so only what makes a U-Net does.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from dmdpipe.data.layout import image_shape
 from dmdpipe.errors import UserError
 from dmdpipe.files import read_ordinary
 
+if TYPE_CHECKING:
+    from dmdpipe.specs.network import UNet as UNetSpec
+
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 LARGEST_CONFIG = 2**20  # bytes
+# ln σ/4 at the ends of the usual Karras grid, σ = 0.002 and 80, and the time steps that they become.
+FIRST_LABEL, LAST_LABEL = math.log(0.002) / 4, math.log(80) / 4
+LAST_TIME_STEP = 1_000
+LARGEST_HEAD = 64  # channels of an attention head
+
+
+class UNet(nn.Module):
+    """F(x, c_noise): a ``UNet2DModel`` on flat images, with the colours of a pixel side by side (``data.layout``).
+
+    Images whose side is no multiple of 2^(levels − 1) are padded with zeros at their ends, and the answer is cut back,
+    so that one network fits every side.
+
+    Args:
+        dim: number of coordinates d = side²·colours.
+        spec: channels, levels, blocks and attention.
+    """
+
+    def __init__(self, dim: int, spec: UNetSpec):
+        super().__init__()
+        from diffusers import UNet2DModel
+
+        self.side, self.colours = image_shape(dim)
+        self.channels = tuple(spec.channels * factor for factor in spec.multipliers)
+        self.padding = -self.side % 2 ** (len(self.channels) - 1)
+        attends = [level in spec.attention for level in range(len(self.channels))]
+        self.unet: nn.Module = UNet2DModel(
+            in_channels=self.colours,
+            out_channels=self.colours,
+            block_out_channels=self.channels,
+            layers_per_block=spec.blocks,
+            down_block_types=tuple("AttnDownBlock2D" if own else "DownBlock2D" for own in attends),
+            up_block_types=tuple("AttnUpBlock2D" if own else "UpBlock2D" for own in reversed(attends)),
+            attention_head_dim=math.gcd(spec.channels, LARGEST_HEAD),
+            # At most 32 groups, of four channels or more: the middle may have a single position.
+            norm_num_groups=math.gcd(spec.channels // 4, 32),
+        )
+        self.unet.eval()
+        # By the name that output layers have here.
+        self.output = self.unet.get_submodule("conv_out")
+        self.unet.add_module("conv_out", nn.Identity())
+
+    @property
+    def middle_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the ``middle``."""
+        side = (self.side + self.padding) // 2 ** (len(self.channels) - 1)
+        return self.channels[-1], side, side
+
+    def noise_features(self, c_noise: Tensor) -> Tensor:
+        """Return time steps [B, 1] of noise labels c_noise [B, 1]: linear in ln σ, 0 at σ = 0.002 and 1,000 at σ = 80.
+
+        The library's positional embedding is DDPM's, whose periods run from 6 to 60,000 time steps: fed with c_noise
+        itself, which spans 2.6 units, nearly all of it would be constant. Its other embedding, of random Fourier
+        features, won't do: with it the network divides its answer by the time step.
+        """
+        return (c_noise - FIRST_LABEL) * (LAST_TIME_STEP / (LAST_LABEL - FIRST_LABEL))
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        """Map inputs [B, d] and their time steps [B, 1], or [1, 1] for all rows, to outputs [B, d]."""
+        answer = self.output(self.unet(self._images(x), features.flatten(), return_dict=False)[0])
+        cut = answer[:, :, : self.side, : self.side]
+        return cut.permute(0, 2, 3, 1).reshape(len(x), -1)
+
+    def middle(self, x: Tensor, features: Tensor) -> Tensor:
+        """Return what comes out of the middle block, between the two halves of the U: [B, *middle_shape]."""
+        unet: Any = self.unet
+        embedding = unet.time_embedding(unet.time_proj(features.flatten()).to(x.dtype).expand(len(x), -1))
+        h = unet.conv_in(self._images(x))
+        for block in unet.down_blocks:
+            h, _ = block(hidden_states=h, temb=embedding)
+        answer: Tensor = unet.mid_block(h, embedding)
+        return answer
+
+    def _images(self, x: Tensor) -> Tensor:
+        images = x.reshape(len(x), self.side, self.side, self.colours).permute(0, 3, 1, 2)
+        return F.pad(images, (0, self.padding, 0, self.padding)).contiguous()
+
+
+def build(dim: int, spec: UNetSpec) -> UNet:
+    """Return a U-Net with the library's initialisation (drawn from the global generator)."""
+    return UNet(dim, spec)
 
 
 class FlatUNet(nn.Module):
@@ -43,8 +132,8 @@ def load_unet(folder: Path, label: int | None) -> FlatUNet:
     """Return the U-Net of a folder with ``config.json`` and ``diffusion_pytorch_model.safetensors``, float32.
 
     Raises:
-        UserError: if diffusers is missing, or the folder does not hold a whole unconditional or class-conditional
-            ``UNet2DModel`` whose answer has the shape of its input.
+        UserError: if the folder does not hold a whole unconditional or class-conditional ``UNet2DModel`` whose answer
+            has the shape of its input.
     """
     config = _read_config(folder / CONFIG)
     shape = _shape(config, folder / CONFIG)
@@ -57,14 +146,9 @@ def load_unet(folder: Path, label: int | None) -> FlatUNet:
             f"{folder}: has no {WEIGHTS}; save it in its publisher's environment with"
             " model.save_pretrained(folder, safe_serialization=True)"
         )
-    try:
-        from diffusers import UNet2DModel
-        from diffusers.utils import logging
-    except ImportError:
-        raise UserError(
-            f"{folder}: opening a U-Net needs the library diffusers, which is not part of the environment; install it"
-            " with: .venv-tools/bin/python -m uv pip install --python .venv/bin/python diffusers"
-        ) from None
+    from diffusers import UNet2DModel
+    from diffusers.utils import logging
+
     logging.set_verbosity_error()
     try:
         # With the loader of diffusers, since it knows the older names of layers; from these two files alone.

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dmdpipe.diffusion.determinism import exact_torch
-from dmdpipe.diffusion.sampler import teacher_map
+from dmdpipe.diffusion.determinism import start_device
+from dmdpipe.diffusion.sampler import CHUNK, teacher_map
 from dmdpipe.diffusion.schedule import student_levels
 from dmdpipe.diffusion.teacher import load_teacher
 from dmdpipe.distill.student import build_student
 from dmdpipe.pairing.bank import noise_between
+from dmdpipe.specs.hardware import Hardware
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,8 +31,8 @@ def sample_teacher(step: Step) -> None:
     floor of every pair error), ``teacher_rotated`` = T(Qz), ``held_out`` [M, d] and ``reference`` [R, N, d].
     """
     spec: TeacherSamplesSpec = step.spec
-    exact_torch(threads=1)
-    denoiser = load_teacher(spec.teacher, step.read_tensors("teacher", "model.safetensors"))
+    device = start_device(Hardware(device=spec.sampler.device), "sampler.device")
+    denoiser = load_teacher(spec.teacher, step.read_tensors("teacher", "model.safetensors")).to(device)
     bank = {name: torch.from_numpy(array) for name, array in step.read_tensors("noise", "noise.safetensors").items()}
     steps = spec.sampler.steps
     wanted = {
@@ -44,7 +45,7 @@ def sample_teacher(step: Step) -> None:
     samples = {}
     for done, (name, (z, intervals)) in enumerate(wanted.items()):
         step.progress(done, len(wanted))
-        samples[name] = teacher_map(denoiser, z, spec.noise_range, intervals).numpy()
+        samples[name] = teacher_map(denoiser, z.to(device), spec.noise_range, intervals).cpu().numpy()
     samples["reference"] = samples["reference"].reshape(bank["reference"].shape)
     step.write_tensors("samples.safetensors", samples)
 
@@ -57,7 +58,7 @@ def pair_samples(step: Step) -> None:
     several steps, ``resampled`` [N, d] is the teacher with the same noise between the same levels.
     """
     spec: PairsSpec = step.spec
-    exact_torch(threads=1)
+    device = start_device(Hardware(device=spec.teacher_samples.sampler.device), "sampler.device")
     snapshots = {
         name: torch.from_numpy(array) for name, array in step.read_tensors("student", "snapshots.safetensors").items()
     }
@@ -69,14 +70,16 @@ def pair_samples(step: Step) -> None:
     else:
         student = build_student(spec.student)
     dtype = next(student.parameters()).dtype
-    noise = torch.from_numpy(z).to(dtype)
+    student.to(device)
     bank = spec.teacher_samples.bank
     between = [torch.from_numpy(rows) for rows in noise_between(bank, spec.student.sampling_steps)]
-    later = [rows.to(dtype) for rows in between]
+    # In chunks, so that what a large network holds does not grow with N.
+    noises = [noise.to(device, dtype).split(CHUNK) for noise in (torch.from_numpy(z), *between)]
     outputs = []
     for k in range(len(generator_step)):
         student.load_state_dict({name: stacked[k] for name, stacked in snapshots.items()})
-        outputs.append(student(noise, later).float())
+        samples = [student(first, later) for first, *later in zip(*noises, strict=True)]
+        outputs.append(torch.cat(samples).float().cpu())
     tensors = {
         "z": z,
         "teacher": step.read_tensors("teacher_samples", "samples.safetensors")["teacher"],
@@ -84,12 +87,12 @@ def pair_samples(step: Step) -> None:
         "generator_step": generator_step.numpy(),
     }
     if between:
-        teacher = load_teacher(spec.student.teacher, step.read_tensors("teacher", "model.safetensors"))
-        samples = torch.from_numpy(tensors["teacher"])
+        teacher = load_teacher(spec.student.teacher, step.read_tensors("teacher", "model.safetensors")).to(device)
+        x = torch.from_numpy(tensors["teacher"]).to(device)
         levels = student_levels(spec.student.noise_range, spec.student.sampling_steps)
-        for noises, level in zip(between, levels[1:], strict=True):
-            samples = resampled(teacher, samples, noises, level, spec.teacher_samples)
-        tensors["resampled"] = samples.numpy()
+        for noise, level in zip(between, levels[1:], strict=True):
+            x = resampled(teacher, x, noise.to(device), level, spec.teacher_samples)
+        tensors["resampled"] = x.cpu().numpy()
     step.write_tensors("pairs.safetensors", tensors)
 
 

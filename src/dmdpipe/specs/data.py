@@ -244,6 +244,11 @@ def transformations(data: _Family) -> tuple[str, ...]:
     return tuple(name for name in TRANSFORMATIONS if getattr(data, name, None) is not None)
 
 
+def are_images(data: DataSpec) -> bool:
+    """Whether a sample's coordinates are the pixels of a square image (``dmdpipe.data.layout``)."""
+    return data.family in ("digits", "fashion", "photos", "own_images") and data.ambient is None
+
+
 def is_gaussian(data: DataSpec) -> bool:
     """Whether the samples are of one Gaussian whose covariance is known."""
     return data.family == "gaussian" or getattr(data, "law", None) == "gaussian"

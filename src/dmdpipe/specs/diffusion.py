@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from dmdpipe.specs.base import Spec
-from dmdpipe.specs.data import DataSpec, is_known
+from dmdpipe.specs.base import Spec, later
+from dmdpipe.specs.data import DataSpec, are_images, data_name, is_known
 from dmdpipe.specs.hardware import Hardware
-from dmdpipe.specs.network import MLP
+from dmdpipe.specs.network import MLP, UNet
 
 
 class NoiseRange(Spec):
@@ -30,7 +30,7 @@ class TrainedScore(Hardware):
     """A denoiser trained on the data by denoising score matching, EDM's recipe."""
 
     kind: Literal["trained"] = "trained"
-    network: MLP = MLP()
+    network: Annotated[MLP | UNet, Field(discriminator="kind")] = MLP()
     steps: PositiveInt = 4_000
     batch: PositiveInt = 256
     samples: Literal["pool", "fresh"] = Field(
@@ -65,6 +65,10 @@ class TeacherSpec(Spec):
             raise ValueError(
                 f"score.samples 'fresh': the distribution of '{self.data.family}' is not known; use 'pool'"
             )
+        if self.score.kind == "trained" and self.score.network.kind == "unet" and not are_images(self.data):
+            raise ValueError(
+                f"score.network.kind 'unet' is for images in their own pixels, not for '{data_name(self.data)}'"
+            )
         return self
 
 
@@ -90,6 +94,7 @@ class SamplerSpec(Spec):
     """Heun's second-order solver of the probability-flow ODE on the Karras grid (arXiv 2206.00364, algorithm 1)."""
 
     steps: PositiveInt = Field(64, description="grid intervals, the last one to σ = 0")
+    device: Literal["cpu", "cuda"] = later("cpu", description="where teacher and student answer the bank's noise")
 
 
 class TeacherSamplesSpec(Spec):

@@ -11,7 +11,7 @@ from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.specs.base import Spec
 from dmdpipe.specs.data import FAMILIES, data_name, dimension
 from dmdpipe.specs.diffusion import ExactScore, NoiseBankSpec, TeacherSamplesSpec, TeacherSpec, TrainedScore
-from dmdpipe.specs.network import MLP, Linear, Particles
+from dmdpipe.specs.network import MLP, Linear, Particles, UNet, network_name
 from dmdpipe.specs.pairs import MapsSpec, MetricsSpec, PairsSpec
 from dmdpipe.specs.problems import parse
 from dmdpipe.specs.student import Init, InitSettings, Members, StudentSpec, obstacle_to_members
@@ -30,7 +30,8 @@ class Choice:
 CHOICES = {
     "data": Choice("family", FAMILIES, None),
     "score": Choice("kind", {"trained": TrainedScore, "exact": ExactScore}, "trained"),
-    "student.network": Choice("kind", {"mlp": MLP, "linear": Linear, "particles": Particles}, "mlp"),
+    "score.network": Choice("kind", {"mlp": MLP, "unet": UNet}, "mlp"),
+    "student.network": Choice("kind", {"mlp": MLP, "unet": UNet, "linear": Linear, "particles": Particles}, "mlp"),
 }
 # Places where a name alone may stand for a mapping, and the key that it is short for.
 SHORT_FOR = {"student.recipe": "name", "student.init": "kind"}
@@ -58,20 +59,12 @@ class Member:
             "point": self.point,
             "data": data_name(student.teacher.data),
             "d": dimension(student.teacher.data),
-            "network": network_name(student),
+            "network": network_name(student.network),
             "init": student.init.kind,
             "recipe": student.recipe.name,
             "sigma_max": student.noise_range.sigma_max,
             "seed": self.seed,
         }
-
-
-def network_name(student: StudentSpec) -> str:
-    """Return a short readable name: ``mlp-64x3``, ``linear`` or ``particles-4096``."""
-    network = student.network
-    if network.kind == "particles":
-        return f"particles-{network.count}"
-    return f"mlp-{network.width}x{network.depth}" if network.kind == "mlp" else network.kind
 
 
 def expand(name: str, study: Study, scale_name: str, scale: Scale) -> list[Member]:
@@ -275,7 +268,7 @@ def resolve(cell: Cell, seed: int, where: str, seeds: Sequence[int] = ()) -> Met
     return MetricsSpec(pairs=PairsSpec(student=student, teacher_samples=samples), **cell.metrics.model_dump())
 
 
-def init_of(given: InitSettings, network: MLP | Linear | Particles, start: TeacherSpec | None) -> Init:
+def init_of(given: InitSettings, network: MLP | UNet | Linear | Particles, start: TeacherSpec | None) -> Init:
     """Return the start, by its usual name where it is all the teacher's or all random: equal students are one step."""
     teacher = random = False
     match given.kind:

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from dmdpipe.specs.base import Spec, later
-from dmdpipe.specs.data import dimension, is_gaussian
+from dmdpipe.specs.data import are_images, data_name, dimension, is_gaussian
 from dmdpipe.specs.diffusion import NoiseBankSpec, NoiseRange, TeacherSpec
 from dmdpipe.specs.hardware import Hardware
-from dmdpipe.specs.network import MLP, Linear, Particles
+from dmdpipe.specs.network import MLP, Linear, Particles, UNet
 
 InitKind = Literal[
     "teacher",
@@ -252,7 +252,7 @@ class StudentSpec(Hardware):
 
     teacher: TeacherSpec
     start: TeacherSpec | None = Field(None, description="init.kind other-teacher: whose weights it starts with")
-    network: Annotated[MLP | Linear | Particles, Field(discriminator="kind")] = MLP()
+    network: Annotated[MLP | UNet | Linear | Particles, Field(discriminator="kind")] = MLP()
     sampling_steps: int = STEPS
     noise_range: NoiseRange = NoiseRange()
     init: Init = Init()
@@ -332,7 +332,12 @@ class StudentSpec(Hardware):
             raise ValueError("recipe.fake 'oracle' needs network.kind 'linear': no other student's score is known")
         if self.batches == "expected" and not (self.network.kind == "linear" and self.recipe.fake == "oracle"):
             raise ValueError("batches 'expected' needs network.kind 'linear' and recipe.fake 'oracle'")
-        if self.network.kind == "mlp" and self.init.kind in COPIES:
+        if self.network.kind == "unet" and not are_images(self.teacher.data):
+            name = data_name(self.teacher.data)
+            raise ValueError(f"network.kind 'unet' is for images in their own pixels, not for '{name}'")
+        if self.network.kind == "unet" and self.init.kind == "partial":
+            raise ValueError("init.kind 'partial' needs network.kind 'mlp': a U-Net's layers are in no single order")
+        if self.network.kind in ("mlp", "unet") and self.init.kind in COPIES:
             if self.teacher.score.kind != "trained":
                 raise ValueError(
                     f"init.kind '{self.init.kind}' copies weights: the teacher's score.kind must be 'trained'"

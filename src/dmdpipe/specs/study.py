@@ -10,7 +10,7 @@ from dmdpipe.specs.base import Spec, later
 from dmdpipe.specs.data import DataSpec
 from dmdpipe.specs.diffusion import ExactScore, NoiseRange, SamplerSpec, TrainedScore
 from dmdpipe.specs.hardware import Hardware
-from dmdpipe.specs.network import MLP, Linear, Particles
+from dmdpipe.specs.network import MLP, Linear, Particles, UNet
 from dmdpipe.specs.pairs import MapSettings
 from dmdpipe.specs.student import STEPS, InitSettings, Recipe
 
@@ -28,7 +28,7 @@ class BankSettings(Spec):
 class StudentSettings(Hardware):
     """What a study may say about its students; teacher and seed follow from the rest."""
 
-    network: Annotated[MLP | Linear | Particles, Field(discriminator="kind")] | None = Field(
+    network: Annotated[MLP | UNet | Linear | Particles, Field(discriminator="kind")] | None = Field(
         None, description="none: the teacher's"
     )
     sampling_steps: int = STEPS
