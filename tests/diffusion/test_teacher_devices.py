@@ -84,25 +84,15 @@ def test_a_gpu_that_is_not_there_is_one_line(tmp_path, monkeypatch):
 def test_only_a_spec_that_says_so_allows_tf32(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    # PyTorch has a switch for matrix products and one for convolutions, and leaves that one on.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     try:
         allowed = {}
         for precision in ("tf32", "full", "bf16"):
             assert start_device(SPEC.model_copy(update={"precision": precision}), "score.device") == GPU
-            allowed[precision] = torch.backends.cuda.matmul.allow_tf32
+            allowed[precision] = {torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32}
     finally:
         exact_torch(threads=1)
-    assert allowed == {"tf32": True, "full": False, "bf16": False}
+    assert allowed == {"tf32": {True}, "full": {False}, "bf16": {False}}
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert torch.get_deterministic_debug_mode() == 2
-
-
-@pytest.mark.parametrize(("precision", "allowed"), [("full", False), ("tf32", True), ("bf16", False)])
-def test_convolutions_round_their_factors_only_where_products_may(monkeypatch, precision, allowed):
-    """PyTorch has a switch for each, and leaves that of convolutions on."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not allowed)
-    try:
-        exact_torch(threads=1, precision=precision)
-        assert torch.backends.cudnn.allow_tf32 is allowed
-        assert (torch.get_float32_matmul_precision() == "high") is allowed
-    finally:
-        exact_torch(threads=1)
