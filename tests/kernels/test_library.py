@@ -17,6 +17,7 @@ import torch
 
 from dmdpipe.errors import UserError
 from dmdpipe.kernels import distances, library, mlp, optimiser
+from dmdpipe.kernels.assignment import optimal_assignment
 from dmdpipe.kernels.conditions import Conditions
 from dmdpipe.kernels.discriminator import CompiledDiscriminator
 from dmdpipe.kernels.noise import Stream, philox
@@ -108,7 +109,7 @@ def everything():
         values, first, second,
         torch.tensor([optimiser.norm(gradient), distances.sum_of_distances(x, y)], dtype=torch.float64),
         *map(torch.from_numpy, distances.count_within(x, y, near, 2 * near)),
-        torch.from_numpy(distances.two_nearest(x, y)),
+        torch.from_numpy(distances.two_nearest(x, y)), torch.from_numpy(optimal_assignment(np.abs(x @ y.T))),
     ]  # fmt: skip
     return [tensor.numpy().tobytes() for tensor in found]
 

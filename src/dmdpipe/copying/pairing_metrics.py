@@ -19,6 +19,7 @@ from dmdpipe.copying.distances import (
     squared_distance_tiles,
     squared_distances,
 )
+from dmdpipe.kernels.assignment import optimal_assignment
 from dmdpipe.kernels.distances import count_within
 
 if TYPE_CHECKING:
@@ -73,8 +74,6 @@ def optimal_cost(student: npt.ArrayLike, teacher: npt.ArrayLike) -> float:
 
     Takes O(N²) memory and about O(N³) time.
     """
-    from scipy.optimize import linear_sum_assignment
-
     s, t = as_pairs(student, teacher)
     # The teacher's samples on the rows: a young student's lie close together, and then this way round is the faster
     # one by up to fifty times.
@@ -82,7 +81,7 @@ def optimal_cost(student: npt.ArrayLike, teacher: npt.ArrayLike) -> float:
     # Taking each row's and then each column's smallest off changes no permutation's rank, and leaves less to search.
     costs -= costs.min(axis=1, keepdims=True)
     costs -= costs.min(axis=0)
-    _, order = linear_sum_assignment(costs)
+    order = optimal_assignment(costs)
     # The matrix has rounding errors of the points' size; the cost of the permutation that it names need not.
     return pair_cost(s[order], t)
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from dmdpipe.copying.baselines import AffineMap
 from dmdpipe.copying.distances import Array, as_points, squared_distances
 from dmdpipe.copying.pairing_metrics import random_cost
+from dmdpipe.kernels.assignment import optimal_assignment
 
 
 def gaussian_transport(samples: npt.ArrayLike) -> AffineMap:
@@ -34,8 +35,6 @@ def assigned_maps(z: npt.ArrayLike, targets: npt.ArrayLike) -> Array:
 
     Exact linear assignment with the cost ‖z_i − y_j‖², set by set: O(N²) memory, about O(N³) time.
     """
-    from scipy.optimize import linear_sum_assignment
-
     noise = as_points(z)
     assigned = []
     for points in np.asarray(targets, dtype=np.float64):
@@ -43,7 +42,7 @@ def assigned_maps(z: npt.ArrayLike, targets: npt.ArrayLike) -> Array:
         # As in optimal_cost: it changes no order, and leaves less to search.
         costs -= costs.min(axis=1, keepdims=True)
         costs -= costs.min(axis=0)
-        assigned.append(points[linear_sum_assignment(costs)[1]])
+        assigned.append(points[optimal_assignment(costs)])
     return np.stack(assigned)
 
 
