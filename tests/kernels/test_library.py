@@ -145,6 +145,7 @@ def test_the_bytes_are_the_same_whatever_the_compiler(monkeypatch, request, othe
         monkeypatch.setattr(library, "FLAGS", (optimisation, *library.FLAGS[1:]))
     found = everything()
     assert {file.name.partition("-")[0] for file in cache.iterdir()} == {
+        "assignment",
         "discriminator",
         "distances",
         "mlp",
