@@ -3,7 +3,8 @@
 
 rule fetch:
     output:
-        f"{FOLDER}/{{file}}",
+        # Not removed before the rule runs: who put the file there may have no network.
+        update(f"{FOLDER}/{{file}}"),
     log:
         f"{RESULTS}/logs/fetch/{{file}}.log",
     # Where ./run was started: a cluster's nodes may have no network.

@@ -224,6 +224,17 @@ def test_what_was_fetched_is_what_is_read(tmp_path, monkeypatch):
     assert sorted((tmp_path / "data/fashion-mnist").iterdir()) == sorted(tmp_path / target for target in TARGETS)
 
 
+def test_a_right_file_that_is_there_stays_and_a_wrong_one_is_replaced(tmp_path, monkeypatch):
+    """However often it is fetched, as where everything is made again without a network."""
+    write_set(tmp_path / "data/fashion-mnist")
+    monkeypatch.setattr(fetching, "MIRRORS", ())
+    fetching.fetch(TARGETS[0])
+    TARGETS[0].write_bytes(b"damaged")
+    monkeypatch.setattr(fetching, "MIRRORS", (write_set(tmp_path / "mirror").as_uri() + "/",))
+    fetching.fetch(TARGETS[0])
+    assert np.array_equal(fashion.load_images(fashion.TRAIN_FILE), TRAIN)
+
+
 def test_the_next_mirror_is_tried_when_one_fails_or_serves_something_else(tmp_path, monkeypatch):
     absent, wrong, good = (tmp_path / name for name in ("absent", "wrong", "good"))
     write_set(good)

@@ -318,7 +318,7 @@ def test_what_pytorch_refuses_is_refused(monkeypatch, case):
     denoiser(x, sigma)
 
     def unreachable(file, name, *types):
-        if name == "mlp_rows_fit":
+        if name == "mlp_rows_fit" and case != "rows in single precision":
             return function(file, name, *types)
         return lambda *arguments: pytest.fail(f"{name} was called")
 

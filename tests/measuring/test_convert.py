@@ -127,8 +127,9 @@ def refused(done: Any, *words: str) -> None:
         (by_torch({}), ["no dictionary of tensors"]),
         (by_torch({3: torch.ones(2)}), ["'3' is no tensor"]),
         (by_torch({"a": torch.ones(2).to_sparse()}), ["'a' is no plain tensor"]),
+        (by_torch({"a": torch.ones(1).expand(2**50)}), ["'a' is no plain tensor"]),
     ],
-    ids=["empty", "one byte", "cut", "list", "nothing", "number for a name", "sparse"],
+    ids=["empty", "one byte", "cut", "list", "nothing", "number for a name", "sparse", "one number, very often"],
 )
 def test_what_is_no_dictionary_of_tensors_is_one_line(dmdpipe: Command, data: bytes, words: list[str]) -> None:
     Path("in.bin").write_bytes(data)

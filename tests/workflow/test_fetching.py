@@ -42,6 +42,10 @@ def test_files_are_fetched_once_and_their_times_make_nothing_run_again(tree: Tre
             assert again.returncode == 0, again.stdout + again.stderr
         assert made.stat().st_mtime_ns == before and len(asked) == 2
 
+        forced = tree.checkout.dmdpipe(*data, "--forceall")
+        assert forced.returncode == 0, forced.stdout + forced.stderr
+        assert made.stat().st_mtime_ns != before and len(asked) == 2
+
 
 def test_a_file_that_no_mirror_has_is_one_line_on_the_terminal(tree: Tree, tmp_path: Path) -> None:
     with mirror_for(tree.checkout, tmp_path / "mirror"):

@@ -9,6 +9,7 @@ import http.client
 import os
 import tempfile
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ def files_to_fetch(spec: DataSpec) -> list[Path]:
 
 
 def fetch(target: Path) -> None:
-    """Fetch one of ``files_to_fetch`` from the first mirror that has the right one.
+    """Fetch one of ``files_to_fetch`` from the first mirror that has the right one, if it isn't there already.
 
     The file gets its name only after its content was checked, so an interrupted download leaves nothing behind that
     could be mistaken for it, and two processes may do this at once.
@@ -45,6 +46,10 @@ def fetch(target: Path) -> None:
     """
     name = target.stem
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_file():
+        with suppress(UserError):
+            fashion.read_checked(target, name)
+            return
     failures = []
     for mirror in MIRRORS:
         url = f"{mirror}{target.name}"

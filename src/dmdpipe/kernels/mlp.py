@@ -106,6 +106,9 @@ class CompiledMLP:
 
     def _check(self, x: Tensor, given: Conditions) -> None:
         entries, rows = len(given.c_in), given.rows
+        # First of all: C reads rows to see whether they fit.
+        if rows is not None and rows.dtype != torch.int64:
+            raise ValueError(f"expected rows in int64, got {rows.dtype}")
         if x.ndim != 2 or x.shape[1] != self.sizes[0]:
             raise ValueError(f"expected x [B, {self.sizes[0]}], got {tuple(x.shape)}")
         if rows is None:
@@ -115,8 +118,6 @@ class CompiledMLP:
             rows.data_ptr(), len(rows), entries
         ):
             raise ValueError(f"rows {list(rows.shape)} are not one for each of {len(x)} samples, below {entries}")
-        if rows is not None and rows.dtype != torch.int64:
-            raise ValueError(f"expected rows in int64, got {rows.dtype}")
         if given.features.shape != (entries, self.sizes[3]):
             raise ValueError(f"expected features [{entries}, {self.sizes[3]}], got {list(given.features.shape)}")
         if any(one.dtype != torch.float32 for one in (self.layers[0][0], x, given.c_in, given.features)):
