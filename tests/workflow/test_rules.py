@@ -11,7 +11,9 @@ import pytest
 from dmdpipe.artifacts.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = sorted((ROOT / "workflow/scripts").glob("*.py"))
+# It makes no step: it gets files from elsewhere, whose bytes are checked.
+FETCH = "fetch"
+SCRIPTS = sorted(path for path in (ROOT / "workflow/scripts").glob("*.py") if path.stem != FETCH)
 RULES = sorted((ROOT / "rules").glob("*.smk"))
 ALLOWED = {"snakemake.params.spec", "snakemake.output.manifest", "snakemake.log"}
 
@@ -27,6 +29,7 @@ TRAINING = {"cpus_per_task": "cpus_of", **ON_A_GPU}
 ASKED = dict.fromkeys(("teacher", "student", "ensemble"), TRAINING)
 ASKED |= dict.fromkeys(("teacher_samples", "pairs"), ON_A_GPU)
 EVERY_RULE = {name: body for path in RULES for name, body in rules_in(path).items()}
+FETCHING = EVERY_RULE.pop(FETCH)
 
 
 def section(rule: str, name: str) -> list[str]:
@@ -91,7 +94,8 @@ def test_a_rule_asks_a_cluster_for_what_its_own_steps_need(name: str) -> None:
 @pytest.mark.parametrize("name", EVERY_RULE)
 def test_a_rule_takes_manifests_and_promises_a_manifest_and_payload_of_its_stage(name: str) -> None:
     rule, stage = EVERY_RULE[name], STAGES[name]
-    assert section(rule, "input") == [f'parents_of("{name}"),']
+    others = ["fetched=fetched,"] if name == "data" else []
+    assert section(rule, "input") == [f'parents_of("{name}"),', *others]
     promised = re.findall(r'f"\{RESULTS\}/([^/]+)/\{\{step\}\}/([^"]+)"', "\n".join(section(rule, "output")))
     assert {folder for folder, _ in promised} == {stage.folder}
     files = [file for _, file in promised]
@@ -100,6 +104,14 @@ def test_a_rule_takes_manifests_and_promises_a_manifest_and_payload_of_its_stage
     assert section(rule, "script") == [f'"../workflow/scripts/{name}.py"']
     assert section(rule, "log") == [f'f"{{RESULTS}}/logs/{name}/{{{{step}}}}.log",']
     assert not section(rule, "shell") and not section(rule, "run") and not section(rule, "notebook")
+
+
+def test_only_the_rule_that_fetches_runs_where_the_run_was_started() -> None:
+    """A cluster's nodes may have no network; its login node is no place for anything else."""
+    assert "\n    localrule: True\n" in FETCHING
+    assert not [name for name, rule in EVERY_RULE.items() if "localrule" in rule]
+    assert not section(FETCHING, "input") and not section(FETCHING, "params")
+    assert section(FETCHING, "script") == ['"../workflow/scripts/fetch.py"']
 
 
 @pytest.mark.parametrize("path", [ROOT / "Snakefile", *RULES], ids=lambda path: path.name)
