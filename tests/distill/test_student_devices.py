@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from killed_step import KilledError, Step
 from pretended_gpu import pretended_gpu
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -50,20 +51,6 @@ SPECS = {
     "random-no-skip": {"init": {"kind": "random-no-skip"}, "recipe": LEARNED},
     "edm-default, sgd": {"init": {"kind": "edm-default"}, "recipe": {**LEARNED, "generator": {"kind": "sgd", **QUICK}}},
 }
-
-
-class KilledError(Exception):
-    pass
-
-
-class Step:
-    def __init__(self, folder, killed_at=None):
-        self.resume, self.killed_at, self.calls = folder, killed_at, 0
-
-    def progress(self, done, total):
-        self.calls += 1
-        if self.calls == self.killed_at:
-            raise KilledError
 
 
 def student_spec(name, **fields):

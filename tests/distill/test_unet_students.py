@@ -7,6 +7,7 @@ import math
 import pandas as pd
 import pytest
 import torch
+from killed_step import KilledError, Step
 from pretended_gpu import pretended_gpu
 from torch import nn
 from torch.testing import assert_close
@@ -44,20 +45,6 @@ SPECS = {
         "recipe": {**LEARNED, "fake_start": "fresh"},
     },
 }
-
-
-class KilledError(Exception):
-    pass
-
-
-class Step:
-    def __init__(self, folder, killed_at=None):
-        self.resume, self.killed_at, self.calls = folder, killed_at, 0
-
-    def progress(self, done, total):
-        self.calls += 1
-        if self.calls == self.killed_at:
-            raise KilledError
 
 
 def student_spec(name="dmd2-gan", **fields):

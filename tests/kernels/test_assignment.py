@@ -58,7 +58,16 @@ def test_where_everything_costs_the_same_nothing_is_searched():
     assert (optimal_assignment(np.zeros((500, 500))) == np.arange(500)).all()
 
 
-@pytest.mark.parametrize("costs", [np.zeros((2, 3)), np.array([[np.nan]]), np.array([[np.inf, 0], [0, 0]])])
+@pytest.mark.parametrize(
+    "costs",
+    [
+        np.zeros((2, 3)),
+        np.array([[np.nan]]),
+        np.array([[np.inf, 0], [0, 0]]),
+        np.array([[1e300, 0], [0, 0]]),
+        np.zeros((0, 0)),
+    ],
+)
 def test_what_is_no_square_of_finite_costs_is_refused(costs):
     with pytest.raises(ValueError, match="a square matrix of finite costs"):
         optimal_assignment(costs)
