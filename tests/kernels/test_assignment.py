@@ -53,8 +53,7 @@ def test_a_planted_permutation_is_found():
     assert (optimal_assignment(costs) == planted).all()
 
 
-def test_where_everything_costs_the_same_nothing_is_searched():
-    """Of equally near columns a free one is taken: the rows keep their places."""
+def test_where_everything_costs_the_same_rows_keep_their_places():
     assert (optimal_assignment(np.zeros((500, 500))) == np.arange(500)).all()
 
 
