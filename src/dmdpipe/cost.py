@@ -32,9 +32,9 @@ START_UP_ON_A_GPU = 20.0
 SECONDS_PER_ROUND_ON_A_GPU = 4e-3
 SECONDS_PER_MULTIPLICATION_ON_A_GPU = 9e-12
 _UPDATES_OF_A_STEP = 8
-# A U-Net, in PyTorch: on a thread of an Intel Xeon (Sapphire Rapids) by benchmarks/unet.py. On a GPU none has been timed: an update is some
-# thousand operations, as a small student's generator step is, and products go at half the rate that bare ones in full
-# precision have on an H200 (docs/benchmarks.md).
+# A U-Net, in PyTorch: on a thread of an Intel Xeon (Sapphire Rapids) by benchmarks/unet.py. On a GPU none has been
+# timed: an update is some thousand operations, as a small student's generator step is, and products go at half the rate
+# that bare ones in full precision have on an H200 (docs/benchmarks.md).
 SECONDS_PER_UPDATE_OF_A_UNET = {"cpu": 20e-3, "cuda": 28e-3}
 SECONDS_PER_MULTIPLICATION_OF_A_UNET = {"cpu": 6e-11, "cuda": 3e-13}
 PASSES_OF_AN_UPDATE = 3  # forward, and two backward
