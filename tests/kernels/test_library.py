@@ -28,7 +28,7 @@ from dmdpipe.networks.mlp import MLP
 @pytest.fixture
 def afresh():
     """Nothing is loaded at the start, and nothing of a test stays loaded."""
-    cached = library.library, library.function, library.compiler, mlp._memory_size
+    cached = library.library, library.function, library.compiler, mlp._memory
 
     def clear():
         for one in cached:

@@ -40,6 +40,7 @@ class CompiledMLP:
         self.skip = skip
         self.sizes = dim, width, len(layers) - 3, embedding, len(layers[-1][0])
         self.known: list[Any] = [None, None]
+        self.spare: Tensor | None = None
 
     def denoise(self, x: Tensor, given: Conditions) -> Tensor:
         """Return D(x) [B, d], given x [B, d] and its conditions."""
@@ -53,7 +54,7 @@ class CompiledMLP:
         """Return D(x) [B, d] and its pullback (``dmdpipe.networks.pullback``), which may be called once."""
         x = x.contiguous()
         answer, memory = torch.empty_like(x), self._memory()
-        kept = torch.empty(function("mlp", "mlp_kept_size", SIZE, MEMORY, SIZE)(structure(*self.sizes), len(x)))
+        kept = self._kept(len(x))
         call = function("mlp", "mlp_denoise_and_keep", None, *[MEMORY] * 3, SIZE, *[MEMORY] * 4)
         places = x.data_ptr(), answer.data_ptr(), kept.data_ptr(), memory.data_ptr()
         call(*self.question(x, given), len(x), *places)
@@ -65,6 +66,7 @@ class CompiledMLP:
             back = function("mlp", "mlp_pull_back", None, *[MEMORY] * 4, SIZE, MEMORY, MEMORY, SIZE, MEMORY)
             places = to.data_ptr(), kept.data_ptr(), add, memory.data_ptr()
             back(shape, layers, self.gradients(), conditions, len(x), *places)
+            self.spare = kept
 
         return answer, pullback
 
@@ -145,7 +147,13 @@ class CompiledMLP:
         return known
 
     def _memory(self) -> Tensor:
-        return torch.empty(_memory_size(self.sizes))
+        return _memory(self.sizes)
+
+    def _kept(self, rows: int) -> Tensor:
+        """Return memory for what the way back needs of so many rows: the last pullback's, if it fits."""
+        size = function("mlp", "mlp_kept_size", SIZE, MEMORY, SIZE)(structure(*self.sizes), rows)
+        spare, self.spare = self.spare, None
+        return spare if spare is not None and len(spare) == size else torch.empty(size)
 
 
 def _same_shape(one: Tensor, x: Tensor) -> None:
@@ -164,5 +172,6 @@ def place(tensor: Tensor | None) -> int:
 
 
 @cache
-def _memory_size(sizes: tuple[int, ...]) -> int:
-    return int(function("mlp", "mlp_memory_size", SIZE, MEMORY)(structure(*sizes)))
+def _memory(sizes: tuple[int, ...]) -> Tensor:
+    """Return memory to work with, the same at every call: fresh memory costs more than what is done in it."""
+    return torch.empty(function("mlp", "mlp_memory_size", SIZE, MEMORY)(structure(*sizes)))
