@@ -69,10 +69,14 @@ def test_a_script_sees_what_it_would_see_alone(address: str, tmp_path: Path) -> 
 
 
 @linux_only
-def test_libraries_are_there_and_this_projects_code_is_not(address: str, tmp_path: Path) -> None:
-    text = "import sys; print('torch' in sys.modules, sorted(m for m in sys.modules if m.startswith('dmdpipe')))"
-    expected = "True ['dmdpipe', 'dmdpipe.forking', 'dmdpipe.forking.client']\n"
-    assert ended(tmp_path / "script.py", text, DMDPIPE_FORK_SERVER=address) == (0, expected, "")
+def test_libraries_and_specs_are_there_and_other_code_of_this_project_is_not(address: str, tmp_path: Path) -> None:
+    text = "import sys; print('torch' in sys.modules, *sorted(m for m in sys.modules if m.startswith('dmdpipe')))"
+    status, out, complaints = ended(tmp_path / "script.py", text, DMDPIPE_FORK_SERVER=address)
+    assert (status, complaints) == (0, "")
+    torch_is_there, *modules = out.split()
+    assert torch_is_there == "True" and "dmdpipe.specs.student" in modules
+    rest = {module for module in modules if not module.startswith("dmdpipe.specs")}
+    assert rest == {"dmdpipe", "dmdpipe.errors", "dmdpipe.files", "dmdpipe.forking", "dmdpipe.forking.client"}
 
 
 @linux_only

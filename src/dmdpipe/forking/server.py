@@ -1,8 +1,10 @@
 """A process that has imported the slow libraries and forks itself for every step's script.
 
-Importing torch takes two seconds of a core, and a laptop run has three hundred steps that need it. The server imports
-libraries only, never dmdpipe's own code: every step reads that afresh, so that no edit can be missed. What a forked
-step computes and how it ends is the same as if its script had been started by itself.
+Importing torch takes two seconds of a core, and a laptop run has three hundred steps that need it. Of dmdpipe the server
+imports the specs alone, which decide nothing that doesn't stand in a step's order, and those when the first step asks, so
+after the run was planned: a step whose code was edited since then refuses. All other code every step reads afresh, so
+that no edit can be missed. What a forked step computes and how it ends is the same as if its script had been started by
+itself.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ PAGE_LIBRARIES = (
     *("papermill", "nbclient", "nbconvert.exporters", "ipykernel.kernelapp", "IPython.display"),
     *("matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf"),
 )
+SPECS = ("dmdpipe.specs.report", "dmdpipe.specs.study")  # and through them all others that steps parse
 SECONDS_FOR_A_REQUEST = 10
 LISTENING = b"listening\n"
 
@@ -138,11 +141,10 @@ class Server:
         except (OSError, ValueError, struct.error):
             connection.close()
             return
-        if str(request["command"][0]).endswith(PAGE):
-            # What can't be imported fails again in the page's own process, which can say so.
-            with suppress(ImportError):
-                for library in PAGE_LIBRARIES:
-                    import_module(library)
+        for module in (*SPECS, *(PAGE_LIBRARIES if str(request["command"][0]).endswith(PAGE) else ())):
+            # What can't be imported fails again in the step's own process, which can say so.
+            with suppress(Exception):
+                import_module(module)
         sys.stderr.flush()
         # Else every step's garbage collections walk through all libraries, and copy their memory on the way.
         gc.freeze()
