@@ -76,7 +76,9 @@ def test_steps_in_which_a_unet_computes_on_a_gpu_are_counted(
         start = {"kind": "teacher" if of_teacher == of_student else "edm-default"}
         student = {"teacher": teacher, "network": networks[of_student], "device": device, "init": start}
         samples = {"teacher": teacher, "bank": {"dim": 16}, "sampler": {"device": device}}
-        below = steps_below(plan("metrics", MetricsSpec.model_validate({"pairs": {"student": student, "teacher_samples": samples}})))
+        below = steps_below(
+            plan("metrics", MetricsSpec.model_validate({"pairs": {"student": student, "teacher_samples": samples}}))
+        )
         found = {step.stage for step in below if runs_unet_on_gpu(step)}
         assert found == set(counted if device == "cuda" else [])
 

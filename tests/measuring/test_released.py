@@ -185,7 +185,15 @@ def test_weights_that_a_pin_was_meant_for_cannot_go_by_another_name(dmdpipe: Com
     refused(dmdpipe("measure", *MODELS, *ASKED), "t.safetensors: is none of", "small.json pins (T.safetensors)")
     adapter(weights={"s.safetensors": about, "elsewhere/t.safetensors": pinned})
     refused(dmdpipe("measure", *MODELS, *ASKED), "t.safetensors: is none of", "(elsewhere/t.safetensors)")
-    for name in ("t", "t.bin", "/t.safetensors", "../t.safetensors", "a//t.safetensors", "./t.safetensors", ".safetensors"):
+    for name in (
+        "t",
+        "t.bin",
+        "/t.safetensors",
+        "../t.safetensors",
+        "a//t.safetensors",
+        "./t.safetensors",
+        ".safetensors",
+    ):
         adapter(weights={name: pinned})
         refused(dmdpipe("measure", *MODELS, *ASKED), "small.json", "weights", f"'{name}' can be no file's name")
 

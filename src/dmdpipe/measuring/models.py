@@ -258,8 +258,8 @@ def _unpinned(path: Path, checksum: str, adapter: Adapter, adapter_path: Path) -
         pinned = [name for name, known in adapter.weights.items() if known.sha256]
         if pinned:
             raise UserError(
-                f"{path}: is none of the weights that {adapter_path} pins ({', '.join(pinned)}): take the right file, or"
-                " add this one to weights"
+                f"{path}: is none of the weights that {adapter_path} pins ({', '.join(pinned)}): take the right file,"
+                " or add this one to weights"
             )
         return {}
     known = adapter.weights[name].sha256
