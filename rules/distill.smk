@@ -15,6 +15,7 @@ rule student:
         runtime=minutes_of("student"),
         cpus_per_task=cpus_of("student"),
         gpu=gpus_of("student"),
+        unets_on_gpu=unets_on_gpu_of("student"),
         slurm_partition=partition_of("student"),
     params:
         spec=spec_of("student"),

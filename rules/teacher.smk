@@ -15,6 +15,7 @@ rule teacher:
         runtime=minutes_of("teacher"),
         cpus_per_task=cpus_of("teacher"),
         gpu=gpus_of("teacher"),
+        unets_on_gpu=unets_on_gpu_of("teacher"),
         slurm_partition=partition_of("teacher"),
     params:
         spec=spec_of("teacher"),

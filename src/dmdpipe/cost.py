@@ -103,7 +103,7 @@ def estimated_seconds(step: PlannedStep) -> float:
 
 
 def _has_unet(spec: Any) -> bool:
-    """Whether a network of a training is a U-Net: beside one, an MLP counts for nothing."""
+    """Whether a network of a training or sampling is a U-Net: beside one, an MLP counts for nothing."""
     networks = [getattr(owner, "network", None) for owner in (spec, getattr(spec, "teacher", spec).score)]
     return any(network is not None and network.kind == "unet" for network in networks)
 
@@ -190,6 +190,12 @@ def _numbers_of_a_bank(bank: NoiseBankSpec) -> int:
 def runs_on_gpu(step: PlannedStep) -> bool:
     """Whether a step's spec says that it trains or samples on a GPU."""
     return find_stage(step.stage).device(step.spec) == "cuda"
+
+
+def runs_unet_on_gpu(step: PlannedStep) -> bool:
+    """Whether it is a U-Net that a step trains or samples on a GPU: one takes much of a card."""
+    spec = step.spec.student if step.stage == "pairs" else step.spec
+    return runs_on_gpu(step) and _has_unet(spec)
 
 
 def minutes_to_ask_for(step: PlannedStep, attempt: int) -> int:

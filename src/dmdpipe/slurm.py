@@ -47,8 +47,8 @@ def jobs_of(results: Path) -> list[str]:
     """
     prefix = job_prefix(results)
     lines = _ask_slurm("squeue", "--me", "--noheader", "--format=%A %j").splitlines()
-    jobs = [line.split(maxsplit=1) for line in lines]
-    return [identity for identity, name in jobs if name.startswith(prefix)]
+    jobs = [line.strip().partition(" ") for line in lines]
+    return [identity for identity, _, name in jobs if name.startswith(prefix)]
 
 
 def _ask_slurm(*command: str) -> str:

@@ -14,6 +14,7 @@ from dmdpipe.cost import (
     megabytes_to_ask_for,
     minutes_to_ask_for,
     runs_on_gpu,
+    runs_unet_on_gpu,
 )
 from dmdpipe.specs.diffusion import TeacherSamplesSpec, TeacherSpec
 from dmdpipe.specs.pairs import MetricsSpec
@@ -54,6 +55,32 @@ def test_a_gpu_is_for_the_training_whose_spec_says_so_and_no_other_step() -> Non
     assert runs_on_gpu(plan("teacher_samples", TeacherSamplesSpec.model_validate(sampling)))
     exact = {"data": {"family": "gaussian", "dim": 4}, "score": {"kind": "exact"}}
     assert not runs_on_gpu(plan("teacher", TeacherSpec.model_validate(exact)))
+
+
+@pytest.mark.parametrize(
+    ("of_teacher", "of_student", "counted"),
+    [
+        ("unet", "unet", ["teacher", "teacher_samples", "student", "pairs"]),
+        ("unet", "mlp", ["teacher", "teacher_samples", "student", "pairs"]),  # its teacher computes beside it
+        ("mlp", "unet", ["student", "pairs"]),
+        ("mlp", "mlp", []),
+    ],
+)
+def test_steps_in_which_a_unet_computes_on_a_gpu_are_counted(
+    of_teacher: str, of_student: str, counted: list[str]
+) -> None:
+    for device in ("cuda", "cpu"):
+        networks = {"unet": {"kind": "unet", "channels": 8}, "mlp": {"kind": "mlp", "width": 16}}
+        score = {"kind": "trained", "network": networks[of_teacher], "device": device}
+        teacher = {"data": {"family": "digits", "side": 4}, "score": score}
+        start = {"kind": "teacher" if of_teacher == of_student else "edm-default"}
+        student = {"teacher": teacher, "network": networks[of_student], "device": device, "init": start}
+        samples = {"teacher": teacher, "bank": {"dim": 16}, "sampler": {"device": device}}
+        below = steps_below(
+            plan("metrics", MetricsSpec.model_validate({"pairs": {"student": student, "teacher_samples": samples}}))
+        )
+        found = {step.stage for step in below if runs_unet_on_gpu(step)}
+        assert found == set(counted if device == "cuda" else [])
 
 
 def test_a_time_limit_leaves_room_and_grows_with_the_training_and_the_attempt() -> None:

@@ -34,7 +34,7 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_only_jobs_that_write_to_the_same_results_are_cancelled(queue: Path, tmp_path: Path) -> None:
     mine, other = job_prefix(tmp_path / "results"), job_prefix(tmp_path / "elsewhere/results")
-    queue.write_text(f"  7 {mine}_3a1c\n 12 {other}_77aa\n123 {mine}_b2\n124 a name with spaces\n")
+    queue.write_text(f"  7 {mine}_3a1c\n 12 {other}_77aa\n123 {mine}_b2\n124 a name with spaces\n125 \n")
     assert jobs_of(tmp_path / "results") == ["7", "123"]
     assert cancel_left_jobs(tmp_path / "results") == ["7", "123"]
     assert queue.read_text().split()[0::2][0] == "12" and "124 a name" in queue.read_text()

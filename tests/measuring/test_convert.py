@@ -140,11 +140,39 @@ def test_files_that_cannot_be_are_one_line(dmdpipe: Command) -> None:
     Path("in.bin").write_bytes(by_torch(TENSORS))
     refused(dmdpipe("convert", "none.bin", "out.safetensors"), "none.bin", "No such file")
     refused(dmdpipe("convert", "config", "out.safetensors"), "config", "cannot be read")
+    os.mkfifo("pipe.bin")  # whose reader would wait for ever
+    refused(dmdpipe("convert", "pipe.bin", "out.safetensors"), "pipe.bin", "no ordinary file")
     refused(dmdpipe("convert", "in.bin", "out.bin"), "must end in .safetensors")
     refused(dmdpipe("convert", "in.bin", "no/out.safetensors"), "no folder")
     Path("there.safetensors").write_bytes(b"mine")
     refused(dmdpipe("convert", "in.bin", "there.safetensors"), "is there already")
     assert Path("there.safetensors").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("taken", [lambda path: path.write_bytes(b"mine"), lambda path: path.symlink_to("nowhere")])
+def test_a_file_that_another_made_meanwhile_is_left_as_it_is(
+    dmdpipe: Command, monkeypatch: pytest.MonkeyPatch, taken: Callable[[Path], Any]
+) -> None:
+    Path("in.bin").write_bytes(by_torch(TENSORS))
+    out = Path("late.safetensors")
+    load = torch.load
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        taken(out)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(torch, "load", slow)
+    refused(dmdpipe("convert", "in.bin", "late.safetensors"), "late.safetensors: was made", "meanwhile")
+    assert out.is_symlink() or out.read_bytes() == b"mine"
+    assert not Path("nowhere").exists() and not list(Path().glob(".late*"))
+
+
+def test_a_disk_that_fills_up_leaves_no_file(dmdpipe: Command, new_disk: Callable[[int], Path]) -> None:
+    disk = new_disk(2**16)
+    Path("in.bin").write_bytes(by_torch({"a": torch.ones(2**16)}))
+    done = dmdpipe("convert", "in.bin", str(disk / "out.safetensors"))
+    refused(done, "out.safetensors", "the disk is full")
+    assert list(disk.iterdir()) == []
 
 
 PUBLISHERS = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from dmdpipe.artifacts.dag import steps_below
 from dmdpipe.artifacts.plan import plan
 from dmdpipe.artifacts.step import run_step
 from dmdpipe.copying.standalone import READINGS
+from dmdpipe.networks.unet import WEIGHTS
 from dmdpipe.specs.grid import expand
 from dmdpipe.specs.study import Scale, Study
 
@@ -38,6 +40,7 @@ KINDS = {
     "rotated, double": {"student.init": "rotated", "student.dtype": "float64"},
     "together": {"student.together": True},
 }
+PARTICLES = {"student.network.kind": "particles", "student.network.count": 64}
 COMPARED = (
     *("rho", "rho_floor", "rho_affine", "rho_affine_matched", "linear_excess", "delta_e", "delta_e_null", "cosine"),
     *("cosine_whitened", "retrieval_at_1", "retrieval_null", "normalised_rank", "normalised_excess_cost"),
@@ -180,6 +183,15 @@ def test_unets_go_through_all_of_it(dmdpipe: Command) -> None:
     assert len(pd.read_csv("measured/pairs.csv").filter(regex=r"^x\d+$").columns) == 64
     assert "128 pairs of noise" in done.out and "--held-out 128" in done.out
     assert pd.read_csv("measured/metrics.csv").set_index("metric")["value"]["rho"] > 0
+    about = {"source": "here", "licence": "CC0"}
+    sums = {f"{name}/{WEIGHTS}": hashlib.sha256(Path(name, WEIGHTS).read_bytes()).hexdigest() for name in "ts"}
+    few = ("--noise", "4", "--held-out", "0", "--steps", "1")
+    for pins, fits in ((sums, True), (dict(zip(sums, reversed(sums.values()), strict=True)), False)):
+        pinned = {"weights": {name: about | {"sha256": pin} for name, pin in pins.items()}}
+        Path("pinned.json").write_text(json.dumps(adapter | pinned))
+        done = dmdpipe("measure", *asked[:-1], "pinned.json", *few, "--out", f"fits {fits}")
+        assert (done.status == 0) is fits, done
+    assert f"t/{WEIGHTS}: its sha256 is {sums[f't/{WEIGHTS}']}, but pinned.json pins" in done.err
     over = dmdpipe("measure", *asked, "--sigma-max", "80", "--out", "more")
     assert over.status == 2 and "the schedule of t ends at" in over.err
 
@@ -293,6 +305,13 @@ def test_wrong_models_are_refused(dmdpipe: Command, results: Path) -> None:
         (["--teacher", teacher, "--student", student, "--z", "z.npy"], ["--z", "--pairs"]),
     ):
         refused(dmdpipe("measure", *arguments), *words)
+
+
+def test_particles_are_refused_since_they_answer_to_their_own_noise_alone(dmdpipe: Command, results: Path) -> None:
+    study = Study(number=0, title="t", question="q", prediction="p", base=BASE | PARTICLES)
+    (spec,) = (one.spec for one in expand("some", study, "some", Scale(title="one", seeds=1)))
+    folders = made(spec, results)
+    refused(dmdpipe("measure", *models(folders), *SIZES), str(folders["student"]), "particles", "metrics")
 
 
 def test_a_damaged_step_is_refused(dmdpipe: Command, results: Path, tmp_path: Path) -> None:

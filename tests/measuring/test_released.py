@@ -172,10 +172,48 @@ def test_a_pinned_checksum_is_held_against_the_file(dmdpipe: Command, two: dict[
     adapter(weights={name: about | {"sha256": sum_} for name, sum_ in two.items()})
     done = dmdpipe("measure", *MODELS, *ASKED, "--out", "pinned")
     assert done.status == 0 and "sha256" not in done.out
-    adapter(weights={"s.safetensors": about | {"sha256": two["t.safetensors"]}})
+    adapter(weights={"t.safetensors": about, "s.safetensors": about | {"sha256": two["t.safetensors"]}})
     refused(
         dmdpipe("measure", *MODELS, *ASKED), "s.safetensors", two["s.safetensors"], two["t.safetensors"], "small.json"
     )
+
+
+def test_weights_that_a_pin_was_meant_for_cannot_go_by_another_name(dmdpipe: Command, two: dict[str, str]) -> None:
+    about = {"source": "https://…", "licence": "CC0"}
+    pinned = about | {"sha256": two["t.safetensors"]}
+    adapter(weights={"s.safetensors": about, "T.safetensors": pinned})
+    refused(dmdpipe("measure", *MODELS, *ASKED), "t.safetensors: is none of", "small.json pins (T.safetensors)")
+    adapter(weights={"s.safetensors": about, "elsewhere/t.safetensors": pinned})
+    refused(dmdpipe("measure", *MODELS, *ASKED), "t.safetensors: is none of", "(elsewhere/t.safetensors)")
+    for name in (
+        "t",
+        "t.bin",
+        "/t.safetensors",
+        "../t.safetensors",
+        "a//t.safetensors",
+        "./t.safetensors",
+        ".safetensors",
+    ):
+        adapter(weights={name: pinned})
+        refused(dmdpipe("measure", *MODELS, *ASKED), "small.json", "weights", f"'{name}' can be no file's name")
+
+
+def test_of_two_files_of_one_name_each_has_a_pin_of_its_own(dmdpipe: Command, two: dict[str, str]) -> None:
+    about = {"source": "https://…", "licence": "CC0"}
+    files = {}
+    for folder in "ts":
+        Path(folder).mkdir()
+        Path(f"{folder}.safetensors").rename(f"{folder}/w.safetensors")
+        files[f"{folder}/w.safetensors"] = two[f"{folder}.safetensors"]
+    # As hubs store files: what counts is where it was named to be.
+    Path("s/w.safetensors").rename("store")
+    Path("s/w.safetensors").symlink_to("../store")
+    models = ["--teacher", "t/../t/w.safetensors", "--student", "s/w.safetensors"]
+    fallback = {"w.safetensors": about | {"sha256": "0" * 64}}
+    adapter(weights={name: about | {"sha256": sum_} for name, sum_ in files.items()} | fallback)
+    assert dmdpipe("measure", *models, *ASKED, "--out", "pinned").status == 0
+    adapter(weights={name: about | {"sha256": files["t/w.safetensors"]} for name in files} | fallback)
+    refused(dmdpipe("measure", *models, *ASKED), "s/w.safetensors: its sha256 is", files["s/w.safetensors"])
 
 
 def test_teacher_and_student_must_be_asked_for_the_same(dmdpipe: Command, two: dict[str, str]) -> None:
@@ -256,10 +294,32 @@ def test_the_cost_of_study_20_is_printed_without_weights(dmdpipe: Command) -> No
     assert "2.37 GB for the weights of two networks" in done.out and "needs --held-out 24576" in done.out
 
 
-def test_the_cost_of_a_small_network_is_timed(dmdpipe: Command) -> None:
+def test_the_memory_of_study_20_is_that_of_its_arrays(dmdpipe: Command) -> None:
+    """Those that are live at once: samples in float32; in double precision what metrics make of them."""
+    d, n = 12_288, 1_000
+    for held_out, fitted in ((4_000, 0), (2 * d, 3 * 2 * d + 2 * d)):
+        done = dmdpipe("cost", "config/released/imagenet64.json", "--held-out", str(held_out))
+        samples, metrics = 4 * d * (4 * n + 2 * held_out), 8 * d * (2 * d + 4 * n + held_out + fitted)
+        assert f"{samples / 1e9:.2f} GB of the machine for the samples" in done.out, done
+        assert f"{metrics / 1e9:.1f} GB of the machine for the metrics" in done.out, done
+        assert ("rho_affine needs" in done.out) is (fitted == 0)
+        assert f"T of {held_out} held-out noises" in done.out
+
+
+def test_a_call_is_timed_by_the_shorter_of_two_after_a_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([0.0, 10.0, 20.0, 21.5, 30.0, 33.0])
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(moments))
+    assert cost.seconds_of_a_call(Sizes(**SMALL), 2, torch.device("cpu")) == 1.5
+
+
+def test_the_cost_of_a_small_network_is_timed(dmdpipe: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter()
     done = dmdpipe("cost", "small.json", "--batch", "2", "--time")
     assert done.status == 0 and "measured on cpu, 2 samples at a time" in done.out, done
+    monkeypatch.setattr(cost, "seconds_of_a_call", lambda network, batch, device: 1e-6)
+    done = dmdpipe("cost", "small.json", "--batch", "7", "--time")
+    rate = 7 * cost.call(Sizes(**SMALL)).operations / 1e6
+    assert f"at {rate:.3g} TFLOP/s (measured" in done.out, done
     Path("mlp.json").write_text('{"network": {"kind": "mlp"}}')
     for words, asked in (("'adm' alone", ["mlp.json"]), ("tpu", ["small.json", "--time", "--device", "tpu"])):
         failed = dmdpipe("cost", *asked)

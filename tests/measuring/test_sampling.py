@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from dmdpipe.diffusion import sampler
 from dmdpipe.errors import UserError
+from dmdpipe.measuring import sampling
+from dmdpipe.measuring.classes import Classes
 from dmdpipe.measuring.models import Model
 from dmdpipe.measuring.sampling import common_range, sample_both
 from dmdpipe.pairing.bank import noise_rows
@@ -50,6 +54,24 @@ def test_gaussian_models_make_their_closed_form_of_the_banks_noise():
 
 def test_the_batch_changes_nothing():
     whole, parts = (sampled(model(Gaussian(0.5)), model(Gaussian(2.0)), batch=batch) for batch in (1_024, 3))
+    for name, array in vars(whole).items():
+        assert np.array_equal(array, vars(parts)[name]), name
+
+
+class OfItsClass(Gaussian):
+    """The denoiser of N(0, (1 + class)²), row by row."""
+
+    def forward(self, x, sigma, classes):
+        spread = 1.0 + classes[:, None]
+        return spread**2 / (spread**2 + sigma**2) * x
+
+
+def test_a_batch_beyond_the_samplers_own_chunks_keeps_each_class_with_its_noise(monkeypatch):
+    told = [replace(model(OfItsClass(0.0)), classes=Classes(5)) for _ in range(2)]
+    whole = sampled(*told)
+    for module in (sampling, sampler):
+        monkeypatch.setattr(module, "CHUNK", 4)
+    parts = sampled(*told, batch=1_000)
     for name, array in vars(whole).items():
         assert np.array_equal(array, vars(parts)[name]), name
 

@@ -107,6 +107,7 @@ def test_pickled_weights_are_refused_with_the_way_to_convert_them(tmp_path):
     [
         ({"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),
         ({"time_embedding_type": "fourier"}, "positional"),
+        ({"class_embed_type": "timestep"}, "class_embed_type"),
         ({"out_channels": 6}, r"out_channels \(6\)"),
         ({"sample_size": None}, "sample_size"),
         ({"sample_size": -8}, "sample_size"),

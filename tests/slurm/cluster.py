@@ -99,11 +99,13 @@ class Cluster:
         folder: where its configuration, logs and state lie.
         start_node: starts the daemon of a node.
         has_accounts: whether there is an accounting database.
+        daemons: the daemon of each node, by its name.
     """
 
     folder: Path
     start_node: Callable[[str], None]
     has_accounts: bool
+    daemons: dict[str, subprocess.Popen[bytes]]
 
     def ask(self, *command: str) -> str:
         """Return what a program of SLURM prints."""
@@ -125,15 +127,33 @@ class Cluster:
 
     def lose(self, node: str) -> None:
         """End all that runs on a node at once, as a power cut does, and have the controller see it."""
-        jobs = self.ask("squeue", "--noheader", f"--nodelist={node}", "--states=running", "--format=%A").split()
-        daemons = (f"-N {node}", *(f"slurmstepd: [{job}." for job in jobs))
-        for process in psutil.process_iter(["cmdline", "environ"]):
-            command, variables = " ".join(process.info["cmdline"] or []), process.info["environ"] or {}
-            if any(daemon in command for daemon in daemons) or variables.get("SLURM_JOB_ID") in jobs:
+        self.daemons[node].kill()
+        self.daemons[node].wait()
+        # Stopped first, so that none is born meanwhile.
+        stopped: set[psutil.Process] = set()
+        while born := self._steps_of(node) - stopped:
+            for process in born:
                 with suppress(psutil.NoSuchProcess):
-                    process.kill()
+                    process.suspend()
+            stopped |= born
+        for process in stopped:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         # By itself the controller would wait for SlurmdTimeout.
         self.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+
+    def _steps_of(self, node: str) -> set[psutil.Process]:
+        """Return the overseers of the steps on a node, each known by its socket in the node's own folder, and all that
+        they started.
+        """
+        place = f"{self.folder}/spool-{node}/"
+        overseers = {each.pid for each in psutil.net_connections("unix") if str(each.laddr).startswith(place)}
+        found: set[psutil.Process] = set()
+        for identity in overseers - {None}:
+            with suppress(psutil.NoSuchProcess):
+                overseer = psutil.Process(identity)
+                found |= {overseer, *overseer.children(recursive=True)}
+        return found
 
     def repair(self, node: str) -> None:
         """Bring a node back that was lost."""
@@ -169,9 +189,10 @@ def running_cluster(has_accounts: bool = False) -> Iterator[Cluster]:
     with ExitStack() as stack:
 
         def start_node(node: str) -> None:
-            _start(stack, folder, "slurmd", "-D", "-N", node)
+            daemons[node] = _start(stack, folder, "slurmd", "-D", "-N", node)
 
-        cluster = Cluster(folder, start_node, has_accounts)
+        daemons: dict[str, subprocess.Popen[bytes]] = {}
+        cluster = Cluster(folder, start_node, has_accounts, daemons)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         _start_munge(stack, folder)
         accounts = _start_accounts(stack, folder) if has_accounts else NO_ACCOUNTS
@@ -261,7 +282,9 @@ def _free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _start(stack: ExitStack, folder: Path, program: str, *options: str, user: str | None = None) -> None:
+def _start(
+    stack: ExitStack, folder: Path, program: str, *options: str, user: str | None = None
+) -> subprocess.Popen[bytes]:
     """Start a daemon as a child, which ends with the stack."""
     command = [shutil.which(program, path=PATH) or program, *options]
     log = stack.enter_context((folder / f"{program}{options[-1] if program == 'slurmd' else ''}.log").open("w"))
@@ -269,6 +292,7 @@ def _start(stack: ExitStack, folder: Path, program: str, *options: str, user: st
     variables = {"PATH": PATH, "HOME": "/root", "SLURM_CONF": str(folder / "slurm.conf")}
     daemon = subprocess.Popen(command, stdout=log, stderr=log, env=variables, user=user, start_new_session=True)
     stack.callback(_stop, daemon)
+    return daemon
 
 
 def _stop(daemon: subprocess.Popen[bytes]) -> None:

@@ -16,6 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dmdpipe.artifacts.atomic import sync_folder, write_synced
+from dmdpipe.artifacts.disk import failures_told
 from dmdpipe.errors import UserError
 from dmdpipe.files import open_ordinary
 
@@ -46,12 +48,29 @@ def convert(
     except (ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{source}: cannot be kept as safetensors ({reason}); save plain tensors") from None
-    # Under a name of its own, which it gets only when it is whole.
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent) as private:
-        (Path(private) / out.name).write_bytes(data)
-        os.rename(Path(private) / out.name, out)
+    _publish(data, out)
     typer.echo(f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} numbers")
     typer.echo(f"{digest}  {source}\n{hashlib.sha256(data).hexdigest()}  {out}")
+
+
+def _publish(data: bytes, out: Path) -> None:
+    """Make a file that is whole from its first moment, and never in another's place.
+
+    Raises:
+        UserError: if there is one by then, or the disk fails.
+    """
+    with (
+        failures_told(out),
+        tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent) as private,
+    ):
+        whole = Path(private) / out.name
+        write_synced(whole, data)
+        try:
+            # A second name for the file: unlike a new name, refused where somebody has taken it in the meantime.
+            os.link(whole, out)
+        except FileExistsError:
+            raise UserError(f"{out}: was made by another program meanwhile; name a new file, or remove it") from None
+    sync_folder(out.absolute().parent)
 
 
 def _read(source: Path, within: str) -> tuple[dict[str, Any], str]:

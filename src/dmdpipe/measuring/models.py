@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -62,7 +63,7 @@ class Model:
         teacher: the spec of the teacher that it was distilled from, or that it is, where that is known.
         ends_at: the largest σ of its training, where there is one.
         classes: what it is asked for, if its denoiser must be told.
-        unpinned: the checksums of weights which their adapter does not state, by the file's name.
+        unpinned: the checksums of weights which their adapter names and does not state, by that name.
         pictures: samples [n, d] → [n, side·side] or [n, side·side·3], a pixel's channels side by side; None where
             samples are no square images.
     """
@@ -165,6 +166,11 @@ def _of_step(path: Path) -> Model:
             teacher=spec,
             pictures=_pictures_of(spec),
         )
+    if spec.network.kind == "particles":
+        raise UserError(
+            f"{path}: its particles answer to the noises that they were made for, and to no others; its own study has"
+            " measured them: see its metrics step"
+        )
     tensors.pop("generator_step")
     student = build_student(spec).requires_grad_(False)
     # The last snapshot: the one at which studies are read.
@@ -189,13 +195,15 @@ def _of_folder(path: Path, adapter_path: Path) -> Model:
     if adapter.network.kind != "unet":
         raise UserError(f"{adapter_path}: network.kind '{adapter.network.kind}': a folder with {CONFIG} is a 'unet'")
     unet = load_unet(path, adapter.network.label)
+    files = {str(file): _sha256(file) for file in (path / CONFIG, path / WEIGHTS, adapter_path)}
     return Model(
         path,
         math.prod(unet.shape),
-        {str(file): _sha256(file) for file in (path / CONFIG, path / WEIGHTS, adapter_path)},
+        files,
         _range_of(adapter),
         denoiser=_adapted(unet, adapter),
         ends_at=_range_of(adapter).sigma_max if adapter.schedule else None,
+        unpinned=_unpinned(path / WEIGHTS, files[str(path / WEIGHTS)], adapter, adapter_path),
         pictures=_channels_last(unet.shape),
     )
 
@@ -209,14 +217,7 @@ def _of_file(path: Path, adapter_path: Path) -> Model:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     checksum = hashlib.sha256(data).hexdigest()
-    known, unpinned = adapter.weights.get(path.name), {}
-    if known is not None and known.sha256 is None:
-        unpinned[path.name] = checksum
-    elif known is not None and known.sha256 != checksum:
-        raise UserError(
-            f"{path}: its sha256 is {checksum}, but {adapter_path} pins {known.sha256} in weights: take the right file,"
-            " or make it again"
-        )
+    unpinned = _unpinned(path, checksum, adapter, adapter_path)
     files = {str(path): checksum, str(adapter_path): _sha256(adapter_path)}
     if adapter.network.kind == "adm":
         sizes = adapter.network
@@ -241,6 +242,33 @@ def _of_file(path: Path, adapter_path: Path) -> Model:
         raise UserError(f"{path}: its tensors are not those of the network in {adapter_path} ({reason})") from None
     denoiser = _adapted(WithLabels(network), adapter)
     return Model(path, dim, files, _range_of(adapter), denoiser=denoiser, unpinned=unpinned)
+
+
+def _unpinned(path: Path, checksum: str, adapter: Adapter, adapter_path: Path) -> dict[str, str]:
+    """Return the checksum of weights by their name in the adapter, if that names them without one.
+
+    Raises:
+        UserError: if it states another, or states some and names none of these weights.
+    """
+    # By where the file was named to lie, and not by what a link there leads to.
+    parts = Path(os.path.abspath(path)).parts
+    names = [name for name in adapter.weights if parts[-len(Path(name).parts) :] == Path(name).parts]
+    name = max(names, key=lambda name: len(Path(name).parts), default=None)
+    if name is None:
+        pinned = [name for name, known in adapter.weights.items() if known.sha256]
+        if pinned:
+            raise UserError(
+                f"{path}: is none of the weights that {adapter_path} pins ({', '.join(pinned)}): take the right file,"
+                " or add this one to weights"
+            )
+        return {}
+    known = adapter.weights[name].sha256
+    if known is not None and known != checksum:
+        raise UserError(
+            f"{path}: its sha256 is {checksum}, but {adapter_path} pins {known} in weights: take the right file,"
+            " or make it again"
+        )
+    return {} if known else {name: checksum}
 
 
 def _decoded(data: bytes, path: Path) -> dict[str, Tensor]:

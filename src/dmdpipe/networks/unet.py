@@ -179,6 +179,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     # Such a network divides its answer by the time step: it is neither of an adapter's predictions.
     if config.get("time_embedding_type", "positional") != "positional":
         raise UserError(f"{path}: time_embedding_type must be 'positional', got '{config['time_embedding_type']}'")
+    # Such a network asks for what a class's number is not.
+    if config.get("class_embed_type") is not None:
+        raise UserError(f"{path}: class_embed_type must be null, got '{config['class_embed_type']}'")
     return config
 
 

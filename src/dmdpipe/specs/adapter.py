@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from dmdpipe.specs.base import Spec
 from dmdpipe.specs.network import MLP
@@ -106,7 +106,21 @@ class Adapter(Spec):
     prediction: Literal["edm", "epsilon", "v"] = "edm"
     sigma_data: PositiveFloat = Field(0.5, description="edm: spread of a coordinate of the data")
     schedule: Schedule | None = Field(None, description="epsilon, v: the noise levels of the training; needed there")
-    weights: dict[str, Weights] = Field({}, description="by the names of .safetensors files that this describes")
+    weights: dict[str, Weights] = Field(
+        {}, description="by the names of the .safetensors files that this describes, with folders before them or not"
+    )
+
+    @field_validator("weights")
+    @classmethod
+    def _names_are_of_files(cls, weights: dict[str, Weights]) -> dict[str, Weights]:
+        for name in weights:
+            parts = name.split("/")
+            if not name.endswith(".safetensors") or set(parts) & {"", ".", "..", ".safetensors"}:
+                raise ValueError(
+                    f"'{name}' can be no file's name: give that of a .safetensors file, and folders before it if need"
+                    " be, as in teacher/model.safetensors"
+                )
+        return weights
 
     @model_validator(mode="after")
     def _has_what_its_prediction_needs(self) -> Adapter:
