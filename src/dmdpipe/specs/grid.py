@@ -139,8 +139,8 @@ def check_budgets(scale_name: str, scale: Scale) -> None:
         lay_over(tree, {dotted: value}, source)
         if "seed" in (_at(tree, "score") or {}):
             raise UserError(
-                f"{source}: set.{dotted}: a scale cannot set the teacher's seed: all students would have one teacher, and"
-                " no table would show it; set score.seed in a study, at points that say so"
+                f"{source}: set.{dotted}: a scale cannot set the teacher's seed: all students would have one teacher,"
+                " and no table would show it; set score.seed in a study, at points that say so"
             )
         name_defaults(tree)
         parse(Cell, tree, source)
