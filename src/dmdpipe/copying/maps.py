@@ -61,7 +61,7 @@ MAP_CONSTANTS = (
 """How far the teacher itself is from the maps, and how well they are known: repeated at every generator step."""
 
 FLOOR_NOISES = 250
-"""How many of the paired noises, the first ones, tell how well the flow is known: a second flow takes as long as a first."""
+"""At how many paired noises, the first ones, a second flow tells how well the first is known: it takes long, too."""
 
 SEED = 0  # of what belongs to the instrument: the same for every student
 
