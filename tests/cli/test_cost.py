@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
-from dmdpipe.artifacts.dag import steps_below
+from dmdpipe.artifacts.dag import plan_run, plan_study, steps_below
 from dmdpipe.artifacts.plan import PlannedStep, plan
 from dmdpipe.cost import (
     estimated_mebibytes,
@@ -16,6 +17,7 @@ from dmdpipe.cost import (
     runs_on_gpu,
     runs_unet_on_gpu,
 )
+from dmdpipe.specs.config import study_names
 from dmdpipe.specs.diffusion import TeacherSamplesSpec, TeacherSpec
 from dmdpipe.specs.pairs import MetricsSpec
 
@@ -127,3 +129,19 @@ def test_a_unets_steps_take_as_long_as_its_products_and_less_on_a_gpu() -> None:
     for stage in ("teacher", "student", "teacher_samples", "pairs"):
         assert 2.5 < large[stage] / small[stage] < 5
         assert on_gpu[stage] < large[stage] / 5
+
+
+def minutes_on_two_cores(steps: Iterable[PlannedStep]) -> float:
+    return sum(map(estimated_seconds, steps)) / 2 / 60
+
+
+@pytest.mark.parametrize(("scale", "minutes"), [("smoke", 10), ("laptop", 6 * 60)])
+def test_all_studies_together_fit_into_a_break_and_into_a_night(scale: str, minutes: float) -> None:
+    """Shared teachers count once. The times are estimates."""
+    run = plan_run({"scale": scale, "studies": study_names()})
+    assert minutes_on_two_cores(run.steps.values()) < minutes
+
+
+@pytest.mark.parametrize("study", study_names())
+def test_a_study_alone_takes_at_most_three_quarters_of_an_hour_at_laptop_scale(study: str) -> None:
+    assert minutes_on_two_cores(steps_below(plan_study(study, "laptop").evidence)) < 45

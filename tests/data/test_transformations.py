@@ -97,6 +97,7 @@ def test_names_say_what_was_done():
     assert data_name(Digits(side=4, components=3, law="gaussian")) == "digits-4x4-pca3-gaussian"
     assert data_name(Gaussian(dim=4, ambient=Ambient(dim=16))) == "rotated-gaussian-4-in-16"
     assert data_name(Ring(ambient=Ambient(axes="permuted"))) == "permuted-ring"
+    assert [data_name(Mixture(dim=4, separation=s)) for s in (8, 4)] == ["mixture-4", "mixture-4-separation-4"]
 
 
 def test_impossible_transformations_are_refused():

@@ -189,6 +189,14 @@ def test_a_key_of_a_scale_that_no_model_knows_is_refused() -> None:
         members(study(), scale(score__step=7))
 
 
+@pytest.mark.parametrize("given", [{"score__seed": 7}, {"score": {"seed": 7}}], ids=str)
+def test_a_scale_cannot_give_all_students_one_teacher_behind_the_back_of_its_studies(given: dict[str, Any]) -> None:
+    with pytest.raises(
+        UserError, match=r"^config/scales/tiny\.yaml: set\.score.*: a scale cannot set the teacher's seed"
+    ):
+        members(study(), scale(**given))
+
+
 def test_another_family_drops_the_keys_of_the_old_one() -> None:
     base = {"data.family": "digits", "data.side": 4, "data.n_train": 9}
     labels = {"old": {}, "new": {"data.family": "moons"}, "same": {"data.family": "digits"}}

@@ -205,6 +205,12 @@ REFUSED: list[tuple[type[BaseModel], dict[str, Any], list[str]]] = [
         (StudentSpec, {"teacher": TRAINED, "recipe": {"name": "regression", **given}}, ["no effect", "dm_weight"])
         for given in ({"fake": "samples"}, {"fake_lag": 2}, {"fake_start": "fresh"})
     ),
+    (
+        StudentSpec,
+        {"teacher": TRAINED, "recipe": {"fake_lag": 10**12}},
+        ["recipe.fake_lag", "less than or equal to 1000"],
+    ),
+    (StudentSpec, {"teacher": TRAINED, "recipe": {"fake_lag": -1}}, ["recipe.fake_lag", "greater than or equal to 0"]),
     (Digits, {"class_means": True, "law": "gaussian"}, ["class_means", "law 'gaussian'"]),
     *(
         (MapsSpec, {"pairs": pairs_of(**student), **settings}, words)

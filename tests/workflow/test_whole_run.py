@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from checkouts import Checkout
 from recomputed import copying, teacher_map
 from safetensors.numpy import load_file
+from toy_mirror import mirror_for
+
+from dmdpipe.specs.config import members_of, study_names
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
@@ -190,3 +195,19 @@ def test_teacher_and_students_were_given_the_same_noise(results: Path) -> None:
         assert np.array_equal(pairs["teacher"], samples["teacher"])
         assert pairs["student"].shape[1:] == pairs["z"].shape
         assert pairs["generator_step"][0] == 0
+
+
+def test_every_other_study_runs_too_and_has_its_points_and_its_page(run: tuple[Any, Any], tmp_path: Path) -> None:
+    """On a copy, so that nothing that studies share is made again."""
+    shutil.copytree(run[0].folder, tmp_path / "checkout", symlinks=True)
+    checkout = Checkout(tmp_path / "checkout")
+    with mirror_for(checkout, tmp_path / "mirror"):
+        done = checkout.dmdpipe("run", *SMOKE, f"studies=[{', '.join(study_names())}]", timeout=3_000)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in study_names():
+        table = pd.read_parquet(checkout / f"results/studies/{name}/{SCALE}/results.parquet")
+        of_seeds = table[table["seed"] >= 0].drop_duplicates(["point", "seed"])
+        wanted = {(member.point, member.seed) for member in members_of(name, SCALE)}
+        assert set(zip(of_seeds["point"], of_seeds["seed"], strict=True)) == wanted
+        text = (checkout / f"results/report/{SCALE}/study_{name}/notebook.html").read_text()
+        assert "Traceback" not in text and "<img" in text

@@ -42,12 +42,14 @@ from dmdpipe.copying.pairing_metrics import (
     whitening,
 )
 from dmdpipe.seeds import derive_seed
+from dmdpipe.specs.pairs import MetricsSpec
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-PROJECTIONS = 128
-WHITENED_VARIANCE = 0.99
+# As a study has them if it says nothing else.
+PROJECTIONS: int = MetricsSpec.model_fields["projections"].default
+WHITENED_VARIANCE: float = MetricsSpec.model_fields["whitened_variance"].default
 
 READINGS = {
     "rho": "relative pair error: 0 a copy, 1 a pairing that has nothing to do with the teacher's",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class CompiledDiscriminator:
             scale: of the loss.
         """
         to_noisy = torch.empty(noisy.shape)
-        return self._run(noisy, given, signs, scale, to_noisy, body_learns=None), to_noisy
+        return self._run(noisy, given, signs, scale, self.head_begins, to_noisy=to_noisy), to_noisy
 
     def learn(self, noisy: Tensor, given: Conditions, signs: Tensor, scale: float, body_learns: bool) -> Tensor:
         """Return the logits [B], and add that loss's gradients at the parameters to those that are there.
@@ -57,7 +57,12 @@ class CompiledDiscriminator:
             scale: of the loss.
             body_learns: whether the body gets gradients, or the head alone.
         """
-        return self._run(noisy, given, signs, scale, None, body_learns)
+        first = 0 if body_learns else self.head_begins
+        gradients = self.network.places(of_gradients=True)
+        norm_gradients = structure(*(place(one.grad) for norm in self.norms for one in norm))
+        if 0 in (*norm_gradients, *list(gradients)[2 * first :]):
+            raise ValueError("a parameter has no gradient: make the network's FlatParameters first")
+        return self._run(noisy, given, signs, scale, first, gradients, norm_gradients)
 
     def _run(
         self,
@@ -65,27 +70,21 @@ class CompiledDiscriminator:
         given: Conditions,
         signs: Tensor,
         scale: float,
-        to_noisy: Tensor | None,
-        body_learns: bool | None,
+        first: int,
+        gradients: Any = None,
+        norm_gradients: Any = None,
+        to_noisy: Tensor | None = None,
     ) -> Tensor:
+        """Return the logits [B]; fill ``to_noisy``, or add to the gradients from layer ``first`` on, where given."""
         if given.rows is None or signs.shape != (len(noisy),):
             raise ValueError(f"expected a row of the conditions and a sign for each of {len(noisy)} samples")
         noisy, signs, logits = noisy.contiguous(), signs.to(torch.float32).contiguous(), torch.empty(len(noisy))
         shape, layers, conditions = self.network.question(noisy, given)
-        gains = [one for norm in self.norms for one in norm]
-        gradients = gain_gradients = None
-        if body_learns is not None:
-            gradients, gain_gradients = (
-                self.network.places(of_gradients=True),
-                structure(*(place(g.grad) for g in gains)),
-            )
-            if 0 in (*gain_gradients, *list(gradients)[0 if body_learns else 2 * self.head_begins :]):
-                raise ValueError("a parameter has no gradient: make the network's FlatParameters first")
+        gains = structure(*(place(one) for norm in self.norms for one in norm))
         memory = torch.empty(function("discriminator", "discriminator_memory_size", SIZE, MEMORY)(shape))
         arguments = [*[MEMORY] * 5, SIZE, MEMORY, SIZE, MEMORY, MEMORY, ctypes.c_float, *[MEMORY] * 3]
         function("discriminator", "discriminator_logits", None, *arguments)(
-            *(shape, layers, structure(*map(place, gains)), gradients, gain_gradients),
-            *(0 if body_learns else self.head_begins, conditions, len(noisy), noisy.data_ptr()),
+            *(shape, layers, gains, gradients, norm_gradients, first, conditions, len(noisy), noisy.data_ptr()),
             *(signs.data_ptr(), scale, logits.data_ptr(), place(to_noisy), memory.data_ptr()),
         )
         return logits

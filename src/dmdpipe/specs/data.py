@@ -275,8 +275,11 @@ def data_name(data: DataSpec) -> str:
             name = f"{data.family}-{data.side}x{data.side}"
         case OwnVectors():
             name = f"{data.family}-{data.name}-{data.dim}"
-        case Gaussian() | Mixture():
+        case Gaussian():
             name = f"{data.family}-{data.dim}"
+        case Mixture():
+            apart = "" if data.separation == Mixture().separation else f"-separation-{data.separation:g}"
+            name = f"{data.family}-{data.dim}{apart}"
         case _:
             name = data.family
     if isinstance(data, _Pixels):

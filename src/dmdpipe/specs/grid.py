@@ -123,6 +123,8 @@ def _check_seeds_at(place: str, study: Study, overlay: ScaleOverlay) -> None:
 def check_budgets(scale_name: str, scale: Scale) -> None:
     """Check that a scale's keys exist and its values are possible for every family, score and network that has them.
 
+    The teacher's seed is what an interval over seeds is about, so no scale sets it.
+
     Raises:
         UserError: naming the scale's file and the key.
     """
@@ -135,6 +137,11 @@ def check_budgets(scale_name: str, scale: Scale) -> None:
         if choice and tags:
             lay_over(tree, {f"{dotted.rpartition('.')[0]}.{choice.key}": tags[0]}, source)
         lay_over(tree, {dotted: value}, source)
+        if "seed" in (_at(tree, "score") or {}):
+            raise UserError(
+                f"{source}: set.{dotted}: a scale cannot set the teacher's seed: all students would have one teacher,"
+                " and no table would show it; set score.seed in a study, at points that say so"
+            )
         name_defaults(tree)
         parse(Cell, tree, source)
 

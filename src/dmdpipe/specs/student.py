@@ -88,6 +88,10 @@ class InitSettings(Init):
         return self
 
 
+LARGEST_LAG = 1_000
+"""A copy of the fake score's weights is kept for each step: of the studies' MLPs 20 thousand numbers or so."""
+
+
 class Optimiser(Spec):
     """AdamW as in DMD2, or plain gradient descent (for the closed forms)."""
 
@@ -143,8 +147,11 @@ class Recipe(Spec):
     fake_start: Literal["teacher", "fresh"] = later(
         "teacher", description="fresh: fresh weights with a zero output layer, as a teacher starts"
     )
-    fake_lag: NonNegativeInt = later(
-        0, description="the generator follows the fake score of so many generator steps ago"
+    fake_lag: int = later(
+        0,
+        ge=0,
+        le=LARGEST_LAG,
+        description="the generator follows the fake score of so many generator steps ago; all of these are kept",
     )
     generator: Optimiser = Optimiser()
     fake_score: Optimiser = Optimiser(learning_rate=5e-4)
