@@ -98,7 +98,6 @@ def estimated_seconds(step: PlannedStep) -> float:
         seconds += SECONDS_PER_SNAPSHOT * spec.pairs.student.snapshots * share**2
     if step.stage == "maps" and spec.fake == "kernel":
         moved = spec.particles + spec.pairs.teacher_samples.bank.n_paired
-        moved += spec.particles + 250  # once more, for its floor
         seconds += SECONDS_PER_FLOW_STEP * spec.flow_steps * (moved / 2_000) * (spec.particles / 1_000)
     return seconds
 

@@ -1,20 +1,19 @@
-"""The distances to named maps of students without a network, and how well the flow of a start is known."""
+"""The distances to named maps of students without a network."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from dmdpipe.copying.maps import MAP_CONSTANTS, flow_of_start, measure_maps
+from dmdpipe.copying.maps import MAP_CONSTANTS, measure_maps
 from dmdpipe.copying.pairing_metrics import relative_pair_error
-from dmdpipe.data.prepare import prepare
 from dmdpipe.diffusion.teacher import load_teacher
 from dmdpipe.distill.loop import distil
 from dmdpipe.networks.denoiser import build_network
 from dmdpipe.pairing.bank import make_noise_bank
 from dmdpipe.pairing.maps import pair_samples, sample_teacher
-from dmdpipe.specs.data import Gaussian, Moons
-from dmdpipe.specs.diffusion import ExactScore, NoiseBankSpec, TeacherSamplesSpec, TeacherSpec, TrainedScore
+from dmdpipe.specs.data import Moons
+from dmdpipe.specs.diffusion import NoiseBankSpec, TeacherSamplesSpec, TeacherSpec, TrainedScore
 from dmdpipe.specs.network import MLP
 from dmdpipe.specs.pairs import MapsSpec, PairsSpec
 from dmdpipe.specs.student import StudentSpec
@@ -79,27 +78,3 @@ def test_particles_are_measured_against_the_maps_of_a_network_with_their_start_a
     assert (of_particles.loc[5, own] != of_network.loc[5, own]).all()
     assert of_particles["jacobian_asymmetry"].isna().all() and of_network["jacobian_asymmetry"].notna().all()
     assert relative_pair_error(pairs["student"][-1].astype(float), pairs["student"][0].astype(float)) > 0
-
-
-EXACT = TeacherSpec(data=Gaussian(dim=2), score=ExactScore())
-
-
-def floor(fake: str, particles: int) -> float:
-    """ρ between the two estimates of the flow from S₀(z) = 0.2·z, for a Gaussian whose score is known."""
-    bank = NoiseBankSpec(dim=2, n_paired=100, n_held_out=800)
-    student = StudentSpec(teacher=EXACT, network={"kind": "linear"}, dtype="float64", recipe={"fake": "oracle"})
-    pairs = PairsSpec(student=student, teacher_samples=TeacherSamplesSpec(teacher=EXACT, bank=bank))
-    spec = MapsSpec(pairs=pairs, fake=fake, particles=particles, flow_steps=150)
-    start = torch.nn.Linear(2, 2, bias=False, dtype=torch.float64)
-    torch.nn.init.eye_(start.weight)
-    start.weight.data *= 0.2
-    tensors = prepare(EXACT.data)[0]
-    teacher = load_teacher(EXACT, tensors, torch.float64 if fake == "gaussian" else torch.float32)
-    noise, known = made(make_noise_bank, bank), tensors["held_out"].astype(float)
-    one, again = (flow_of_start(spec, start, teacher, noise, known, again=again) for again in (False, True))
-    return relative_pair_error(one, again)
-
-
-def test_the_flow_is_known_exactly_where_it_has_a_closed_form_and_less_well_from_a_kernel():
-    assert floor("gaussian", 50) < 1e-4
-    assert 3e-4 < floor("kernel", 100) < 0.02

@@ -65,19 +65,15 @@ def test_named_maps_tell_a_flow_over_the_gate_from_one_that_arrived() -> None:
     teacher = {"teacher": noise["paired"] @ root(d), "held_out": noise["held_out"] @ root(d)}
     teacher["reference"] = rng(3).standard_normal((3, n, d)) @ root(d)
     turned = noise["paired"] @ (root(d) @ haar_rotation(d, 9)).T
-    again = turned + 0.1 * rng(4).standard_normal((n, d)) @ root(d)
-    maps, estimate, constants = named_maps(noise, teacher, turned, again, pairs=40)
+    maps, estimate, constants = named_maps(noise, teacher, turned, pairs=40)
     assert set(constants) == set(MAP_CONSTANTS) - {"jacobian_asymmetry_teacher"}
     assert estimate.assigned.shape == (3, 40, d)
     assert constants["transport_pairs"] == 40
     assert constants["flow_gate_ratio"] < 2
     assert constants["rho_flow_teacher"] == relative_pair_error(teacher["teacher"], turned)
-    # Two estimates that are apart by a tenth of the spread: 0.01·tr Σ over 2·tr Σ.
-    assert constants["rho_flow_floor"] == pytest.approx(0.005, rel=0.25)
     # The teacher is linear here, so that the best affine map is the teacher.
     assert relative_pair_error(maps["linear"], teacher["teacher"]) < 1e-20
     for bad in (0.1 * turned, np.full((n, d), np.nan)):
-        maps, _, constants = named_maps(noise, teacher, bad, again, pairs=40)
+        maps, _, constants = named_maps(noise, teacher, bad, pairs=40)
         assert np.isnan(maps["flow"]).all() and np.isnan(constants["rho_flow_teacher"])
-        assert np.isnan(constants["rho_flow_floor"])
         assert constants["flow_gate_ratio"] > 2

@@ -31,7 +31,7 @@ def _run(data: str, d: int, init: str, sigma_max: float, step: int, noise: np.ra
         "retrieval_null": min(0.9, 0.001 * d), "jacobian_alignment": 0.9 - 0.8 * rho,
         "scale_ratio": 0.1 + 0.9 * done, "rho_initial": 0.9 * done, "jacobian_asymmetry": 0.3 * done,
         "jacobian_asymmetry_teacher": 0.2, "rho_transport": 0.5, "rho_gaussian_transport": 0.55, "rho_linear": 0.6,
-        "rho_flow": 0.7, "rho_flow_floor": 0.04,
+        "rho_flow": 0.7,
         "rho_resampled": rho, "rho_resampling": 0.0, "novelty_teacher": 0.9, "novelty_data": 0.95,
         "inference_cost": 2.0 if init == "edm-default" else 1.0,
         "sliced_w2_over_floor": ratio, "energy_over_floor": 0.9 * ratio, "gate_ratio": ratio,

@@ -53,21 +53,17 @@ MAP_CONSTANTS = (
     "rho_transport_teacher",
     "rho_gaussian_transport_teacher",
     "rho_flow_teacher",
-    "rho_flow_floor",
     "flow_gate_ratio",
     "jacobian_asymmetry_teacher",
     "transport_pairs",
 )
 """How far the teacher itself is from the maps, and how well they are known: repeated at every generator step."""
 
-FLOOR_NOISES = 250
-"""At how many paired noises, the first ones, a second flow tells how well the first is known: it takes long, too."""
-
 SEED = 0  # of what belongs to the instrument: the same for every student
 
 
 def named_maps(
-    noise: Mapping[str, Array], teacher: Mapping[str, Array], flow: Array, again: Array, pairs: int
+    noise: Mapping[str, Array], teacher: Mapping[str, Array], flow: Array, pairs: int
 ) -> tuple[dict[str, Array], TransportEstimate, dict[str, float]]:
     """Return the maps at the paired noise, the estimate of the transport map, and the constants.
 
@@ -75,7 +71,6 @@ def named_maps(
         noise: ``paired`` [N, d] and ``held_out`` [M, d].
         teacher: T of these: ``teacher`` [N, d] and ``held_out`` [M, d]; and ``reference`` [R, N, d], R ≥ 2.
         flow: Φ(S₀(z)) [N, d] at the paired noise.
-        again: the same at the first noises [n, d], from another cloud and with other noise.
         pairs: how many of the paired noises, the first ones, are assigned.
 
     Returns:
@@ -108,17 +103,14 @@ def named_maps(
         "rho_transport_teacher": estimate.rho(t[:used]),
         "rho_gaussian_transport_teacher": relative_pair_error(t, maps["gaussian_transport"]),
         "rho_flow_teacher": relative_pair_error(t, maps["flow"]),
-        "rho_flow_floor": relative_pair_error(maps["flow"][: len(again)], again),
         "flow_gate_ratio": gate,
         "transport_pairs": float(used),
     }
     return maps, estimate, constants
 
 
-def flow_of_start(
-    spec: MapsSpec, start: Student, teacher: Teacher, noise: Mapping[str, Array], known: Array, again: bool = False
-) -> Array:
-    """Return Φ(S₀(z)) [N, d] at the paired noises: the student's start, moved as a cloud of particles.
+def flow_of_start(spec: MapsSpec, start: Student, teacher: Teacher, noise: Mapping[str, Array], known: Array) -> Array:
+    """Return Φ(S₀(z)) [N, d] at the paired noise: the student's start, moved as a cloud of particles.
 
     NaN if the points are so far apart that a kernel sees nothing at any noise level of the recipe.
 
@@ -128,21 +120,16 @@ def flow_of_start(
         teacher: D_teacher(x, σ).
         noise: ``paired`` [N, d] and ``held_out`` [M, d], of which the cloud takes the first ``spec.particles``.
         known: samples of the teacher [M, d]. Their spacing bounds the noise levels of a kernel from below.
-        again: estimate Φ a second time, at the first ``FLOOR_NOISES`` paired noises: with the last held-out noises for
-            the cloud, and with other noise.
     """
     student = spec.pairs.student
     recipe = student.recipe
     dtype = torch.float64 if spec.fake == "gaussian" else torch.float32
-    paired = noise["paired"][:FLOOR_NOISES] if again else noise["paired"]
     levels = karras_grid(student.noise_range, recipe.grid_size)[recipe.dm_first : recipe.dm_last + 1].to(dtype)
     if spec.fake == "kernel":
         levels = levels[levels >= kernel_spacing(torch.from_numpy(known[: spec.particles]))]
         if not len(levels):
-            return np.full(paired.shape, np.nan)
-    of_cloud = noise["held_out"][-spec.particles :] if again else noise["held_out"][: spec.particles]
-    starts = (exact_moments(of_cloud), paired)
-    purpose = ("flow", "again") if again else ("flow",)
+            return np.full(noise["paired"].shape, np.nan)
+    starts = (exact_moments(noise["held_out"][: spec.particles]), noise["paired"])
     cloud, tracers = (answers(start, rows).to(dtype) for rows in starts)
     ends = particle_flow(
         cloud,
@@ -151,7 +138,7 @@ def flow_of_start(
         levels,
         fake=spec.fake,
         steps=spec.flow_steps,
-        noise=torch.Generator().manual_seed(derive_seed(SEED, "copying", *purpose)),
+        noise=torch.Generator().manual_seed(derive_seed(SEED, "copying", "flow")),
         normalise=recipe.normalise,
     )
     return ends.double().numpy()
@@ -201,10 +188,8 @@ def measure_maps(step: Step) -> None:
 
     if has_network:
         put_in(0)
-    flow, again = (
-        flow_of_start(spec, student, teacher, noise, samples["held_out"], again=again) for again in (False, True)
-    )
-    maps, transport, constants = named_maps(noise, samples, flow, again, spec.transport_pairs)
+    flow = flow_of_start(spec, student, teacher, noise, samples["held_out"])
+    maps, transport, constants = named_maps(noise, samples, flow, spec.transport_pairs)
     z = torch.from_numpy(noise["paired"][: spec.jacobian_points])
     sampler = spec.pairs.teacher_samples.sampler
     noise_range = spec.pairs.student.noise_range

@@ -23,7 +23,6 @@ MAPS = (
     ("rho_linear", "the best affine map of the noise", style.ORANGE, "-"),
     ("rho_initial", "the start S₀", style.MUTED, "-"),
 )
-FLOW_FLOOR = "rho_flow_floor"
 ASYMMETRY = ("jacobian_asymmetry", "jacobian_asymmetry_teacher")
 _PANEL_WIDTH, _PANEL_HEIGHT = 4.1, 3.0
 
@@ -33,8 +32,7 @@ def maps_over_time(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Draw ρ(S, M) for every named map M against the generator step, and the Jacobians' asymmetry: a panel per point.
 
     Above, the mean over seeds with its 95 % interval, and which map is nearest at the end. Hollow marks have not
-    converged. Dotted, how well the flow is known: ρ between two estimates of it. Below, ‖J − Jᵀ‖/‖J‖ of the student,
-    dashed that of the teacher.
+    converged. Below, ‖J − Jᵀ‖/‖J‖ of the student, dashed that of the teacher.
 
     Args:
         results: tidy results of one study; points whose distances to named maps were not taken are left out.
@@ -43,7 +41,7 @@ def maps_over_time(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         The figure, and the tidy rows that it shows.
     """
     shown = _with_maps(results)
-    shown = shown[shown["metric"].isin([*(metric for metric, *_ in MAPS), FLOW_FLOOR, *ASYMMETRY])]
+    shown = shown[shown["metric"].isin([*(metric for metric, *_ in MAPS), *ASYMMETRY])]
     means = tables.over_seeds(shown)
     names = list(dict.fromkeys(means.loc[means["metric"] == "jacobian_asymmetry", "point"]))
     columns = min(3, len(names))
@@ -62,8 +60,6 @@ def maps_over_time(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             above.plot(curve["generator_step"], curve["value"], linestyle=line, color=colour)
             marks.intervals(above, curve["generator_step"], curve, colour)
             marks.points(above, curve["generator_step"], curve["value"], curve["converged"], colour, "o", 4)
-        floor = here[here["metric"] == FLOW_FLOOR].sort_values("generator_step")
-        above.plot(floor["generator_step"], floor["value"], linestyle=":", color=style.GREEN)
         marks.reference(above, 1.0)
         for metric, line in zip(ASYMMETRY, ("-", "--"), strict=True):
             curve = here[here["metric"] == metric].sort_values("generator_step")
@@ -79,7 +75,6 @@ def maps_over_time(results: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             below.set_ylabel("‖J − Jᵀ‖ / ‖J‖")
     keys = [marks.key(label, colour, line) for _, label, colour, line in MAPS]
     keys += [
-        marks.key("floor of the flow: two estimates of it", style.GREEN, ":"),
         marks.key("Jacobian of the student", style.INK, "-"),
         marks.key("Jacobian of the teacher's map", style.INK, "--"),
         *marks.converged_keys(means.loc[means["metric"] == "rho", "converged"]),

@@ -61,7 +61,6 @@ MetricName = Literal[
     "rho_gaussian_transport_teacher",
     "rho_flow",
     "rho_flow_teacher",
-    "rho_flow_floor",
     "rho_linear",
     "flow_gate_ratio",
     "jacobian_asymmetry",
