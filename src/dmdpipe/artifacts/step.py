@@ -193,7 +193,7 @@ class Step:
                 temporary.unlink(missing_ok=True)
 
     def to_follow(self, rank: int, meeting: Path) -> dict[str, Any]:
-        """Return the arguments of the ``FollowingStep`` in another process that shares this step, as plain JSON types."""
+        """Return the arguments of the ``FollowingStep`` in another process that shares this step, as JSON types."""
         order = {"canonical": self._canonical, "results": str(self._results.resolve())}
         return order | {"devices": self.devices, "rank": rank, "meeting": str(meeting)}
 
@@ -274,7 +274,7 @@ class Step:
 
 
 class FollowingStep(Step):
-    """A step in another process than its own: its function reads the same and writes nothing; see ``Step.to_follow``."""
+    """A step in another process than its own (``Step.to_follow``): its function reads the same and writes nothing."""
 
     def __init__(self, canonical: str, results: str, devices: int, rank: int, meeting: str):
         super().__init__(canonical, Path(results), devices)
@@ -288,9 +288,7 @@ class FollowingStep(Step):
 
 
 @contextmanager
-def open_step(
-    canonical: str, manifest: Path | str, log: Path | str | None = None, devices: int = 1
-) -> Iterator[Step]:
+def open_step(canonical: str, manifest: Path | str, log: Path | str | None = None, devices: int = 1) -> Iterator[Step]:
     """Open the step that an order describes, for the script of its rule.
 
     Leaving without an error publishes the folder with its manifest.json and run.json. An error or SIGTERM

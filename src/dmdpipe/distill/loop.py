@@ -187,7 +187,7 @@ class Distillation:
         return samples
 
     def _generator_gradient(self, fake: DenoiserFunction | None, samples: list[Tensor]) -> Log:
-        """Set the gradient at the student's parameters for one shard; add its samples to ``samples``, return its log."""
+        """Set the gradient at the student's parameters for one shard; add to ``samples`` where, and return its log."""
         log: Log = {}
         if fake or self.adversary:
             x, pullback = with_pullback(self.student, self.batches.latent(), self.batches.between())

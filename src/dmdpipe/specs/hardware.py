@@ -20,7 +20,7 @@ class Hardware(Spec):
     precision: Literal["full", "tf32", "bf16"] = "full"
     threads: PositiveInt = Field(1, description="of PyTorch on the CPU; the kernels in C use one")
     shards: int = later(
-        1, ge=1, description="U-Nets only: equal parts of a batch, whose gradients are added in order; devices share them"
+        1, ge=1, description="U-Nets only: equal parts of a batch, whose gradients are added in their order"
     )
 
     @model_validator(mode="after")
