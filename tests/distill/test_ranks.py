@@ -111,7 +111,7 @@ def test_what_a_process_says_before_it_ends_is_told(results: Path, monkeypatch) 
     monkeypatch.setattr(
         Step, "to_follow", lambda step, rank, meeting: {**follow(step, rank, meeting), "results": "/nowhere"}
     )
-    with pytest.raises(UserError, match=r"process 2 of the 2 .* ended with status 1 \(/nowhere/data/.*\); run again"):
+    with pytest.raises(UserError, match=r"process 2 of the 2 .* ended with status 1: /nowhere/data/.*"):
         made(results, "teacher", 2)
 
 

@@ -22,7 +22,7 @@ from dmdpipe.specs.student import StudentSpec
 TINY = UNet(channels=8, multipliers=(1, 2), blocks=1, attention=())
 TEACHER = TeacherSpec(data=Digits(side=4), score=TrainedScore(network=TINY))
 # Not Adam: it would magnify the rounding of small gradients.
-PLAIN = {"kind": "sgd", "learning_rate": 1e-3, "warmup": 0, "weight_decay": 0}
+PLAIN = {"kind": "sgd", "learning_rate": 1e-2, "warmup": 0, "weight_decay": 0}
 LEARNED = {"generator": PLAIN, "fake_score": PLAIN, "generator_every": 3}
 DATA = Stream(1).normal(40, 16) / 2
 RECIPES = {

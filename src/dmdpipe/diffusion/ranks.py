@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dmdpipe.diffusion.determinism import CPU
 from dmdpipe.diffusion.shards import Ranks
 from dmdpipe.errors import UserError
 
@@ -60,7 +61,7 @@ class JoinedRanks(Ranks):
 
     def __init__(self, number: int, count: int, device: str, folder: Path, check: Callable[[], None]):
         self.number, self.count = number, count
-        self.device = torch.device(device, number if device == "cuda" else None)
+        self.device = torch.device("cuda", number) if device == "cuda" else CPU
         self._check = check
         store = dist.FileStore(str(folder / "store"), count)
         store.set(f"here/{number}", "")
@@ -124,7 +125,7 @@ class Followers:
             if process.poll() not in (None, 0, LOST):
                 raise UserError(
                     f"{self.step.label}: process {number + 1} of the {self.step.devices} that share this training"
-                    f" {self._end_of(number, process.returncode)}; run again, it goes on from its last checkpoint"
+                    f" {self._end_of(number, process.returncode)}"
                 )
 
     def check_for_long(self) -> None:
@@ -151,9 +152,9 @@ class Followers:
 
     def _end_of(self, number: int, status: int) -> str:
         if status < 0:
-            return f"was killed by {signal.Signals(-status).name}"
+            return f"was killed by {signal.Signals(-status).name}; run again, it goes on from its last checkpoint"
         said = self._log(number).read_text(errors="replace").strip().splitlines()
-        return f"ended with status {status}" + (f" ({said[-1].removeprefix('dmdpipe: ')})" if said else "")
+        return f"ended with status {status}: {said[-1].removeprefix('dmdpipe: ') if said else 'it said nothing'}"
 
 
 @contextmanager
