@@ -167,7 +167,7 @@ class Adversary:
         They take the place of those in ``trained``; in a body that is a fake score they are added to what is there.
         """
         self.trained.zero_grad(set_to_none=False)
-        rows = self.batches.streams["adversarial-data"].integers(0, len(self.data), len(x)).to(x.device)
+        rows = self.batches.rows_of("adversarial-data", len(self.data))
         noisy, levels = self._noised(self.data.index_select(0, rows), x)
         weight = self.recipe.discriminator_weight
         if kernel := self._compiled(noisy):

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from dmdpipe.specs.base import Spec, later
 from dmdpipe.specs.data import DataSpec, are_images, data_name, is_known
-from dmdpipe.specs.hardware import Hardware
+from dmdpipe.specs.hardware import Hardware, obstacle_to_shards
 from dmdpipe.specs.network import MLP, UNet
 
 
@@ -42,6 +42,12 @@ class TrainedScore(Hardware):
     log_sigma_mean: float = Field(-1.2, description="ln σ ~ N(mean, std²) during training")
     log_sigma_std: PositiveFloat = 1.2
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _shards_can_be_cut(self) -> TrainedScore:
+        if obstacle := obstacle_to_shards(self, self.network.kind, self.batch):
+            raise ValueError(obstacle)
+        return self
 
 
 class ExactScore(Spec):

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from dmdpipe.specs.base import Spec, later
 from dmdpipe.specs.data import are_images, data_name, dimension, is_gaussian
 from dmdpipe.specs.diffusion import NoiseBankSpec, NoiseRange, TeacherSpec
-from dmdpipe.specs.hardware import Hardware
+from dmdpipe.specs.hardware import Hardware, obstacle_to_shards
 from dmdpipe.specs.network import MLP, Linear, Particles, UNet
 
 InitKind = Literal[
@@ -284,6 +284,16 @@ class StudentSpec(Hardware):
             raise ValueError(f"members.seeds must name each seed once, {self.seed} among them")
         if obstacle := obstacle_to_members(self):
             raise ValueError(f"members: {obstacle}")
+        return self
+
+    @model_validator(mode="after")
+    def _shards_can_be_cut(self) -> StudentSpec:
+        if obstacle := obstacle_to_shards(self, self.network.kind, self.batch):
+            raise ValueError(obstacle)
+        if self.shards > 1 and self.init.kind in REGRESSED:
+            raise ValueError(f"shards {self.shards}: the regression of init.kind '{self.init.kind}' is not cut; take 1")
+        if self.shards > 1 and self.recipe.fake == "samples":
+            raise ValueError(f"shards {self.shards}: recipe.fake 'samples' draws anew for each of them; take 1")
         return self
 
     @model_validator(mode="after")
