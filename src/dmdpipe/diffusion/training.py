@@ -34,11 +34,16 @@ def zero_output_layer(network: nn.Module) -> None:
 
 @torch.no_grad()
 def train_denoiser(
-    spec: TrainedScore, data: Tensor, step: Step, fresh: FreshSamples | None = None
+    spec: TrainedScore,
+    data: Tensor,
+    step: Step,
+    fresh: FreshSamples | None = None,
+    labels: Tensor | None = None,
 ) -> tuple[nn.Module, Tensor]:
     """Train a denoiser on ``data`` [n, d]; return its averaged (EMA) network and the loss history [H], on the CPU.
 
-    With ``fresh``, every batch is drawn from there, and of ``data`` only the dimension counts.
+    With ``fresh``, every batch is drawn from there, and of ``data`` only the dimension counts. A network that is asked
+    for classes learns them from the data's ``labels`` [n], int64.
 
     Each entry of the history is the mean loss of ``HISTORY_EVERY`` steps, the last one of those that are left.
     Resumes from the step's checkpoint if there is one; the result is the same to the byte. Batches and noise are drawn
@@ -63,13 +68,16 @@ def train_denoiser(
         | {f"streams/{purpose}": stream.position for purpose, stream in streams.items()},
     )
     for i in range(state.resume(spec.steps), spec.steps):
+        asked = None
         if fresh:
             x = fresh.draw(spec.batch, streams["batches"], streams["fresh"]).to(device)
         else:
-            x = data.index_select(0, streams["batches"].integers(0, len(data), spec.batch).to(device))
+            rows = streams["batches"].integers(0, len(data), spec.batch)
+            x = data.index_select(0, rows.to(device))
+            asked = None if labels is None else labels.index_select(0, rows).to(device)
         sigma = (streams["levels"].normal(spec.batch, 1) * spec.log_sigma_std + spec.log_sigma_mean).exp().to(device)
         noisy = torch.addcmul(x, sigma, streams["noise"].normal(*x.shape).to(device))
-        loss = denoising_loss(denoiser, noisy, denoiser.conditions(sigma), x, edm_weight(sigma))
+        loss = denoising_loss(denoiser, noisy, denoiser.conditions(sigma, asked), x, edm_weight(sigma))
         optimiser.step(spec.learning_rate * min(1.0, (i + 1) / max(1, spec.warmup)))
         # A short average at the start, so that the zero output layer is forgotten.
         average.lerp_(optimiser.parameters.values, 1 - min(spec.ema, (i + 1) / (i + 10)))
@@ -98,7 +106,8 @@ def train_teacher(step: Step) -> None:
         if score.samples == "fresh":
             # By name, so that an edit of it does not touch the teachers of finite pools.
             fresh = import_module("dmdpipe.diffusion.fresh").FreshSamples(arrays)
-        average, losses = train_denoiser(score, torch.from_numpy(arrays["train"]), step, fresh)
+        labels = torch.from_numpy(arrays["labels"]) if score.network.classes else None
+        average, losses = train_denoiser(score, torch.from_numpy(arrays["train"]), step, fresh, labels)
         step.write_tensors("model.safetensors", {k: v.numpy() for k, v in average.state_dict().items()})
     steps = [min((i + 1) * HISTORY_EVERY, score.steps) for i in range(len(losses))] if len(losses) else []
     step.write_table("history.parquet", pd.DataFrame({"step": steps, "loss": losses.double().numpy()}))

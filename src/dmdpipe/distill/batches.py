@@ -55,11 +55,20 @@ class RandomBatches:
             "fake": (spec.recipe.fake_first, spec.recipe.fake_last + 1),
             "adversarial": (spec.recipe.adversarial_first, spec.recipe.adversarial_last + 1),
         }
-        self.streams = {p: Stream(derive_seed(spec.seed, "student", p)) for p in PURPOSES}
+        self.classes = spec.teacher.classes
+        purposes = [*PURPOSES, *(("class",) if self.classes else ())]
+        self.streams = {p: Stream(derive_seed(spec.seed, "student", p)) for p in purposes}
 
     def latent(self, count: int = 1) -> Tensor:
         """Return student noise z [count·B, d]: that of the next ``count`` batches."""
         return torch.cat([self.streams["latent"].normal(*self.shape) for _ in range(count)]).to(self.device, self.dtype)
+
+    def asked(self, count: int = 1) -> tuple[Tensor, ...]:
+        """Return the class of each noise of the next ``count`` batches [count·B], all alike often; none: no tensor."""
+        if not self.classes:
+            return ()
+        drawn = [self.streams["class"].integers(0, self.classes, self.shape[0]) for _ in range(count)]
+        return (torch.cat(drawn).to(self.device),)
 
     def between(self) -> list[Tensor]:
         """Return the noise [B, d] before each later step that the next batch's student makes.
