@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dmdpipe.data.images import chosen
+from dmdpipe.specs.data import Digits, Fashion, Mixture, Ring
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,9 +28,10 @@ def labels_of_rows(raw: RawData, spec: DataSpec, rng: np.random.Generator) -> di
         spec: theirs.
         rng: a stream like the one that the family's ``draw`` began with.
     """
-    if spec.family in ("ring", "mixture"):
+    if isinstance(spec, Ring | Mixture):
         assert raw.modes is not None
         return {"labels": nearest(raw.train, raw.modes), "labels_held_out": nearest(raw.held_out, raw.modes)}
+    assert isinstance(spec, Digits | Fashion)
     train, held_out = import_module(f"dmdpipe.data.{spec.family}").split_labels(rng)
     # Row i is of image i mod m, as in ``dmdpipe.data.images.image_rows``.
     return {

@@ -160,8 +160,10 @@ class Distillation:
                 made = (self.student(self.batches.latent(count), (), *asked), *asked)
                 self.samples = list(zip(*(each.chunk(count) for each in made), strict=True))
             else:
-                batches = ((self.batches.latent(), self.batches.between(), *self.batches.asked()) for _ in range(count))
-                self.samples = [(self.student(z, between, *asked), *asked) for z, between, *asked in batches]
+                for _ in range(count):
+                    asked = self.batches.asked()
+                    x = self.student(self.batches.latent(), self.batches.between(), *asked)
+                    self.samples.append((x, *asked))
         return self.samples.pop(0)
 
     def _generator_step(self, iteration: int, log: dict[str, float | Tensor]) -> Samples | None:

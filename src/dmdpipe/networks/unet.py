@@ -90,8 +90,8 @@ class UNet(nn.Module):
 
         With classes the features are time steps and classes [B, 2].
         """
-        images = self.unet(self._images(x), features[:, 0], self._asked(features), return_dict=False)[0]
-        answer = self.output(images)
+        asked = {"class_labels": self._asked(features)} if self.classes else {}
+        answer = self.output(self.unet(self._images(x), features[:, 0], **asked, return_dict=False)[0])
         cut = answer[:, :, : self.side, : self.side]
         return cut.permute(0, 2, 3, 1).reshape(len(x), -1)
 
@@ -107,8 +107,8 @@ class UNet(nn.Module):
         answer: Tensor = unet.mid_block(h, embedding)
         return answer
 
-    def _asked(self, features: Tensor) -> Tensor | None:
-        return features[:, 1].long() if self.classes else None
+    def _asked(self, features: Tensor) -> Tensor:
+        return features[:, 1].long()
 
     def _images(self, x: Tensor) -> Tensor:
         images = x.reshape(len(x), self.side, self.side, self.colours).permute(0, 3, 1, 2)
