@@ -454,6 +454,9 @@ def _check(arrays: Mapping[str, npt.NDArray]) -> None:
         "classes_held_out": "M",
         "classes_reference": "R N",
     }
+    missing = [name for name in OF_CLASSES if "classes" in arrays and name not in arrays]
+    if missing:
+        raise UserError(f"{SOURCES[missing[0]]} is missing, though the pairs have classes; rebuild that step")
     for name, axes in shapes.items():
         if name not in arrays:
             continue
