@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from killed_step import KilledError, Step
+from pretended_gpu import pretended_gpu
 from pydantic import ValidationError
 from torch.testing import assert_close
 
@@ -110,6 +111,24 @@ def test_a_killed_distillation_ends_in_the_same_bytes(tmp_path, monkeypatch, nam
         with pytest.raises(KilledError):
             trained(spec, Step(tmp_path, killed_at))
     assert trained(spec, Step(tmp_path)) == whole
+
+
+@pytest.mark.parametrize("name", ["dmd2", "kd, told to copy", "unet"])
+def test_a_gpu_trains_the_same_student(name):
+    """In double precision; classes are drawn on the CPU, as noise is."""
+
+    def tensors(device):
+        spec = student_spec(name, dtype="float64", device=device)
+        teacher = load_teacher(spec.teacher, weights(spec.teacher), torch.float64)
+        snapshots, history = distil(spec, teacher)
+        return snapshots | {"history": history}
+
+    here = tensors("cpu")
+    with pretended_gpu() as gpu:
+        there = tensors("cuda")
+        assert gpu.operations > 100
+    for key, value in here.items():
+        assert_close(there[key], value, atol=1e-9, rtol=1e-6, equal_nan=True)
 
 
 def test_samples_are_judged_by_the_class_that_they_were_asked_for(monkeypatch):
