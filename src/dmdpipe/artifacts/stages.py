@@ -14,7 +14,7 @@ from dmdpipe.artifacts.code import Code, reach
 from dmdpipe.artifacts.manifest import Equality
 from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.specs.base import canonical_json, digest
-from dmdpipe.specs.data import DataSpec, data_name, transformations
+from dmdpipe.specs.data import DataSpec, class_count, data_name, transformations
 from dmdpipe.specs.diffusion import NoiseBankSpec, TeacherSamplesSpec, TeacherSpec
 from dmdpipe.specs.hardware import Hardware
 from dmdpipe.specs.network import network_name
@@ -191,6 +191,11 @@ def _maps_parents(spec: MapsSpec) -> Parents:
 # Modules
 
 
+def _data_modules(spec: DataSpec) -> set[str]:
+    labels = ("labels",) if class_count(spec) else ()
+    return {f"dmdpipe.data.{name}" for name in (spec.family, *transformations(spec), *labels)}
+
+
 def _teacher_modules(spec: TeacherSpec) -> set[str]:
     if spec.score.kind == "exact":
         return {"dmdpipe.diffusion.exact"}
@@ -239,7 +244,7 @@ _ROWS = (
         payload=("data.safetensors", "facts.json"),
         entry="dmdpipe.data.prepare:prepare_data",
         label=data_name,
-        modules=lambda spec: {f"dmdpipe.data.{name}" for name in (spec.family, *transformations(spec))},
+        modules=_data_modules,
     ),
     Stage(
         name="noise",
@@ -327,6 +332,7 @@ _ROWS = (
         entry="dmdpipe.copying.measure:measure_copying",
         label=lambda spec: _student_label(spec.pairs.student),
         parents=_metrics_parents,
+        modules=lambda spec: {"dmdpipe.copying.classes"} if spec.pairs.student.teacher.classes else set(),
     ),
     Stage(
         name="maps",

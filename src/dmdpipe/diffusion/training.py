@@ -35,12 +35,18 @@ def zero_output_layer(network: nn.Module) -> None:
 
 @torch.no_grad()
 def train_denoiser(
-    spec: TrainedScore, data: Tensor, step: Step, fresh: FreshSamples | None = None, ranks: Ranks = ALONE
+    spec: TrainedScore,
+    data: Tensor,
+    step: Step,
+    fresh: FreshSamples | None = None,
+    labels: Tensor | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[nn.Module, Tensor]:
     """Train a denoiser on ``data`` [n, d]; return its averaged (EMA) network and the loss history [H], on the CPU.
 
-    With ``fresh``, every batch is drawn from there, and of ``data`` only the dimension counts. With several ``ranks``,
-    each of these processes calls this; every one draws whole batches, and computes the gradients of its own shards.
+    With ``fresh``, every batch is drawn from there, and of ``data`` only the dimension counts. A network that is asked
+    for classes learns them from the data's ``labels`` [n], int64. With several ``ranks``, each of these processes calls
+    this; every one draws whole batches, and computes the gradients of its own shards.
 
     Each entry of the history is the mean loss of ``HISTORY_EVERY`` steps, the last one of those that are left.
     Resumes from the step's checkpoint if there is one; the result is the same to the byte. Batches and noise are drawn
@@ -67,17 +73,21 @@ def train_denoiser(
         ranks,
     )
 
-    def denoising(x: Tensor, noisy: Tensor, sigma: Tensor) -> dict[str, float | Tensor]:
-        return {"loss": denoising_loss(denoiser, noisy, denoiser.conditions(sigma), x, edm_weight(sigma))}
+    def denoising(x: Tensor, noisy: Tensor, sigma: Tensor, *asked: Tensor) -> dict[str, float | Tensor]:
+        return {"loss": denoising_loss(denoiser, noisy, denoiser.conditions(sigma, *asked), x, edm_weight(sigma))}
 
     for i in range(state.resume(spec.steps), spec.steps):
+        asked: tuple[Tensor, ...] = ()
         if fresh:
             x = fresh.draw(spec.batch, streams["batches"], streams["fresh"]).to(device)
         else:
-            x = data.index_select(0, streams["batches"].integers(0, len(data), spec.batch).to(device))
+            rows = streams["batches"].integers(0, len(data), spec.batch)
+            x = data.index_select(0, rows.to(device))
+            if labels is not None:
+                asked = (labels.index_select(0, rows).to(device),)
         sigma = (streams["levels"].normal(spec.batch, 1) * spec.log_sigma_std + spec.log_sigma_mean).exp().to(device)
         noisy = torch.addcmul(x, sigma, streams["noise"].normal(*x.shape).to(device))
-        of_shards = (denoising(x[own], noisy[own], sigma[own]) for own in shards.own)
+        of_shards = (denoising(*(each[own] for each in (x, noisy, sigma, *asked))) for own in shards.own)
         loss = shards.mean(optimiser.parameters.gradient, of_shards)["loss"]
         optimiser.step(spec.learning_rate * min(1.0, (i + 1) / max(1, spec.warmup)))
         # A short average at the start, so that the zero output layer is forgotten.
@@ -107,8 +117,9 @@ def train_teacher(step: Step) -> None:
         if score.samples == "fresh":
             # By name, so that an edit of it does not touch the teachers of finite pools.
             fresh = import_module("dmdpipe.diffusion.fresh").FreshSamples(arrays)
+        labels = torch.from_numpy(arrays["labels"]) if score.network.classes else None
         with ranks_of(step, score) as ranks:
-            average, losses = train_denoiser(score, torch.from_numpy(arrays["train"]), step, fresh, ranks)
+            average, losses = train_denoiser(score, torch.from_numpy(arrays["train"]), step, fresh, labels, ranks)
         step.write_tensors("model.safetensors", {k: v.numpy() for k, v in average.state_dict().items()})
     steps = [min((i + 1) * HISTORY_EVERY, score.steps) for i in range(len(losses))] if len(losses) else []
     step.write_table("history.parquet", pd.DataFrame({"step": steps, "loss": losses.double().numpy()}))

@@ -60,7 +60,9 @@ class RandomBatches:
             "fake": (spec.recipe.fake_first, spec.recipe.fake_last + 1),
             "adversarial": (spec.recipe.adversarial_first, spec.recipe.adversarial_last + 1),
         }
-        self.streams = {p: Stream(derive_seed(spec.seed, "student", p)) for p in PURPOSES}
+        self.classes = spec.teacher.classes
+        purposes = [*PURPOSES, *(("class",) if self.classes else ())]
+        self.streams = {p: Stream(derive_seed(spec.seed, "student", p)) for p in purposes}
 
     def cut(self, parts: Sequence[slice]) -> Iterator[slice]:
         """Yield parts of a batch; all that is drawn while one is out is that part of what is drawn for the whole.
@@ -82,6 +84,12 @@ class RandomBatches:
     def _normal(self, purpose: str) -> Tensor:
         return self.streams[purpose].normal(*self.shape)[self.part]
 
+    def asked(self, count: int = 1) -> tuple[Tensor, ...]:
+        """Return the class of each noise of the next ``count`` batches [count·B], all alike often; none: no tensor."""
+        if not self.classes:
+            return ()
+        return (torch.cat([self.rows_of("class", self.classes) for _ in range(count)]),)
+
     def between(self) -> list[Tensor]:
         """Return the noise [B, d] before each later step that the next batch's student makes.
 
@@ -94,7 +102,7 @@ class RandomBatches:
         return [self._normal("between").to(self.device, self.dtype) for _ in range(count)]
 
     def rows_of(self, purpose: str, count: int) -> Tensor:
-        """Return which of ``count`` are taken [B], int64, uniformly and independently."""
+        """Return which of ``count`` are taken [B], int64, each independently of the others and all alike often."""
         return self.streams[purpose].integers(0, count, self.shape[0])[self.part].to(self.device)
 
     def diffusion(self, purpose: str) -> Diffusion:

@@ -325,6 +325,18 @@ class StudentSpec(Hardware):
         return self
 
     @model_validator(mode="after")
+    def _asked_as_its_teacher_is(self) -> StudentSpec:
+        classes = self.teacher.classes
+        if getattr(self.network, "classes", 0) != classes:
+            raise ValueError(
+                f"network.classes must be the teacher's, {classes}: both are asked for the same class at a noise"
+                f" (network.kind '{self.network.kind}')"
+            )
+        if classes and self.recipe.fake == "samples":
+            raise ValueError("recipe.fake 'samples' is the score of all classes at once: it needs network.classes 0")
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> StudentSpec:
         exact_gaussian = self.teacher.score.kind == "exact" and is_gaussian(self.teacher.data)
         if self.network.kind == "linear" and not exact_gaussian:
@@ -398,6 +410,8 @@ def obstacle_to_members(student: StudentSpec) -> str | None:
     recipe = student.recipe
     if student.network.kind != "mlp" or student.teacher.score.kind != "trained":
         return "an ensemble is of networks with trained teachers"
+    if student.network.classes:
+        return "the members of an ensemble can't be asked for classes"
     if recipe.adversarial_weight:
         return "the members of an ensemble can't train discriminators"
     if recipe.regression_weight or not recipe.dm_weight or student.init.kind in REGRESSED:
