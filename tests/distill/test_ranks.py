@@ -54,12 +54,12 @@ def disturbed(monkeypatch):
     """Have every iteration saved, and a process sent a signal in the third, given which."""
     started: list = []
     monkeypatch.setattr(state, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    start, progress = ranks.subprocess.Popen, Step.progress
+    start, progress = ranks.Followers.__init__, Step.progress
     iterations: list[int] = []
 
-    def noted(*arguments, **options):
-        started.append(start(*arguments, **options))
-        return started[-1]
+    def noted(followers: ranks.Followers, step: Step, folder: Path) -> None:
+        start(followers, step, folder)
+        started[:] = followers.processes
 
     def disturb(number: int, to: int) -> tuple[list, list[int]]:
         def progressed(step: Step, done: int, total: int) -> None:
@@ -71,7 +71,7 @@ def disturbed(monkeypatch):
         monkeypatch.setattr(Step, "progress", progressed)
         return started, iterations
 
-    monkeypatch.setattr(ranks.subprocess, "Popen", noted)
+    monkeypatch.setattr(ranks.Followers, "__init__", noted)
     return disturb
 
 
@@ -89,7 +89,7 @@ def test_a_killed_process_ends_the_step_in_one_line_and_any_number_of_them_goes_
     line = r"^\S+: process 2 of the 2 that share this training was killed by SIGKILL; run again, it goes on"
     with pytest.raises(UserError, match=line):
         made(results, "student", 2)
-    assert all(process.returncode is not None for process in started)
+    assert len(started) == 1 and started[0].returncode is not None
     assert made(results, "student", 1) == alone
     assert len(iterations) < 3 + LAST  # those before the last checkpoint were not made again
 
@@ -101,7 +101,7 @@ def test_a_stopped_step_takes_its_processes_with_it_and_goes_on(results: Path, d
     with pytest.raises(SystemExit) as ended:
         made(results, "student", 2)
     assert ended.value.code == 128 + signal.SIGTERM
-    assert all(process.returncode is not None for process in started)
+    assert len(started) == 1 and started[0].returncode is not None
     assert made(results, "student", 4) == alone
     assert len(iterations) < 3 + LAST  # those before the last checkpoint were not made again
 
