@@ -272,16 +272,16 @@ def all_controls() -> tuple[Any, ...]:
 
 def test_every_control_and_its_criteria_are_as_said() -> None:
     page = section(text_of("docs/studies.md"), "## The controls")
-    said = {
-        " ".join(item.split()) for item in re.findall(r"^- (\*\*K-.*?)(?=^- |^$)", page, re.MULTILINE | re.DOTALL)
-    }
+    said = {" ".join(item.split()) for item in re.findall(r"^- (\*\*K-.*?)(?=^- |^$)", page, re.MULTILINE | re.DOTALL)}
     assert said == {f"**{control.id}** {control.title}. {control.statement}" for control in all_controls()}
     rows = set()
     for control in all_controls():
         for one in control.criteria:
             name = one.name + " (premise)" * one.premise
             predicted = f"{one.predicts} {one.threshold:g}"
-            rows.add(f"| {control.id} | {name} | [`{one.study}`](#{one.study}) | {describe_statistic(one)} | {predicted} |")
+            rows.add(
+                f"| {control.id} | {name} | [`{one.study}`](#{one.study}) | {describe_statistic(one)} | {predicted} |"
+            )
     assert set(re.findall(r"^\| K-.*\|$", page, re.MULTILINE)) == rows
     number = len(all_controls())
     level = student_t.ppf(1 - FAMILYWISE_ERROR / number, 4)

@@ -1,5 +1,4 @@
-"""Every criterion of every claim and control in config/ can hold, fail and stay undecided, and each claim and control so,
-too."""
+"""Every criterion of every claim and control in config/ can hold, fail and stay undecided, and so can each of these."""
 
 from __future__ import annotations
 

@@ -39,9 +39,10 @@ SHOWN = ("rho", "rho_floor", "rho_affine")
 def write_findings(results: Path, scale: str, docs: Path, controls: Claims) -> list[Path]:
     """Write what a run at a scale found below ``docs``; return the files, in order.
 
-    ``reference/<scale>/`` gets the verdicts and criteria with their manifest, the controls and the sensitivity, which are
-    computed here from the results that the verdicts stand on, a list of the studies, and a folder a study: its numbers at the read-out, the figures of its page, both manifests, and a text. The block of the scale in
-    ``findings.md`` is replaced. Files that an earlier call left in these folders and that are no longer there go.
+    ``reference/<scale>/`` gets the verdicts and criteria with their manifest, the controls and the sensitivity, made
+    here from the results that the verdicts stand on, a list of the studies, and a folder a study: its numbers
+    at the read-out, the figures of its page, both manifests, and a text. The block of the scale in ``findings.md`` is
+    replaced. Files that an earlier call left in these folders and that are no longer there go.
 
     Raises:
         UserError: if there are no verdicts, if a study or its page is not the one that they stand on or is damaged, or
@@ -93,14 +94,14 @@ def scale_block(
     studies: pd.DataFrame,
     controls: pd.DataFrame | None,
 ) -> str:
-    """Return what ``findings.md`` says of a scale: commands, verdicts, every criterion's number, controls, studies' roots.
+    """Return what ``findings.md`` says of a scale: commands, verdicts, criteria, controls, every study's root.
 
     Args:
         scale: which.
         root: the result digest of the verdicts.
         verdicts, criteria: as their CSV files have them.
         studies: columns study, number, title, points, seeds, runs, within_gate and root.
-        controls: the criteria of the controls, as ``controls.csv`` has them; None where a scale was written without them.
+        controls: their criteria, as ``controls.csv`` has them; None where a scale was written without them.
     """
     names = ", ".join(studies["study"])
     lines = [
@@ -235,12 +236,12 @@ def _controls(scale: str, controls: pd.DataFrame, studies: pd.DataFrame) -> list
     missing = ", ".join(dict.fromkeys(controls[not_run]["id"]))
     return [
         "The controls: what else might explain the copying, or its absence"
-        " ([what each could sink](studies.md#the-controls)). Their levels are their own and stand apart from the claims'."
+        " ([what each could sink](studies.md#the-controls)). Their levels stand apart from the claims'."
         f" All numbers: [controls.csv](reference/{scale}/{CONTROLS})."
         f" Verdicts of the claims with other choices: [sensitivity.csv](reference/{scale}/{SENSITIVITY}).",
         "",
         *([f"Not run at this scale: {missing}.", ""] if missing else []),
-        "| control | verdict | criterion | statistic | number [bounds] | predicted | outcome | study's command | result root |",
+        "| control | verdict | criterion | statistic | number [bounds] | predicted | outcome | command | result root |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(_control_row(row, scale, roots) for row in controls[~not_run].to_dict("records")),
     ]
@@ -249,7 +250,12 @@ def _controls(scale: str, controls: pd.DataFrame, studies: pd.DataFrame) -> list
 def _control_row(row: Mapping[Any, Any], scale: str, roots: Mapping[str, str]) -> str:
     study = row["study"]
     cells = (
-        *(f"{row['id']} {_cell(row['title'])}", f"**{row['verdict']}**", _cell(row["criterion"]), _cell(row["statistic"])),
+        *(
+            f"{row['id']} {_cell(row['title'])}",
+            f"**{row['verdict']}**",
+            _cell(row["criterion"]),
+            _cell(row["statistic"]),
+        ),
         *(_interval(row), f"{row['predicts']} {number(row['threshold'])}", _outcome(row)),
         f"`./run study_{study} --config scale={scale}`",
         f"[`{roots[study][:16]}…`](reference/{scale}/{study}/README.md)" if study in roots else "–",

@@ -19,7 +19,7 @@ class Controls(NamedTuple):
     Attributes:
         verdicts: as ``verdict_table`` has them, but that a control is ``not run`` where a study is missing and what is
             there does not decide it.
-        criteria: as ``findings_table``, with ``id`` for ``claim``, and the control's ``title`` and ``verdict`` after it.
+        criteria: as ``findings_table``, with ``id`` for ``claim``, and then the control's ``title`` and ``verdict``.
     """
 
     verdicts: pd.DataFrame

@@ -5,10 +5,9 @@ Each becomes a metric at the students' read-out step:
 - ``rho_start``: ρ at generator step 0.
 - ``rho_as_started``: ρ to the map of the start: ``rho_rotated`` where a student was put at T∘Q, else ``rho``.
 - ``rho_late_change``: ρ at the read-out minus ρ at the last snapshot of the training's first half.
-- ``log2_drift_speed``: log2 of ``dmdpipe.evidence.drift.drift_speed``; NaN where that is not positive, or where there is
-  none.
-- ``seed_seed``: values of seeds with the mean and the spread of the jackknife over seeds behind the table's own interval.
-  That leaves open which seed has which. They are laid out against ρ, so that a difference to it has the largest spread
+- ``log2_drift_speed``: log2 of ``dmdpipe.evidence.drift.drift_speed``; NaN where that is not positive or not there.
+- ``seed_seed``: values of seeds with the mean and the spread of the jackknife behind the table's own interval. That
+  leaves open which seed has which. They are laid out against ρ, so that a difference to it has the largest spread
   that any order could give it, and is decided too rarely rather than too often. Read them at one point at a time. NaN
   where a seed of the point is over the gate, since pairs have no gate of their own.
 """
