@@ -82,7 +82,8 @@ def memory_of(stage):
     """Resource function of a rule: megabytes."""
 
     def megabytes(wildcards, attempt):
-        return megabytes_to_ask_for(planned(stage, wildcards), attempt)
+        step = planned(stage, wildcards)
+        return RUN.devices_of(step) * megabytes_to_ask_for(step, attempt)
 
     return megabytes
 
@@ -97,20 +98,31 @@ def minutes_of(stage):
 
 
 def cpus_of(stage):
-    """Resource function of a rule that trains: as many CPUs as its spec has threads."""
+    """Resource function of a rule that trains: for each of its processes, as many CPUs as its spec has threads."""
 
     def cpus(wildcards):
-        spec = planned(stage, wildcards).spec
-        return getattr(spec.score, "threads", 1) if stage == "teacher" else spec.threads
+        step = planned(stage, wildcards)
+        threads = getattr(step.spec.score, "threads", 1) if stage == "teacher" else step.spec.threads
+        return RUN.devices_of(step) * threads
 
     return cpus
 
 
+def devices_of(stage):
+    """Resource function of a rule that trains: how many processes share a training, a device each."""
+
+    def devices(wildcards):
+        return RUN.devices_of(planned(stage, wildcards))
+
+    return devices
+
+
 def gpus_of(stage):
-    """Resource function of a rule that trains or samples: one GPU if its spec says so, else none."""
+    """Resource function of a rule that trains or samples: if its spec says so, a GPU for each process; else none."""
 
     def gpus(wildcards):
-        return 1 if runs_on_gpu(planned(stage, wildcards)) else None
+        step = planned(stage, wildcards)
+        return RUN.devices_of(step) if runs_on_gpu(step) else None
 
     return gpus
 

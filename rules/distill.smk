@@ -14,8 +14,10 @@ rule student:
         mem_mb=memory_of("student"),
         runtime=minutes_of("student"),
         cpus_per_task=cpus_of("student"),
+        devices=devices_of("student"),
         gpu=gpus_of("student"),
         unets_on_gpu=unets_on_gpu_of("student"),
+        nodes=1,
         slurm_partition=partition_of("student"),
     params:
         spec=spec_of("student"),

@@ -14,8 +14,10 @@ rule teacher:
         mem_mb=memory_of("teacher"),
         runtime=minutes_of("teacher"),
         cpus_per_task=cpus_of("teacher"),
+        devices=devices_of("teacher"),
         gpu=gpus_of("teacher"),
         unets_on_gpu=unets_on_gpu_of("teacher"),
+        nodes=1,
         slurm_partition=partition_of("teacher"),
     params:
         spec=spec_of("teacher"),

@@ -248,7 +248,7 @@ class FakeStep:
 
     def __init__(self):
         given = arrays()
-        network = SimpleNamespace(kind="mlp", width=8, depth=1, embedding=4)
+        network = SimpleNamespace(kind="mlp", width=8, depth=1, embedding=4, classes=0)
         score = SimpleNamespace(kind="trained", network=network)
         teacher = SimpleNamespace(score=score, data=Gaussian(dim=D))
         student = SimpleNamespace(seed=3, teacher=teacher, network=network, sampling_steps=1)
@@ -314,7 +314,7 @@ def test_of_several_steps_the_teacher_with_the_same_noise_is_read():
     pairs["resampled"] = teacher_map(draw(N, D, seed=9))
     pairs["student"][-1] = pairs["resampled"]
     step.spec.pairs.student.sampling_steps = 3
-    step.spec.pairs.student.network = SimpleNamespace(kind="mlp", width=16, depth=2, embedding=4)
+    step.spec.pairs.student.network = SimpleNamespace(kind="mlp", width=16, depth=2, embedding=4, classes=0)
     measure_copying(step)
     found = wide(step.tables["metrics.parquet"]).loc[1_000]
     assert found["rho_resampled"] == pytest.approx(0, abs=1e-12)

@@ -51,6 +51,7 @@ class TeacherStep:
     def __init__(self, folder: Path, samples: str, train: np.ndarray):
         score = TrainedScore(network=SMALL, steps=20, batch=8, samples=samples)
         self.spec = SimpleNamespace(score=score)
+        self.devices = 1
         self.resume = folder
         self.arrays = {**MIXTURE, "train": train.astype(np.float32)}
         self.written: dict = {}

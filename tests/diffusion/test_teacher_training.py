@@ -223,7 +223,7 @@ class TeacherStep(Step):
 
     def __init__(self, folder, spec, data):
         super().__init__(folder)
-        self.spec, self.data, self.written = spec, data, {}
+        self.spec, self.devices, self.data, self.written = spec, 1, data, {}
 
     def read_tensors(self, role, name):
         assert (role, name) == ("data", "data.safetensors")

@@ -190,7 +190,7 @@ def test_noise_levels_are_those_of_the_recipe_and_real_rows_are_drawn_from_all_d
     seen = []
     one.data = torch.arange(64, dtype=torch.float64)[:, None].expand(64, 2)
     noised = one._noised
-    one._noised = lambda real, fake: seen.append(real[:, 0]) or noised(real, fake)
+    one._noised = lambda real, fake: seen.append(real[0][:, 0]) or noised(real, fake)
     for _ in range(40):
         one.learn(torch.zeros(16, 2, dtype=torch.float64))
     assert set(torch.cat(seen).tolist()) == set(range(64))

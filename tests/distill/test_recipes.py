@@ -456,6 +456,7 @@ def test_the_step_writes_what_a_distillation_returns(tmp_path):
     step = SimpleNamespace(
         spec=spec,
         resume=tmp_path,
+        devices=1,
         progress=lambda done, total: None,
         read_tensors=lambda role, name: {("teacher", "model.safetensors"): teacher_tensors()}[role, name],
         write_tensors=written.__setitem__,

@@ -170,7 +170,7 @@ def test_commands_and_options_in_the_text_exist() -> None:
 
 
 def test_options_that_stand_alone_exist() -> None:
-    known = {"--config", "--forceall"}  # Snakemake's
+    known = {"--config", "--cores", "--forceall"}  # Snakemake's
     for _, command in commands(typer.main.get_command(app)):
         known |= {option for parameter in command.params for option in parameter.opts}
     assert set(re.findall(r"`(--[\w-]+)`", everything())) <= known

@@ -24,7 +24,7 @@ class Written(nn.Module):
 
     def __init__(self, width, dim, blocks):
         super().__init__()
-        self.body = MLP(dim, SimpleNamespace(width=width, depth=blocks, embedding=6))
+        self.body = MLP(dim, SimpleNamespace(width=width, depth=blocks, embedding=6, classes=0))
         self.linear = nn.ModuleList([nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, 1)])
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
         for norm in self.norms:

@@ -41,7 +41,7 @@ def make(width, dim, depth, embedding, skip=True):
     """Return a denoiser in single precision with room for gradients, and its twin in double precision."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        network = MLP(dim, SimpleNamespace(width=width, depth=depth, embedding=embedding))
+        network = MLP(dim, SimpleNamespace(width=width, depth=depth, embedding=embedding, classes=0))
     double = Denoiser(copy.deepcopy(network).double(), skip)
     denoiser = Denoiser(network, skip)
     FlatParameters(denoiser)

@@ -67,7 +67,7 @@ def of_networks():
     for width, dim, depth, embedding, batch in ((40, 3, 2, 8, 50), (130, 17, 1, 2, 7), (16, 2, 3, 32, 97)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            denoiser = Denoiser(MLP(dim, SimpleNamespace(width=width, depth=depth, embedding=embedding)))
+            denoiser = Denoiser(MLP(dim, SimpleNamespace(width=width, depth=depth, embedding=embedding, classes=0)))
         for parameter in denoiser.parameters():
             parameter.grad = torch.zeros_like(parameter)
         x, clean = draw(2, batch, dim)

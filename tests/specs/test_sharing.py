@@ -10,6 +10,7 @@ import yaml
 
 from dmdpipe.artifacts.dag import plan_run, plan_study, steps_below
 from dmdpipe.artifacts.plan import plan
+from dmdpipe.errors import UserError
 from dmdpipe.specs.config import members_of, scale_names, study_names
 
 ROOT = Path(__file__).parents[2]
@@ -159,3 +160,21 @@ def test_no_two_steps_have_one_folder(config: Path) -> None:
         texts = {}
         for step in steps:
             assert texts.setdefault(step.folder, step.canonical()) == step.canonical()
+
+
+def test_devices_share_the_trainings_that_have_shards_and_must_be_able_to(config: Path) -> None:
+    study = config / "studies" / "fashion.yaml"
+    study.write_text(
+        study.read_text().replace("      score.batch: 256\n", "      score.batch: 256\n      score.shards: 4\n")
+    )
+    asked = {"scale": "gpu", "studies": ["fashion"]}
+    alone, shared = (plan_run({**asked, "devices": devices}) for devices in (1, 2))
+    assert list(shared.steps) == list(alone.steps)
+    assert not [step.folder for step in alone.steps.values() if alone.devices_of(step) != 1]
+    of_stages = {(step.stage, shared.devices_of(step)) for step in shared.steps.values()}
+    assert {stage for stage, devices in of_stages if devices == 2} == {"teacher"}
+    assert {devices for stage, devices in of_stages if stage != "teacher"} == {1}
+    with pytest.raises(UserError, match=r"config\.yaml or --config: devices: 3 can't share the 4 shards of teachers/"):
+        plan_run({**asked, "devices": 3})
+    with pytest.raises(UserError, match=r"devices: 2: no training of this run has shards to share"):
+        plan_run({"scale": "smoke", "devices": 2})

@@ -60,6 +60,8 @@ FINE: list[tuple[type[BaseModel], dict[str, Any]]] = [
     (StudentSpec, {**PARTICLES, "init": {"kind": "random-head"}, "recipe": {"fake_start": "fresh", "fake_lag": 2}}),
     (PairsSpec, {"student": PARTICLES, "teacher_samples": {"teacher": TRAINED, "bank": BANK}}),
     (StudentSpec, {"teacher": OF_UNET, "network": UNET, **GAN}),
+    (StudentSpec, {"teacher": OF_UNET, "network": UNET, "shards": 2, "recipe": {"regression_weight": 1}}),
+    (TrainedScore, {"network": UNET, "shards": 256}),
     (StudentSpec, {"teacher": OF_UNET, "network": {"kind": "mlp"}, "init": {"kind": "random-head"}}),
     (UNet, {"multipliers": [1], "attention": []}),
     (NoiseBankSpec, {"dim": 2_000, "n_held_out": 4_000}),
@@ -121,6 +123,22 @@ REFUSED: list[tuple[type[BaseModel], dict[str, Any], list[str]]] = [
     (StudentSpec, {"teacher": TRAINED, "generator_steps": 0}, ["generator_steps", "greater than 0"]),
     (StudentSpec, {"teacher": TRAINED, "seed": -1}, ["seed", "greater than or equal to 0"]),
     (StudentSpec, {"teacher": TRAINED, "dtype": "float16"}, ["dtype", "float16", "did you mean 'float64'?"]),
+    (TrainedScore, {"shards": 2}, ["shards 2", "network.kind 'unet'", "'mlp'"]),
+    (TrainedScore, {"network": UNET, "shards": 3}, ["shards 3", "batch is 256"]),
+    (TrainedScore, {"network": UNET, "shards": 0}, ["shards", "greater than or equal to 1"]),
+    (StudentSpec, {"teacher": TRAINED, "shards": 2}, ["shards 2", "network.kind 'unet'"]),
+    (StudentSpec, {"teacher": EXACT, **LINEAR, "shards": 2}, ["shards 2", "network.kind 'unet'"]),
+    (StudentSpec, {**PARTICLES, "shards": 2}, ["shards 2", "network.kind 'unet'"]),
+    *(
+        (StudentSpec, {"teacher": OF_UNET, "network": UNET, "shards": 2, **given}, ["shards 2", word])
+        for given, word in (
+            ({"batch": 7}, "batch is 7"),
+            ({"init": {"kind": "kd"}}, "'kd'"),
+            ({"init": {"kind": "kd-rotated"}}, "'kd-rotated'"),
+            ({"recipe": {"fake": "samples"}}, "'samples'"),
+        )
+    ),
+    (Config, {"studies": ["one"], "devices": 0}, ["devices", "greater than 0"]),
     (TrainedScore, {"precision": "tf32"}, ["precision 'tf32'", "device 'cuda'"]),
     (TrainedScore, {"device": "gpu"}, ["device", "'gpu'", "did you mean 'cpu'?"]),
     (TrainedScore, {"precision": "fp16"}, ["precision", "fp16", "bf16"]),

@@ -26,7 +26,8 @@ def rules_in(path: Path) -> dict[str, str]:
 
 ON_A_GPU = {"gpu": "gpus_of", "unets_on_gpu": "unets_on_gpu_of", "slurm_partition": "partition_of"}
 TRAINING = {"cpus_per_task": "cpus_of", **ON_A_GPU}
-ASKED = dict.fromkeys(("teacher", "student", "ensemble"), TRAINING)
+SHARED = {"devices": "devices_of", **TRAINING}
+ASKED = {"teacher": SHARED, "student": SHARED, "ensemble": TRAINING}
 ASKED |= dict.fromkeys(("teacher_samples", "pairs"), ON_A_GPU)
 EVERY_RULE = {name: body for path in RULES for name, body in rules_in(path).items()}
 FETCHING = EVERY_RULE.pop(FETCH)
@@ -57,7 +58,7 @@ def test_scripts_read_nothing_but_their_spec_and_call_one_function(path: Path) -
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and id(node) not in inner and dotted(node).startswith("snakemake")
     }
-    assert uses == ALLOWED
+    assert uses == ALLOWED | ({"snakemake.resources.devices"} if path.stem in ("teacher", "student") else set())
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "snakemake"]
     assert all(id(node) in inner for node in names)
     docstring, *imports, block = tree.body
@@ -86,9 +87,11 @@ def test_a_rule_has_one_parameter_its_spec(name: str) -> None:
 @pytest.mark.parametrize("name", EVERY_RULE)
 def test_a_rule_asks_a_cluster_for_what_its_own_steps_need(name: str) -> None:
     asked = set(section(EVERY_RULE[name], "resources"))
-    lines = {key: f'{key}={key_of}("{name}"),' for key, key_of in TRAINING.items()}
+    lines = {key: f'{key}={key_of}("{name}"),' for key, key_of in SHARED.items()}
     assert {f'mem_mb=memory_of("{name}"),', f'runtime=minutes_of("{name}"),'} <= asked
     assert asked & set(lines.values()) == {lines[key] for key in ASKED.get(name, {})}
+    # All GPUs of a training are on one machine.
+    assert ("nodes=1," in asked) == ("devices" in ASKED.get(name, {}))
 
 
 @pytest.mark.parametrize("name", EVERY_RULE)

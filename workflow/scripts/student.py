@@ -3,5 +3,5 @@
 from dmdpipe.artifacts.step import open_step
 from dmdpipe.distill.loop import distil_student
 
-with open_step(snakemake.params.spec, snakemake.output.manifest, snakemake.log[0]) as step:
+with open_step(snakemake.params.spec, snakemake.output.manifest, snakemake.log[0], snakemake.resources.devices) as step:
     distil_student(step)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dmdpipe.artifacts.plan import PlannedStep, plan
+from dmdpipe.artifacts.stages import find_stage
 from dmdpipe.errors import UserError
 from dmdpipe.specs.claims import Claims, load_claims
 from dmdpipe.specs.config import CONFIG_FOLDER, load_config, load_study, members_of, study_names
@@ -56,6 +57,10 @@ class RunPlan:
             visit(step)
         return found
 
+    def devices_of(self, step: PlannedStep) -> int:
+        """Return how many processes share a step: as many as the configuration says, if it has shards for them."""
+        return self.config.devices if find_stage(step.stage).shards(step.spec) > 1 else 1
+
     def step(self, folder: str) -> PlannedStep:
         """Return the step whose files lie in ``folder`` below the results.
 
@@ -101,7 +106,27 @@ def plan_run(overrides: Mapping[str, Any] | None = None, folder: Path = CONFIG_F
     )
     pages = [plan_notebook(name, config.scale, verdicts) for name in NOTEBOOKS]
     pages += [plan_study_page(study, config.scale, claims, verdicts, folder) for study in studies.values()]
-    return RunPlan(config, studies, verdicts, {step.spec.page: step for step in pages})
+    run_plan = RunPlan(config, studies, verdicts, {step.spec.page: step for step in pages})
+    if config.devices > 1:
+        check_devices(run_plan, folder)
+    return run_plan
+
+
+def check_devices(run_plan: RunPlan, folder: Path) -> None:
+    """Check that the processes that a run allows a training can share the shards of each that has some.
+
+    Raises:
+        UserError: if they can't, or no training has any.
+    """
+    devices = run_plan.config.devices
+    place = f"{folder / 'config.yaml'} or --config: devices: {devices}"
+    cut = [step for step in run_plan.steps.values() if find_stage(step.stage).shards(step.spec) > 1]
+    if not cut:
+        raise UserError(f"{place}: no training of this run has shards to share; leave it out, or set student.shards")
+    for step in cut:
+        shards = find_stage(step.stage).shards(step.spec)
+        if shards % devices:
+            raise UserError(f"{place} can't share the {shards} shards of {step.folder} equally; take a divisor of them")
 
 
 def plan_study(name: str, scale: str, folder: Path = CONFIG_FOLDER) -> StudyPlan:

@@ -14,7 +14,7 @@ from dmdpipe.artifacts.code import Code, reach
 from dmdpipe.artifacts.manifest import Equality
 from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.specs.base import canonical_json, digest
-from dmdpipe.specs.data import DataSpec, data_name, transformations
+from dmdpipe.specs.data import DataSpec, class_count, data_name, transformations
 from dmdpipe.specs.diffusion import NoiseBankSpec, TeacherSamplesSpec, TeacherSpec
 from dmdpipe.specs.hardware import Hardware
 from dmdpipe.specs.network import network_name
@@ -56,6 +56,7 @@ class Stage:
         modules: spec → the modules that the spec selects by name, which no import statement shows.
         equality: what a run elsewhere can be held to, at the least.
         device: spec → the device on which it trains or samples.
+        shards: spec → into how many shards its batches are cut, which several devices may share.
         keyed: whether the folder's name ends in the spec's digest; not so for what people open.
     """
 
@@ -69,6 +70,7 @@ class Stage:
     modules: Callable[[Any], set[str]] = _nothing
     equality: Equality = ROUNDING
     device: Callable[[Any], str] = lambda spec: "cpu"
+    shards: Callable[[Any], int] = lambda spec: 1
     keyed: bool = True
     more_files: bool = False
 
@@ -189,6 +191,11 @@ def _maps_parents(spec: MapsSpec) -> Parents:
 # Modules
 
 
+def _data_modules(spec: DataSpec) -> set[str]:
+    labels = ("labels",) if class_count(spec) else ()
+    return {f"dmdpipe.data.{name}" for name in (spec.family, *transformations(spec), *labels)}
+
+
 def _teacher_modules(spec: TeacherSpec) -> set[str]:
     if spec.score.kind == "exact":
         return {"dmdpipe.diffusion.exact"}
@@ -199,11 +206,13 @@ def _teacher_training_modules(spec: TeacherSpec) -> set[str]:
     if spec.score.kind == "exact":
         return _teacher_modules(spec)
     fresh = {"dmdpipe.diffusion.fresh"} if spec.score.samples == "fresh" else set()
-    return _teacher_modules(spec) | _precision_modules(spec.score) | fresh
+    return _teacher_modules(spec) | _hardware_modules(spec.score) | fresh
 
 
-def _precision_modules(spec: Hardware) -> set[str]:
-    return {"dmdpipe.networks.bf16"} if spec.precision == "bf16" else set()
+def _hardware_modules(spec: Hardware) -> set[str]:
+    precision = {"dmdpipe.networks.bf16"} if spec.precision == "bf16" else set()
+    shared = {"dmdpipe.diffusion.follower", "dmdpipe.diffusion.ranks"} if spec.shards > 1 else set()
+    return precision | shared
 
 
 def _network_modules(spec: StudentSpec) -> set[str]:
@@ -224,7 +233,7 @@ def _student_modules(spec: StudentSpec) -> set[str]:
         "dmdpipe.networks.mlp": spec.recipe.fake_start == "fresh",
     }
     used = {module for module, is_used in selected.items() if is_used}
-    return _network_modules(spec) | _precision_modules(spec) | used
+    return _network_modules(spec) | _hardware_modules(spec) | used
 
 
 _ROWS = (
@@ -235,7 +244,7 @@ _ROWS = (
         payload=("data.safetensors", "facts.json"),
         entry="dmdpipe.data.prepare:prepare_data",
         label=data_name,
-        modules=lambda spec: {f"dmdpipe.data.{name}" for name in (spec.family, *transformations(spec))},
+        modules=_data_modules,
     ),
     Stage(
         name="noise",
@@ -256,6 +265,7 @@ _ROWS = (
         modules=_teacher_training_modules,
         equality=TRAINING,
         device=lambda spec: getattr(spec.score, "device", "cpu"),
+        shards=lambda spec: getattr(spec.score, "shards", 1),
     ),
     Stage(
         name="teacher_samples",
@@ -279,6 +289,7 @@ _ROWS = (
         modules=_student_modules,
         equality=TRAINING,
         device=lambda spec: spec.device,
+        shards=lambda spec: spec.shards,
     ),
     Stage(
         name="ensemble",
@@ -288,7 +299,7 @@ _ROWS = (
         entry="dmdpipe.distill.together:train_together",
         label=lambda spec: f"{_student_label(spec)}_of{len(spec.members.seeds)}",
         parents=_ensemble_parents,
-        modules=lambda spec: {"dmdpipe.distill.dmd"} | _network_modules(spec) | _precision_modules(spec),
+        modules=lambda spec: {"dmdpipe.distill.dmd"} | _network_modules(spec) | _hardware_modules(spec),
         equality=TRAINING,
         device=lambda spec: spec.device,
     ),
@@ -321,6 +332,7 @@ _ROWS = (
         entry="dmdpipe.copying.measure:measure_copying",
         label=lambda spec: _student_label(spec.pairs.student),
         parents=_metrics_parents,
+        modules=lambda spec: {"dmdpipe.copying.classes"} if spec.pairs.student.teacher.classes else set(),
     ),
     Stage(
         name="maps",

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import import_module
@@ -27,7 +27,7 @@ from dmdpipe.artifacts.disk import failures_told
 from dmdpipe.artifacts.environment import current_environment, git_state, lock_digest, peak_memory_mib, user_name
 from dmdpipe.artifacts.links import refuse_links_on_the_way
 from dmdpipe.artifacts.plan import Order, read_order
-from dmdpipe.artifacts.stages import find_stage
+from dmdpipe.artifacts.stages import Stage, find_stage
 from dmdpipe.artifacts.tables import decode_table, encode_table
 from dmdpipe.artifacts.tensors import decode_tensors, encode_tensors
 from dmdpipe.artifacts.ticket import FOLDER as TICKETS
@@ -51,9 +51,15 @@ class Step:
         folder: a private folder; what the function puts there, and nothing else, is published.
         resume: where checkpoints go (made on the first one). It outlives a killed step, and only a step with
             the same spec, code, parents' results, libraries and instruction set finds it again.
+        devices: how many processes may share a training, a device each; they change no byte.
+        rank: which of them this is.
+        meeting: the folder where the first of them waits for this one; None for the first.
     """
 
-    def __init__(self, canonical: str, results: Path):
+    rank = 0
+    meeting: Path | None = None
+
+    def __init__(self, canonical: str, results: Path, devices: int = 1):
         """Check the order and the parents' manifests.
 
         Raises:
@@ -61,7 +67,9 @@ class Step:
                 was made from another spec, or has a manifest that was tampered with; if the step would have to
                 write through a link.
         """
+        self._canonical = canonical
         self.order: Order = read_order(canonical)
+        self.devices = devices
         self.stage = find_stage(self.order.stage)
         self.spec: Any = self.stage.parse(self.order.spec)
         self.label = self.stage.label(self.spec)
@@ -184,6 +192,11 @@ class Step:
             finally:
                 temporary.unlink(missing_ok=True)
 
+    def to_follow(self, rank: int, meeting: Path) -> dict[str, Any]:
+        """Return the arguments of the ``FollowingStep`` in another process that shares this step, as JSON types."""
+        order = {"canonical": self._canonical, "results": str(self._results.resolve())}
+        return order | {"devices": self.devices, "rank": rank, "meeting": str(meeting)}
+
     # What happens around it
 
     def _open(self) -> None:
@@ -260,8 +273,22 @@ class Step:
         }
 
 
+class FollowingStep(Step):
+    """A step in another process than its own (``Step.to_follow``): its function reads the same and writes nothing."""
+
+    def __init__(self, canonical: str, results: str, devices: int, rank: int, meeting: str):
+        super().__init__(canonical, Path(results), devices)
+        self.rank, self.meeting = rank, Path(meeting)
+
+    def progress(self, done: int, total: int) -> None:
+        """Say nothing: the step's own process does."""
+
+    def _write(self, name: str, data: bytes) -> None:
+        pass
+
+
 @contextmanager
-def open_step(canonical: str, manifest: Path | str, log: Path | str | None = None) -> Iterator[Step]:
+def open_step(canonical: str, manifest: Path | str, log: Path | str | None = None, devices: int = 1) -> Iterator[Step]:
     """Open the step that an order describes, for the script of its rule.
 
     Leaving without an error publishes the folder with its manifest.json and run.json. An error or SIGTERM
@@ -271,9 +298,10 @@ def open_step(canonical: str, manifest: Path | str, log: Path | str | None = Non
         canonical: the order, ``PlannedStep.canonical()``.
         manifest: the manifest.json that the rule promises; says where the root of the results is.
         log: file for what goes wrong.
+        devices: how many processes may share the step's training.
     """
     try:
-        with _running(canonical, _results_root(canonical, Path(manifest))) as step:
+        with _running(canonical, _results_root(canonical, Path(manifest)), devices) as step:
             yield step
     except UserError as error:
         if log is None:
@@ -286,23 +314,28 @@ def open_step(canonical: str, manifest: Path | str, log: Path | str | None = Non
         raise
 
 
-def run_step(canonical: str, results: Path | str) -> Path:
+def run_step(canonical: str, results: Path | str, devices: int = 1) -> Path:
     """Run one step without Snakemake and return its folder below ``results``.
 
     Raises:
         UserError: as ``Step``, and whatever the step's function raises; then nothing is published.
     """
-    # Only the table's own functions are imported, never a name that stands in the order.
-    module, _, function = find_stage(read_order(canonical).stage).entry.partition(":")
-    run = getattr(import_module(module), function)
-    with _running(canonical, Path(results)) as step:
+    run = function_of(find_stage(read_order(canonical).stage))
+    with _running(canonical, Path(results), devices) as step:
         run(step)
     return step.target
 
 
+def function_of(stage: Stage) -> Callable[[Step], None]:
+    """Return a stage's function. Only those of the table are imported, never a name that stands in an order."""
+    module, _, function = stage.entry.partition(":")
+    found: Callable[[Step], None] = getattr(import_module(module), function)
+    return found
+
+
 @contextmanager
-def _running(canonical: str, results: Path) -> Iterator[Step]:
-    step = Step(canonical, results)
+def _running(canonical: str, results: Path, devices: int) -> Iterator[Step]:
+    step = Step(canonical, results, devices)
     with _sigterm_as_exit(), failures_told(step.target):
         try:
             step._open()

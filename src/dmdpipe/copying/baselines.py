@@ -68,6 +68,16 @@ def match_variance(affine: AffineMap, z: npt.ArrayLike, samples: npt.ArrayLike) 
     return AffineMap(factor * affine.weight, centre + factor * (affine.mean - centre))
 
 
+def class_means(held_out: Array, classes: npt.NDArray, classes_held_out: npt.NDArray) -> tuple[Array, Array]:
+    """Return the mean held-out sample of the class of each pair [N, d] and of each held-out sample [M, d].
+
+    A class without held-out samples has the mean of all.
+    """
+    means = {one: held_out[classes_held_out == one].mean(axis=0) for one in np.unique(classes_held_out)}
+    mean = held_out.mean(axis=0)
+    return np.stack([means.get(one, mean) for one in classes]), np.stack([means[one] for one in classes_held_out])
+
+
 def total_variance(samples: npt.ArrayLike) -> float:
     """Return the sum over coordinates of the variance (over N) of samples [N, d]."""
     return float(as_points(samples).var(axis=0).sum())

@@ -32,7 +32,7 @@ def multiplications(network: Any, dim: int) -> int:
         return dim * dim
     if network.kind == "unet":
         return sum(own * positions for own, positions in _layers(network, dim))
-    return int(network.width * (2 * dim + network.depth * network.width + network.embedding))
+    return int(network.width * (2 * dim + network.depth * network.width + network.embedding + network.classes))
 
 
 def _layers(network: UNet, dim: int) -> Iterator[tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dmdpipe.artifacts.step import Step
+    from dmdpipe.copying.classes import WithinClasses
     from dmdpipe.specs.pairs import MetricsSpec
 
 SEED = 0  # projections and null are part of the instrument: the same for every student
@@ -95,6 +97,13 @@ SPECIAL_METRICS = {
     "rho_within_mode": "modes",
     "rho_same_mode": "modes",
     "rotation": "covariance",
+    "rho_within_class": "classes",
+    "rho_within_class_shuffled": "classes",
+    "rho_same_class": "classes",
+    "rho_affine_within_class": "classes",
+    "delta_e_same_class": "classes",
+    "retrieval_same_class": "classes",
+    "gate_ratio_within_class": "classes",
 }
 """Metrics that need what is known of some data only, and the argument of ``measure`` that it is."""
 
@@ -144,10 +153,14 @@ SOURCES = {
     "images": Source("data", "data.safetensors", "images"),
     "modes": Source("data", "data.safetensors", "modes"),
     "covariance": Source("data", "data.safetensors", "exact.variances"),
+    "classes": Source("teacher_samples", "samples.safetensors", "classes"),
+    "classes_held_out": Source("teacher_samples", "samples.safetensors", "classes_held_out"),
+    "classes_reference": Source("teacher_samples", "samples.safetensors", "classes_reference"),
 }
 """Where each array of ``measure`` comes from; those in ``MAY_BE_MISSING`` need not be there."""
 
-MAY_BE_MISSING = ("resampled", "images", "modes", "covariance")
+OF_CLASSES = ("classes", "classes_held_out", "classes_reference")
+MAY_BE_MISSING = ("resampled", "images", "modes", "covariance", *OF_CLASSES)
 
 PAIRED_WITH = {
     "z": Source("noise", "noise.safetensors", "paired"),
@@ -170,6 +183,7 @@ class _Instrument:
     initial: Array
     modes: Array | None
     covariance: Array | None
+    classes: WithinClasses | None
     whitening: Array
     projections: Array
     references: list[SampleSet]
@@ -185,7 +199,13 @@ class _Instrument:
         unread = (name for name, known in SPECIAL_METRICS.items() if getattr(self, known) is not None)
         values = dict.fromkeys(unread, np.nan) | values
         if np.isfinite(student).all():
-            return values | self._pairing(student) | self._distribution(student) | self._novelty(student)
+            values |= self._pairing(student) | self._distribution(student) | self._novelty(student)
+            if self.classes:
+                values |= self.classes.read(student)
+                # A student that heeds no class can have the distribution of all classes together.
+                gate = np.fmax(values["gate_ratio"], values["gate_ratio_within_class"])
+                values |= {"gate_ratio": float(gate), "converged": float(gate <= GATE)}
+            return values
         return values | {"gate_ratio": np.inf, "converged": 0.0}
 
     def _pairing(self, student: Array) -> dict[str, float]:
@@ -255,6 +275,9 @@ def measure(
     modes: npt.ArrayLike | None = None,
     covariance: npt.ArrayLike | None = None,
     resampled: npt.ArrayLike | None = None,
+    classes: npt.ArrayLike | None = None,
+    classes_held_out: npt.ArrayLike | None = None,
+    classes_reference: npt.ArrayLike | None = None,
     cost: float = 1.0,
     projections: int = 128,
     whitened_variance: float = 0.99,
@@ -282,6 +305,9 @@ def measure(
         modes: known mode centres [k, d].
         covariance: Σ [d, d] of the data, where they are known to be one Gaussian.
         resampled: the teacher with the student's noise between its steps [N, d]; T(z) itself if there is one step.
+        classes: that both were asked for at each paired noise [N], integers; if they were, the next two as well.
+        classes_held_out: at each held-out noise [M].
+        classes_reference: at each noise of the teacher sets [R, N].
         cost: the student's inference cost (``dmdpipe.copying.inference_cost``).
         projections: directions of the sliced distance.
         whitened_variance: share of variance that the whitened cosine keeps, in (0, 1].
@@ -311,9 +337,11 @@ def measure(
         "training": training,
         "resampled": teacher if resampled is None else resampled,
     }
-    given |= {name: known for name, known in (("modes", modes), ("covariance", covariance)) if known is not None}
+    special_ones = {"modes": modes, "covariance": covariance, "classes": classes}
+    special_ones |= {"classes_held_out": classes_held_out, "classes_reference": classes_reference}
+    given |= {name: known for name, known in special_ones.items() if known is not None}
     # The student has K snapshots and may be large: it is converted one snapshot at a time.
-    as_stored = ("student", "generator_step")
+    as_stored = ("student", "generator_step", *OF_CLASSES)
     arrays = {name: np.asarray(value, dtype=None if name in as_stored else np.float64) for name, value in given.items()}
     _check(arrays)
     instrument = _set_up(arrays, cost, projections, whitened_variance, seed)
@@ -351,6 +379,11 @@ def _set_up(
     ratios, ratios_held_out = np.split(nearest_ratios(both, arrays["training"]), [n])
     independent = arrays["reference"].reshape(-1, d)
     null = dimension_matched_null(d, n, seed=derive_seed(SEED, "copying", "null"))
+    within: WithinClasses | None = None
+    if "classes" in arrays:
+        # By name, so that an edit of it touches only the students that are asked for classes.
+        within_classes = import_module("dmdpipe.copying.classes").within_classes
+        within = within_classes(arrays, directions, derive_seed(seed, "copying", "shuffle"))
     return _Instrument(
         z=z,
         teacher=teacher,
@@ -362,6 +395,7 @@ def _set_up(
         initial=arrays["student"][0].astype(np.float64),
         modes=arrays.get("modes"),
         covariance=arrays.get("covariance"),
+        classes=within,
         whitening=axes,
         projections=directions,
         references=references,
@@ -385,6 +419,8 @@ def _set_up(
             "assignment_pairs": float(min(n, ASSIGNMENT_LIMIT)),
             "inference_cost": cost,
             **({"rho_same_mode": same_mode_error(teacher, arrays["modes"])} if "modes" in arrays else {}),
+            # Among them rho_affine and rho_affine_matched, of maps that know the classes' means.
+            **(within.constants if within else {}),
         },
     )
 
@@ -414,7 +450,13 @@ def _check(arrays: Mapping[str, npt.NDArray]) -> None:
         "training": "n d",
         "modes": "k d",
         "covariance": "d d",
+        "classes": "N",
+        "classes_held_out": "M",
+        "classes_reference": "R N",
     }
+    missing = [name for name in OF_CLASSES if "classes" in arrays and name not in arrays]
+    if missing:
+        raise UserError(f"{SOURCES[missing[0]]} is missing, though the pairs have classes; rebuild that step")
     for name, axes in shapes.items():
         if name not in arrays:
             continue
@@ -481,6 +523,9 @@ def measure_copying(step: Step) -> None:
         modes=if_there(SOURCES["modes"]),
         covariance=_covariance(tensors[SOURCES["covariance"].role, SOURCES["covariance"].file]),
         resampled=if_there(SOURCES["resampled"]),
+        classes=if_there(SOURCES["classes"]),
+        classes_held_out=if_there(SOURCES["classes_held_out"]),
+        classes_reference=if_there(SOURCES["classes_reference"]),
         cost=inference_cost(spec.pairs.student),
         projections=spec.projections,
         whitened_variance=spec.whitened_variance,

@@ -28,6 +28,20 @@ def shuffled_pairing(n: int, seed: int) -> npt.NDArray[np.intp]:
     return permutation
 
 
+def shuffled_within(groups: npt.ArrayLike, seed: int) -> npt.NDArray[np.intp]:
+    """Return a random permutation [n] that takes each row to another one of its group [n], one cycle through each.
+
+    A row that is alone in its group stays where it is.
+    """
+    group = np.asarray(groups)
+    permutation = np.arange(len(group))
+    generator = np.random.Generator(np.random.Philox(seed))
+    for one in np.unique(group):
+        cycle = generator.permutation(np.flatnonzero(group == one))
+        permutation[cycle] = np.roll(cycle, 1)
+    return permutation
+
+
 class NullReading(NamedTuple):
     """What ΔE and retrieval@1 read on weakly correlated noise."""
 

@@ -228,8 +228,7 @@ def relative_pair_error_within(student: npt.ArrayLike, teacher: npt.ArrayLike, m
         teacher: paired samples [N, d].
         modes: known centres [k, d]; a sample's mode is the nearest one.
     """
-    pair, random = _costs_within(student, teacher, modes)
-    return pair / random if random > 0 else np.nan
+    return pair_error_within_groups(student, teacher, nearest_mode(teacher, as_points(modes)))
 
 
 def same_mode_error(teacher: npt.ArrayLike, modes: npt.ArrayLike) -> float:
@@ -237,15 +236,26 @@ def same_mode_error(teacher: npt.ArrayLike, modes: npt.ArrayLike) -> float:
 
     NaN if no mode has two of the samples [N, d], or all samples are equal.
     """
+    return same_group_error(teacher, nearest_mode(teacher, as_points(modes)))
+
+
+def pair_error_within_groups(student: npt.ArrayLike, teacher: npt.ArrayLike, groups: npt.ArrayLike) -> float:
+    """Return ``relative_pair_error_within`` for any grouping of the rows [N], such as their classes."""
+    pair, random = _costs_within(student, teacher, groups)
+    return pair / random if random > 0 else np.nan
+
+
+def same_group_error(teacher: npt.ArrayLike, groups: npt.ArrayLike) -> float:
+    """Return ``same_mode_error`` for any grouping of the rows [N]."""
     random = random_cost(teacher, teacher)
-    return _costs_within(teacher, teacher, modes)[1] / random if random > 0 else np.nan
+    return _costs_within(teacher, teacher, groups)[1] / random if random > 0 else np.nan
 
 
-def _costs_within(student: npt.ArrayLike, teacher: npt.ArrayLike, modes: npt.ArrayLike) -> tuple[float, float]:
-    """Return the mean paired and the mean mismatched cost of rows, mismatched within the mode of t_i."""
+def _costs_within(student: npt.ArrayLike, teacher: npt.ArrayLike, groups: npt.ArrayLike) -> tuple[float, float]:
+    """Return the mean paired and the mean mismatched cost of rows, mismatched within a row's group [N]."""
     s, t = as_pairs(student, teacher)
-    mode = nearest_mode(t, as_points(modes))
-    members = [rows for rows in (np.flatnonzero(mode == one) for one in np.unique(mode)) if len(rows) > 1]
+    group = np.asarray(groups)
+    members = [rows for rows in (np.flatnonzero(group == one) for one in np.unique(group)) if len(rows) > 1]
     if not members:
         return np.nan, np.nan
     shares = np.array([len(rows) for rows in members]) / sum(map(len, members))

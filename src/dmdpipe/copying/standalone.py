@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +10,7 @@ import pandas as pd
 
 from dmdpipe.copying.baselines import (
     PAIRS_PER_DIMENSION,
+    class_means,
     fit_affine,
     jacobian_alignment,
     match_variance,
@@ -33,12 +34,12 @@ from dmdpipe.copying.pairing_metrics import (
     matching_costs,
     normalised_excess_cost,
     normalised_rank,
-    pair_cost,
+    pair_error_within_groups,
     pair_ranks,
     pairing_inefficiency,
-    random_cost,
     relative_pair_error,
     retrieval_at_k,
+    same_group_error,
     whitening,
 )
 from dmdpipe.seeds import derive_seed
@@ -147,7 +148,7 @@ def measure_pairs(
     else:
         means: tuple[Array, Array] | tuple[float, float] = (0.0, 0.0)
         if classes is not None and classes_held_out is not None:
-            means = _class_means(held_out, np.asarray(classes), np.asarray(classes_held_out))
+            means = class_means(held_out, np.asarray(classes), np.asarray(classes_held_out))
         values |= _affine(noise, t, other_noise, held_out, *means)
         values["linear_excess"] = values["rho"] - values["rho_affine"]
 
@@ -226,37 +227,13 @@ def _of_pairs(t: Array, s: Array) -> dict[str, float]:
 
 
 def _of_classes(t: Array, s: Array, classes: npt.NDArray[np.int64]) -> dict[str, float]:
-    """Return the metrics of ``CLASS_READINGS``; none if no class has two pairs.
-
-    Each pair counts alike; those that are alone in their class are left out of both costs within classes.
-    """
-    groups = [rows for rows in (np.flatnonzero(classes == one) for one in np.unique(classes)) if len(rows) > 1]
-    if not groups:
+    """Return the metrics of ``CLASS_READINGS``; none if no class has two pairs."""
+    if len(np.unique(classes)) == len(classes):
         return {}
-    shares = np.array([len(rows) for rows in groups]) / sum(map(len, groups))
-
-    def within(cost: Callable[[Array, Array], float], a: Array, b: Array) -> float:
-        return float(shares @ [cost(a[rows], b[rows]) for rows in groups])
-
-    def share(part: float, whole: float) -> float:
-        return part / whole if whole > 0 else np.nan
-
     return {
-        "rho_within_class": share(within(pair_cost, s, t), within(random_cost, s, t)),
-        "rho_same_class": share(within(random_cost, t, t), random_cost(t, t)),
+        "rho_within_class": pair_error_within_groups(s, t, classes),
+        "rho_same_class": same_group_error(t, classes),
     }
-
-
-def _class_means(
-    held_out: Array, classes: npt.NDArray[np.int64], classes_held_out: npt.NDArray[np.int64]
-) -> tuple[Array, Array]:
-    """Return the mean held-out sample of the class of each pair [N, d] and of each held-out sample [M, d].
-
-    A class without held-out samples has the mean of all.
-    """
-    means = {one: held_out[classes_held_out == one].mean(axis=0) for one in np.unique(classes_held_out)}
-    mean = held_out.mean(axis=0)
-    return np.stack([means.get(one, mean) for one in classes]), np.stack([means[one] for one in classes_held_out])
 
 
 def _affine(

@@ -23,11 +23,15 @@ if TYPE_CHECKING:
 GREY_LEVELS = 256
 TRAIN_FILE = "train-images-idx3-ubyte"
 HELD_OUT_FILE = "t10k-images-idx3-ubyte"
+LABEL_FILES = "train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte"
+CLASSES = 10
 
 # Of the decompressed bytes: the gz files differ from source to source.
 SHA256 = {
     TRAIN_FILE: "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     HELD_OUT_FILE: "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    LABEL_FILES[0]: "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    LABEL_FILES[1]: "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 
 FOLDER_VARIABLE = "DMDPIPE_FASHION_MNIST"
@@ -35,6 +39,8 @@ FOLDER = Path("data/fashion-mnist")
 
 _IDX_IMAGES_MAGIC = 0x00000803
 _IDX_HEADER_BYTES = 16
+_IDX_LABELS_MAGIC = 0x00000801
+_IDX_LABELS_HEADER_BYTES = 8
 MAX_BYTES = 2**26  # no file of the set is larger, compressed or not; a bound on what a wrong one can cost
 
 
@@ -46,8 +52,7 @@ def draw(spec: Fashion, rng: np.random.Generator) -> RawData:
     Raises:
         UserError: if a file is missing or damaged (see ``load_images``).
     """
-    train, held_out = load_images(TRAIN_FILE), load_images(HELD_OUT_FILE)
-    train, held_out = train[rng.permutation(len(train))], held_out[rng.permutation(len(held_out))]
+    train, held_out = in_random_order(load_images(TRAIN_FILE), load_images(HELD_OUT_FILE), rng)
     train = chosen(train, spec)
     settings = (spec.side, GREY_LEVELS, spec.dequantisation, rng)
     return RawData(
@@ -59,6 +64,21 @@ def draw(spec: Fashion, rng: np.random.Generator) -> RawData:
         n_images=min(len(train), spec.n_train),
         images=distinct_rows(train, spec.n_train, spec.side, GREY_LEVELS),
     )
+
+
+def in_random_order(train: NDArray, held_out: NDArray, rng: np.random.Generator) -> tuple[NDArray, NDArray]:
+    """Return the entries of both sets in an order that depends on the stream alone, and on how many there are."""
+    return train[rng.permutation(len(train))], held_out[rng.permutation(len(held_out))]
+
+
+def split_labels(rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the class of each image, 0…9, in the order of ``draw``, from a stream at its beginning.
+
+    Raises:
+        UserError: as ``load_images``.
+    """
+    train, held_out = (read_checked(_find(name), name) for name in LABEL_FILES)
+    return in_random_order(train, held_out, rng)
 
 
 def load_images(name: str) -> NDArray[np.uint8]:
@@ -89,16 +109,16 @@ def _find(name: str) -> Path:
 
 
 def read_checked(path: Path, name: str) -> NDArray[np.uint8]:
-    """Return the images [n, size, size] of a file after checking its header and its checksum; raises as above."""
+    """Return the images [n, size, size] or labels [n] of a file, its header and checksum checked; raises as above."""
     payload = _read_decompressed(path)
-    images = parse_idx_images(payload, path)
+    entries = (parse_idx_labels if name in LABEL_FILES else parse_idx_images)(payload, path)
     actual = hashlib.sha256(payload).hexdigest()
     if actual != SHA256[name]:
         raise UserError(
             f"{path} is damaged or another file: sha256 of its decompressed bytes should be {SHA256[name]} "
             f"but is {actual}; delete it or replace it"
         )
-    return images
+    return entries
 
 
 def _read_decompressed(path: Path) -> bytes:
@@ -130,3 +150,22 @@ def parse_idx_images(payload: bytes, path: Path) -> NDArray[np.uint8]:
             "of pixels: replace it"
         )
     return np.frombuffer(payload, np.uint8, offset=_IDX_HEADER_BYTES).reshape(n, height, width)
+
+
+def parse_idx_labels(payload: bytes, path: Path) -> NDArray[np.uint8]:
+    """Return labels [n], 0…9, from the bytes of an idx1-ubyte file, whatever they claim.
+
+    Args:
+        payload: the decompressed bytes.
+        path: the file that they are from, for error messages.
+
+    Raises:
+        UserError: if the header is not that of 8-bit labels, does not fit the number of bytes, or a label is above 9.
+    """
+    magic, n = (int.from_bytes(payload[start : start + 4], "big") for start in (0, 4))
+    labels = np.frombuffer(payload[_IDX_LABELS_HEADER_BYTES:], np.uint8)
+    if len(payload) < _IDX_LABELS_HEADER_BYTES or magic != _IDX_LABELS_MAGIC or n != len(labels) or not n:
+        raise UserError(f"{path} is not an idx file of labels (it starts with {payload[:4]!r}): replace it")
+    if labels.max() >= CLASSES:
+        raise UserError(f"{path} has a label {labels.max()}, but classes are 0 to {CLASSES - 1}: replace it")
+    return labels

@@ -31,7 +31,7 @@ def files_to_fetch(spec: DataSpec) -> list[Path]:
     """Return the files that making these data reads and that ``fetch`` gets; none where the user names a folder."""
     if spec.family != "fashion" or os.environ.get(fashion.FOLDER_VARIABLE):
         return []
-    names = (fashion.TRAIN_FILE, fashion.HELD_OUT_FILE)
+    names = [fashion.TRAIN_FILE, fashion.HELD_OUT_FILE, *(fashion.LABEL_FILES if spec.labels else ())]
     return [fashion.FOLDER / f"{name}.gz" for name in names if not (fashion.FOLDER / name).is_file()]
 
 
@@ -68,6 +68,7 @@ def fetch(target: Path) -> None:
                 return
     raise UserError(
         f"{target} cannot be fetched ({'; '.join(failures)}): install Debian's dataset-fashion-mnist, or put "
-        f"{fashion.TRAIN_FILE}.gz and {fashion.HELD_OUT_FILE}.gz into {target.parent} or the folder named by "
+        f"{fashion.TRAIN_FILE}.gz and {fashion.HELD_OUT_FILE}.gz (and for labels "
+        f"{' and '.join(f'{name}.gz' for name in fashion.LABEL_FILES)}) into {target.parent} or the folder named by "
         f"{fashion.FOLDER_VARIABLE}"
     )

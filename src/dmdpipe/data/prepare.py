@@ -9,7 +9,7 @@ import numpy as np
 
 from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.seeds import derive_seed
-from dmdpipe.specs.data import FAMILIES, SIGMA_DATA, data_name, dimension, transformations
+from dmdpipe.specs.data import FAMILIES, SIGMA_DATA, class_count, data_name, dimension, transformations
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,7 +37,8 @@ def prepare(spec: DataSpec) -> tuple[dict[str, NDArray], dict[str, Any]]:
     Returns:
         tensors: ``train`` [n, d] and ``held_out`` [m, d], float32; ``modes`` [k, d], float32, where the modes
             are known; ``images`` [n_images, d], float32, the distinct training images without noise, of image
-            families; ``exact.weights`` [k], ``exact.means`` [k, d], ``exact.basis`` [d, d] and
+            families; ``labels`` [n] and ``labels_held_out`` [m], int64, where the spec asks for them;
+            ``exact.weights`` [k], ``exact.means`` [k, d], ``exact.basis`` [d, d] and
             ``exact.variances`` [k, d], float64, where the distribution is a known Gaussian mixture.
         facts: name, dimension, the shift (``raw_mean``, where d ≤ 784), the spread in raw units, the factor
             (``scale``), source, licence, dequantisation and the number of distinct training images (or null).
@@ -60,6 +61,10 @@ def prepare(spec: DataSpec) -> tuple[dict[str, NDArray], dict[str, Any]]:
     for name, rows in (("modes", raw.modes), ("images", raw.images)):
         if rows is not None:
             tensors[name] = ((rows - mean) * scale).astype(np.float32)
+    if class_count(spec):
+        # By name, so that an edit of it touches only the data that have labels.
+        labels = importlib.import_module("dmdpipe.data.labels")
+        tensors |= labels.labels_of_rows(raw, spec, _stream(spec.family))
     if raw.exact is not None:
         tensors |= {f"exact.{name}": array for name, array in vars(raw.exact.scaled(mean, scale)).items()}
 

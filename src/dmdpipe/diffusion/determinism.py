@@ -38,12 +38,13 @@ def exact_torch(threads: int, precision: str = "full") -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def start_device(hardware: Hardware, key: str) -> torch.device:
+def start_device(hardware: Hardware, key: str, number: int = 0) -> torch.device:
     """Prepare torch for a training, as ``exact_torch``, and return the device that its spec names.
 
     Args:
         hardware: the spec of a teacher or a student.
         key: how a configuration calls its device, for the message.
+        number: which of the visible GPUs, if it is one.
 
     Raises:
         UserError: if the spec names a GPU and there is none.
@@ -56,7 +57,9 @@ def start_device(hardware: Hardware, key: str) -> torch.device:
             f"{key}: 'cuda', but PyTorch {torch.__version__} finds no GPU here; set it to cpu, or run where there is"
             " one, with the build of torch that DMDPIPE_TORCH=cuda installs"
         )
-    return torch.device("cuda", 0)
+    if number:
+        torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def square_root(x: Tensor) -> Tensor:

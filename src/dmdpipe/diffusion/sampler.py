@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -43,10 +44,26 @@ def probability_flow(denoiser: DenoiserFunction, x: Tensor, noise_range: NoiseRa
 
 
 @torch.no_grad()
-def teacher_map(denoiser: DenoiserFunction, z: Tensor, noise_range: NoiseRange, steps: int) -> Tensor:
+def teacher_map(
+    denoiser: Callable[..., Tensor], z: Tensor, noise_range: NoiseRange, steps: int, *asked: Tensor
+) -> Tensor:
     """Return T(z) [N, d]: the probability-flow end points of σ_max·z, for standard normal z [N, d].
 
     Works through fixed chunks of rows, so memory does not grow with N.
+
+    Args:
+        denoiser: D, called with x [B, d], σ [1, 1] and, if any are asked for, the classes of the rows [B].
+        z: the noises.
+        noise_range: ends and exponent of the Karras grid.
+        steps: grid intervals.
+        asked: the class of each noise [N], if the denoiser is asked for one.
     """
-    chunks = [probability_flow(denoiser, noise_range.sigma_max * rows, noise_range, steps) for rows in z.split(CHUNK)]
+    chunks = []
+    for rows, *classes in zip(*(each.split(CHUNK) for each in (z, *asked)), strict=True):
+        told = partial(_asked_for, denoiser, classes) if classes else denoiser
+        chunks.append(probability_flow(told, noise_range.sigma_max * rows, noise_range, steps))
     return torch.cat(chunks)
+
+
+def _asked_for(denoiser: Callable[..., Tensor], classes: list[Tensor], x: Tensor, sigma: Tensor) -> Tensor:
+    return denoiser(x, sigma, *classes)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dmdpipe.artifacts.checkpoint import discard_checkpoint, load_checkpoint, save_checkpoint
+from dmdpipe.diffusion.shards import ALONE, Ranks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,16 +26,18 @@ class TrainingState:
         folder: where the checkpoint lives.
         tensors: what the loop changes in place: parameters, optimiser state, histories, snapshots, and how far it has
             read each random stream.
+        ranks: the processes that share the training; the first one reads and saves for all.
     """
 
-    def __init__(self, folder: Path, tensors: Mapping[str, torch.Tensor]):
+    def __init__(self, folder: Path, tensors: Mapping[str, torch.Tensor], ranks: Ranks = ALONE):
         self.folder = folder
+        self.ranks = ranks
         self.tensors = tensors
         self._saved_at = time.monotonic()
 
     def save_now_and_then(self, iteration: int) -> None:
         """Save after ``iteration`` finished iterations if the last checkpoint is old enough."""
-        if time.monotonic() - self._saved_at >= SECONDS_BETWEEN_CHECKPOINTS:
+        if self.ranks.number == 0 and time.monotonic() - self._saved_at >= SECONDS_BETWEEN_CHECKPOINTS:
             self.save(iteration)
 
     def save(self, iteration: int) -> None:
@@ -46,8 +49,14 @@ class TrainingState:
         """Load the checkpoint if there is one; return the number of finished iterations (0 without one).
 
         A checkpoint that is not of this training (other tensors, shapes or types, or more iterations than the
-        training's ``iterations``) counts as damaged, and changes nothing.
+        training's ``iterations``) counts as damaged, and changes nothing. Processes that share the training have the
+        same state after it.
         """
+        first = torch.tensor([self._loaded(iterations) if self.ranks.number == 0 else 0])
+        self.ranks.agree([first, *self.tensors.values()])
+        return int(first)
+
+    def _loaded(self, iterations: int) -> int:
         own = self._arrays()
         found = load_checkpoint(self.folder, sum(array.nbytes for array in own.values()) + LARGEST_HEADER)
         if found is None:

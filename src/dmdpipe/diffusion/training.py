@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dmdpipe.diffusion.determinism import start_device
 from dmdpipe.diffusion.losses import denoising_loss, edm_weight
 from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
+from dmdpipe.diffusion.shards import ALONE, Ranks, Shards, ranks_of
 from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.kernels.noise import Stream
 from dmdpipe.networks.denoiser import Denoiser, build_network
@@ -34,11 +35,18 @@ def zero_output_layer(network: nn.Module) -> None:
 
 @torch.no_grad()
 def train_denoiser(
-    spec: TrainedScore, data: Tensor, step: Step, fresh: FreshSamples | None = None
+    spec: TrainedScore,
+    data: Tensor,
+    step: Step,
+    fresh: FreshSamples | None = None,
+    labels: Tensor | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[nn.Module, Tensor]:
     """Train a denoiser on ``data`` [n, d]; return its averaged (EMA) network and the loss history [H], on the CPU.
 
-    With ``fresh``, every batch is drawn from there, and of ``data`` only the dimension counts.
+    With ``fresh``, every batch is drawn from there, and of ``data`` only the dimension counts. A network that is asked
+    for classes learns them from the data's ``labels`` [n], int64. With several ``ranks``, each of these processes calls
+    this; every one draws whole batches, and computes the gradients of its own shards.
 
     Each entry of the history is the mean loss of ``HISTORY_EVERY`` steps, the last one of those that are left.
     Resumes from the step's checkpoint if there is one; the result is the same to the byte. Batches and noise are drawn
@@ -47,13 +55,14 @@ def train_denoiser(
     Raises:
         UserError: if the spec names a GPU and there is none.
     """
-    device = start_device(spec, "score.device")
+    device = start_device(spec, "score.device", ranks.number)
     data = data.to(device)
     network = build_network(spec.network, data.shape[1], derive_seed(spec.seed, "teacher", "init"))
     zero_output_layer(network)
     denoiser = in_precision(Denoiser(network.to(device)), spec.precision)
     optimiser = FlatOptimiser(FlatParameters(network))
     average = optimiser.parameters.values.clone()
+    shards = Shards(spec.shards, spec.batch, ranks)
     purposes = [*PURPOSES, *(("fresh",) if fresh else ())]
     streams = {purpose: Stream(derive_seed(spec.seed, "teacher", purpose)) for purpose in purposes}
     losses = torch.zeros(-(-spec.steps // HISTORY_EVERY), device=device)
@@ -61,15 +70,25 @@ def train_denoiser(
         step.resume,
         {"parameters": optimiser.parameters.values, "average": average, "losses": losses, **optimiser.state}
         | {f"streams/{purpose}": stream.position for purpose, stream in streams.items()},
+        ranks,
     )
+
+    def denoising(x: Tensor, noisy: Tensor, sigma: Tensor, *asked: Tensor) -> dict[str, float | Tensor]:
+        return {"loss": denoising_loss(denoiser, noisy, denoiser.conditions(sigma, *asked), x, edm_weight(sigma))}
+
     for i in range(state.resume(spec.steps), spec.steps):
+        asked: tuple[Tensor, ...] = ()
         if fresh:
             x = fresh.draw(spec.batch, streams["batches"], streams["fresh"]).to(device)
         else:
-            x = data.index_select(0, streams["batches"].integers(0, len(data), spec.batch).to(device))
+            rows = streams["batches"].integers(0, len(data), spec.batch)
+            x = data.index_select(0, rows.to(device))
+            if labels is not None:
+                asked = (labels.index_select(0, rows).to(device),)
         sigma = (streams["levels"].normal(spec.batch, 1) * spec.log_sigma_std + spec.log_sigma_mean).exp().to(device)
         noisy = torch.addcmul(x, sigma, streams["noise"].normal(*x.shape).to(device))
-        loss = denoising_loss(denoiser, noisy, denoiser.conditions(sigma), x, edm_weight(sigma))
+        of_shards = (denoising(*(each[own] for each in (x, noisy, sigma, *asked))) for own in shards.own)
+        loss = shards.mean(optimiser.parameters.gradient, of_shards)["loss"]
         optimiser.step(spec.learning_rate * min(1.0, (i + 1) / max(1, spec.warmup)))
         # A short average at the start, so that the zero output layer is forgotten.
         average.lerp_(optimiser.parameters.values, 1 - min(spec.ema, (i + 1) / (i + 10)))
@@ -98,7 +117,9 @@ def train_teacher(step: Step) -> None:
         if score.samples == "fresh":
             # By name, so that an edit of it does not touch the teachers of finite pools.
             fresh = import_module("dmdpipe.diffusion.fresh").FreshSamples(arrays)
-        average, losses = train_denoiser(score, torch.from_numpy(arrays["train"]), step, fresh)
+        labels = torch.from_numpy(arrays["labels"]) if score.network.classes else None
+        with ranks_of(step, score) as ranks:
+            average, losses = train_denoiser(score, torch.from_numpy(arrays["train"]), step, fresh, labels, ranks)
         step.write_tensors("model.safetensors", {k: v.numpy() for k, v in average.state_dict().items()})
     steps = [min((i + 1) * HISTORY_EVERY, score.steps) for i in range(len(losses))] if len(losses) else []
     step.write_table("history.parquet", pd.DataFrame({"step": steps, "loss": losses.double().numpy()}))

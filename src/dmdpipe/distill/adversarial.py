@@ -119,16 +119,24 @@ class Adversary:
         fake: D_fake if the recipe trains one to denoise; else the discriminator has a copy of the teacher to itself.
         data: what the teacher trained on [n, d], on the student's device.
         batches: where noise, noise levels and rows of the data come from.
+        labels: the data's classes [n], if the teacher is asked for classes.
 
     Attributes:
         trained: what learns from the discriminator's loss alone: the head, and the body if it is no fake score.
     """
 
     def __init__(
-        self, spec: StudentSpec, teacher: Denoiser, fake: Denoiser | None, data: Tensor, batches: RandomBatches
+        self,
+        spec: StudentSpec,
+        teacher: Denoiser,
+        fake: Denoiser | None,
+        data: Tensor,
+        batches: RandomBatches,
+        labels: Tensor | None = None,
     ):
         self.recipe: Recipe = spec.recipe
         self.data = data.to(batches.dtype)
+        self.labels = () if labels is None else (labels.to(batches.device),)
         self.batches = batches
         network: Any = teacher.network
         seed = derive_seed(spec.seed, "student", "discriminator")
@@ -144,12 +152,17 @@ class Adversary:
             self.body = copy.deepcopy(teacher).requires_grad_(True) if fake is None else fake
             if fake is None:
                 self.trained.append(self.body)
-        self.levels = self.body.conditions(batches.grid)
+        self.levels = self.body.levels(batches.grid)
         self.kernel = self._compiled_discriminator()
 
-    def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the student's loss at its samples x [B, d], and the weighted loss's gradient at them [B, d]."""
-        noisy, levels = self._noised(x)
+    def gradient(self, x: Tensor, *asked: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the student's loss at its samples x [B, d], and the weighted loss's gradient at them [B, d].
+
+        Args:
+            x: the samples.
+            asked: the class of each [B], if the student is asked for one.
+        """
+        noisy, levels = self._noised((x, *asked))
         weight = self.recipe.adversarial_weight
         if kernel := self._compiled(noisy):
             logits, gradient = kernel.gradient(noisy, levels, torch.full((len(x),), -1.0), weight / len(x))
@@ -161,14 +174,15 @@ class Adversary:
         (gradient,) = torch.autograd.grad(logits, at, weight * to_logits)
         return loss, gradient
 
-    def learn(self, x: Tensor) -> Tensor:
+    def learn(self, x: Tensor, *asked: Tensor) -> Tensor:
         """Return the discriminator's loss at samples x [B, d] and as many data, and set the weighted loss's gradients.
 
         They take the place of those in ``trained``; in a body that is a fake score they are added to what is there.
         """
         self.trained.zero_grad(set_to_none=False)
-        rows = self.batches.streams["adversarial-data"].integers(0, len(self.data), len(x)).to(x.device)
-        noisy, levels = self._noised(self.data.index_select(0, rows), x)
+        rows = self.batches.rows_of("adversarial-data", len(self.data))
+        data = tuple(each.index_select(0, rows) for each in (self.data, *self.labels))
+        noisy, levels = self._noised(data, (x, *asked))
         weight = self.recipe.discriminator_weight
         if kernel := self._compiled(noisy):
             signs = torch.tensor([-1.0, 1.0]).repeat_interleave(len(x))
@@ -180,11 +194,15 @@ class Adversary:
         logits.backward(weight * torch.cat([to_real, to_fake]))
         return loss
 
-    def _noised(self, *samples: Tensor) -> tuple[Tensor, Conditions]:
-        """Return batches of samples [B, d], each noised by draws of its own, one after the other, and their levels."""
+    def _noised(self, *samples: tuple[Tensor, ...]) -> tuple[Tensor, Conditions]:
+        """Return batches of samples [B, d], each noised by draws of its own, one after the other, and their conditions.
+
+        A batch's classes [B], if there are any, stand beside its samples.
+        """
         drawn = [self.batches.diffusion("adversarial") for _ in samples]
-        noisy = [torch.addcmul(x, own.sigma, own.noise) for x, own in zip(samples, drawn, strict=True)]
-        return torch.cat(noisy), self.levels.at(torch.cat([own.rows for own in drawn]))
+        noisy = [torch.addcmul(x, own.sigma, own.noise) for (x, *_), own in zip(samples, drawn, strict=True)]
+        told = [(own.rows, *asked) for (_, *asked), own in zip(samples, drawn, strict=True)]
+        return torch.cat(noisy), self.levels(*map(torch.cat, zip(*told, strict=True)))
 
     def _logits(self, noisy: Tensor, levels: Conditions) -> Tensor:
         logits: Tensor = self.head(hidden_state(self.body, noisy, levels)).squeeze(1)

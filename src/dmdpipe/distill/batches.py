@@ -5,6 +5,7 @@ For students of several steps also how many steps a batch makes, and the noise b
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -42,10 +43,14 @@ class RandomBatches:
         spec: batch size, grid, seed and dtype are read from it.
         dim: number of coordinates d.
         device: where they are needed.
+
+    Attributes:
+        part: the rows of a batch that are asked for, at first all B of it; below, B is the number of these.
     """
 
     def __init__(self, spec: StudentSpec, dim: int, device: torch.device = CPU):
         self.shape = (spec.batch, dim)
+        self.part = slice(None)
         self.sampling_steps = spec.sampling_steps
         self.dtype = getattr(torch, spec.dtype)
         self.device = device
@@ -55,11 +60,35 @@ class RandomBatches:
             "fake": (spec.recipe.fake_first, spec.recipe.fake_last + 1),
             "adversarial": (spec.recipe.adversarial_first, spec.recipe.adversarial_last + 1),
         }
-        self.streams = {p: Stream(derive_seed(spec.seed, "student", p)) for p in PURPOSES}
+        self.classes = spec.teacher.classes
+        purposes = [*PURPOSES, *(("class",) if self.classes else ())]
+        self.streams = {p: Stream(derive_seed(spec.seed, "student", p)) for p in purposes}
+
+    def cut(self, parts: Sequence[slice]) -> Iterator[slice]:
+        """Yield parts of a batch; all that is drawn while one is out is that part of what is drawn for the whole.
+
+        Whichever parts these are, the streams are then where they would be after a whole batch.
+        """
+        before = [stream.position.clone() for stream in self.streams.values()] if len(parts) > 1 else []
+        for self.part in parts:
+            for stream, position in zip(self.streams.values(), before, strict=False):
+                stream.position.copy_(position)
+            yield self.part
+        self.part = slice(None)
 
     def latent(self, count: int = 1) -> Tensor:
         """Return student noise z [count·B, d]: that of the next ``count`` batches."""
-        return torch.cat([self.streams["latent"].normal(*self.shape) for _ in range(count)]).to(self.device, self.dtype)
+        drawn = [self._normal("latent") for _ in range(count)]
+        return torch.cat(drawn).to(self.device, self.dtype)
+
+    def _normal(self, purpose: str) -> Tensor:
+        return self.streams[purpose].normal(*self.shape)[self.part]
+
+    def asked(self, count: int = 1) -> tuple[Tensor, ...]:
+        """Return the class of each noise of the next ``count`` batches [count·B], all alike often; none: no tensor."""
+        if not self.classes:
+            return ()
+        return (torch.cat([self.rows_of("class", self.classes) for _ in range(count)]),)
 
     def between(self) -> list[Tensor]:
         """Return the noise [B, d] before each later step that the next batch's student makes.
@@ -70,14 +99,16 @@ class RandomBatches:
         if self.sampling_steps == 1:
             return []
         count = int(self.streams["steps"].integers(0, self.sampling_steps, 1))
-        noises = (self.streams["between"].normal(*self.shape) for _ in range(count))
-        return [noise.to(self.device, self.dtype) for noise in noises]
+        return [self._normal("between").to(self.device, self.dtype) for _ in range(count)]
+
+    def rows_of(self, purpose: str, count: int) -> Tensor:
+        """Return which of ``count`` are taken [B], int64, each independently of the others and all alike often."""
+        return self.streams[purpose].integers(0, count, self.shape[0])[self.part].to(self.device)
 
     def diffusion(self, purpose: str) -> Diffusion:
         """Return noise levels, uniform over the purpose's grid indices (a key of ``ranges``), and noise."""
-        stream = self.streams[purpose]
-        rows = stream.integers(*self.ranges[purpose], self.shape[0]).to(self.device)
-        noise = stream.normal(*self.shape).to(self.device, self.dtype)
+        rows = self.streams[purpose].integers(*self.ranges[purpose], self.shape[0])[self.part].to(self.device)
+        noise = self._normal(purpose).to(self.device, self.dtype)
         return Diffusion(rows, self.grid.index_select(0, rows), noise)
 
 

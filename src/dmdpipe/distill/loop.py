@@ -5,6 +5,9 @@ distribution-matching gradient at x; then the fake score takes a denoising step 
 generator step *instead of* the fake score. With an adversarial term a discriminator adds its gradient at x, and learns
 with the fake score. A recipe without either regresses onto T(z) alone.
 
+A batch may be cut into shards, each of which goes through the networks alone; their gradients are added in order, and
+make one step (``dmdpipe.diffusion.shards``).
+
 A student of several steps makes x by a random number of them: the last one is trained, those before it, and the noise
 between, are what they will be when it samples (backward simulation, DMD2, section 4.5).
 """
@@ -22,6 +25,7 @@ from torch import Tensor, nn
 from dmdpipe.diffusion.determinism import root_mean_square, start_device
 from dmdpipe.diffusion.losses import denoising_loss
 from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
+from dmdpipe.diffusion.shards import ALONE, WHOLE, Ranks, Shards, ranks_of
 from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.diffusion.teacher import load_teacher, placed
 from dmdpipe.distill.batches import make_batches
@@ -33,7 +37,7 @@ from dmdpipe.seeds import derive_seed
 from dmdpipe.specs.data import dimension
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from dmdpipe.artifacts.step import Step
     from dmdpipe.diffusion.sampler import DenoiserFunction
@@ -44,10 +48,16 @@ if TYPE_CHECKING:
     from dmdpipe.distill.regression import PairPool
     from dmdpipe.specs.student import Optimiser, Recipe, StudentSpec
 
+    Log = dict[str, float | Tensor]
+    # A batch of the student's samples [B, d] and, if it is asked for classes, the class of each [B].
+    Samples = tuple[Tensor, ...]
+
 HISTORY = (
     *("dm_gradient", "student_gradient", "fake_loss", "regression_loss"),
     *("adversarial_gradient", "adversarial_loss", "discriminator_loss"),
 )
+ROOTS = ("dm_gradient", "adversarial_gradient")
+"""What of it is a root mean square over a batch."""
 
 
 def snapshot_steps(generator_steps: int, count: int) -> list[int]:
@@ -68,10 +78,13 @@ def make_optimiser(spec: Optimiser, module: nn.Module) -> FlatOptimiser:
     return FlatOptimiser(FlatParameters(module), spec.kind, spec.beta1, spec.beta2, spec.weight_decay, spec.clip)
 
 
-def levels_of(denoiser: object, grid: Tensor) -> Callable[[Tensor], Any]:
-    """Return what a denoiser is told of the noise levels at rows [B] of a grid [K, 1]: its conditions, or σ [B, 1]."""
+def levels_of(denoiser: object, grid: Tensor) -> Callable[..., Any]:
+    """Return what a denoiser is told of the noise levels at rows [B] of a grid [K, 1]: its conditions, or σ [B, 1].
+
+    If it is asked for classes [B], they are told with the rows.
+    """
     if isinstance(denoiser, Denoiser):
-        return denoiser.conditions(grid).at
+        return denoiser.levels(grid)
     return lambda rows: grid.index_select(0, rows)
 
 
@@ -93,6 +106,7 @@ class Distillation:
         pool: pairs (z, T(z)) for the regression term, or None if its weight is 0.
         iterations: the length of the training, for the decay of learning rates.
         adversary: the discriminator, or None if the weight of its term is 0.
+        shards: of the batches, those that this process computes.
     """
 
     def __init__(
@@ -105,6 +119,7 @@ class Distillation:
         pool: PairPool | None,
         iterations: int,
         adversary: Adversary | None = None,
+        shards: Shards = WHOLE,
     ):
         self.recipe = recipe
         self.student = student
@@ -114,100 +129,137 @@ class Distillation:
         self.dmd: Any = import_module("dmdpipe.distill.dmd") if fake else None
         self.lagged: Any = fakes().LaggedScore(fake, recipe.fake_lag) if fake and recipe.fake_lag else None
         self.fake_weight = self.dmd.fake_score_weight(batches.grid, recipe.fake_weighting) if self.dmd else None
+        if self.fake_weight is not None and batches.classes:
+            self.fake_weight = self.fake_weight.repeat_interleave(batches.classes, dim=0)
         self.batches = batches
         self.teacher_levels, self.fake_levels = (levels_of(denoiser, batches.grid) for denoiser in (teacher, fake))
         self.pool = pool
         self.iterations = iterations
         self.adversary = adversary
+        self.shards = shards
         self.student_optimiser = make_optimiser(recipe.generator, student)
         learning = nn.ModuleList([fake] if isinstance(fake, nn.Module) else [])
         if adversary:
             learning.append(adversary.trained)
         self.fake_optimiser = make_optimiser(recipe.fake_score, learning) if learning else None
-        self.samples: list[Tensor] = []
-        """What the student, as it is now, answered for the fake score's next iterations."""
+        self.samples: list[list[Samples]] = []
+        """What the student, as it is now, answered for the fake score's next iterations, by shard."""
 
     @torch.no_grad()
-    def iterate(self, iteration: int) -> dict[str, float | Tensor]:
+    def iterate(self, iteration: int) -> Log:
         """Make one iteration; return what it logs: gradient norms and losses, by the names in ``HISTORY``."""
-        log: dict[str, float | Tensor] = {}
-        x = None
+        log: Log = {}
+        made = None
         generator_turn = self.is_generator_turn(iteration)
         if generator_turn:
-            x = self._generator_step(iteration, log)
+            made = self._generator_step(iteration, log)
         if self.fake_optimiser and (self.recipe.fake_trains_with_generator or not generator_turn):
-            self._fake_step(self._next_samples(iteration) if x is None else x, self.fake_optimiser, iteration, log)
+            self._fake_step(made or self._next_samples(iteration), self.fake_optimiser, iteration, log)
         return log
 
     def is_generator_turn(self, iteration: int) -> bool:
         """Whether the generator steps in this iteration: the first one, and every ``generator_every``-th after it."""
         return iteration % self.recipe.generator_every == 0
 
-    def _next_samples(self, iteration: int) -> Tensor:
+    def _parts(self) -> Iterator[slice]:
+        """Yield the rows of each of this process's shards, while the batches draw for these alone."""
+        return self.batches.cut(self.shards.own)
+
+    def _make(self, count: int = 1) -> Samples:
+        """Return what the student makes of the noise of the next ``count`` batches."""
+        asked = self.batches.asked(count)
+        return (self.student(self.batches.latent(count), self.batches.between(), *asked), *asked)
+
+    def _next_samples(self, iteration: int) -> list[Samples]:
         if not self.samples:
             # Up to the generator's next turn the student stays as it is: one large forward pass instead of small ones.
             count = self.recipe.generator_every - iteration % self.recipe.generator_every
             if self.batches.sampling_steps == 1:
-                self.samples = list(self.student(self.batches.latent(count)).chunk(count))
+                of_shards = [
+                    zip(*(each.chunk(count) for each in self._make(count)), strict=True) for _ in self._parts()
+                ]
+                self.samples = [list(batch) for batch in zip(*of_shards, strict=True)]
             else:
-                self.samples = [self.student(self.batches.latent(), self.batches.between()) for _ in range(count)]
+                self.samples = [[self._make() for _ in self._parts()] for _ in range(count)]
         return self.samples.pop(0)
 
-    def _generator_step(self, iteration: int, log: dict[str, float | Tensor]) -> Tensor | None:
-        x = None
-        if self.fake or self.adversary:
-            x, pullback = with_pullback(self.student, self.batches.latent(), self.batches.between())
-            pullback(self._gradient_at_samples(x, self._fake_to_follow(iteration), log))
-        if self.pool:
-            z, target = self.pool.draw(self.batches.shape[0], self.batches.streams["regression"])
-            answer, pullback = with_pullback(self.student, z)
-            log["regression_loss"], gradient = self.pool.loss(answer, target)
-            pullback(gradient * self.recipe.regression_weight, add=x is not None)
+    def _generator_step(self, iteration: int, log: Log) -> list[Samples]:
+        """Take the generator's step; return the samples at which its gradient was taken, by shard."""
+        fake = self._fake_to_follow(iteration)
+        made: list[Samples] = []
+        of_shards = (self._generator_gradient(fake, made) for _ in self._parts())
+        log |= self.shards.mean(self.student_optimiser.parameters.gradient, of_shards, ROOTS)
         rate = learning_rate(self.recipe.generator, iteration, self.iterations)
         log["student_gradient"] = self.student_optimiser.step(rate)
         if self.fake and self.recipe.fake == "oracle":
             self.fake.refresh()
-        return x
+        return made
+
+    def _generator_gradient(self, fake: DenoiserFunction | None, made: list[Samples]) -> Log:
+        """Set the gradient at the student's parameters for one shard; add to ``made`` where, and return its log."""
+        log: Log = {}
+        if fake or self.adversary:
+            asked = self.batches.asked()
+            x, pullback = with_pullback(self.student, self.batches.latent(), self.batches.between(), *asked)
+            made.append((x, *asked))
+            pullback(self._gradient_at_samples(made[-1], fake, log))
+        if self.pool:
+            drawn = self.pool.draw(self.batches.shape[0], self.batches.streams["regression"])
+            z, target, *asked_of_pool = (of_whole[self.batches.part] for of_whole in drawn)
+            answer, pullback = with_pullback(self.student, z, (), *asked_of_pool)
+            log["regression_loss"], gradient = self.pool.loss(answer, target)
+            pullback(gradient * self.recipe.regression_weight, add=bool(fake or self.adversary))
+        return log
 
     def _fake_to_follow(self, iteration: int) -> Any:
         if self.lagged and self.fake_optimiser:
             return self.lagged.at(iteration // self.recipe.generator_every, self.fake_optimiser.parameters.values)
         return self.fake
 
-    def _gradient_at_samples(self, x: Tensor, fake: DenoiserFunction | None, log: dict[str, float | Tensor]) -> Tensor:
+    def _gradient_at_samples(self, made: Samples, fake: DenoiserFunction | None, log: Log) -> Tensor:
         """Return the gradient of the weighted terms at the student's samples x [B, d]."""
+        x, *asked = made
         gradients = []
         if fake:
-            gradient = self._dm_gradient(x, fake)
+            gradient = self._dm_gradient(made, fake)
             gradients.append(gradient * (self.recipe.dm_weight / gradient.numel()))
             log["dm_gradient"] = root_mean_square(gradient)
         if self.adversary:
-            log["adversarial_loss"], gradient = self.adversary.gradient(x)
+            log["adversarial_loss"], gradient = self.adversary.gradient(x, *asked)
             gradients.append(gradient)
             # In the units of dm_gradient, whose loss is a mean over all entries.
             log["adversarial_gradient"] = x.numel() * root_mean_square(gradient)
         return gradients[0] if len(gradients) == 1 else gradients[0] + gradients[1]
 
-    def _dm_gradient(self, x: Tensor, fake: DenoiserFunction) -> Tensor:
+    def _dm_gradient(self, made: Samples, fake: DenoiserFunction) -> Tensor:
+        x, *asked = made
         rows, sigma, noise = self.batches.diffusion("dm")
         noisy = torch.addcmul(x, sigma, noise)
         return self.dmd.dm_gradient(
             x,
-            self.teacher(noisy, self.teacher_levels(rows)),
-            fake(noisy, self.fake_levels(rows)),
+            self.teacher(noisy, self.teacher_levels(rows, *asked)),
+            fake(noisy, self.fake_levels(rows, *asked)),
             normalise=self.recipe.normalise,
             normaliser_offset=self.recipe.normaliser_offset,
             normaliser_min=self.recipe.normaliser_min,
         )
 
-    def _fake_step(self, x: Tensor, optimiser: FlatOptimiser, iteration: int, log: dict[str, float | Tensor]) -> None:
+    def _fake_step(self, made: list[Samples], optimiser: FlatOptimiser, iteration: int, log: Log) -> None:
+        of_shards = (self._fake_gradient(*own) for own, _ in zip(made, self._parts(), strict=True))
+        log |= self.shards.mean(optimiser.parameters.gradient, of_shards)
+        optimiser.step(learning_rate(self.recipe.fake_score, iteration, self.iterations))
+
+    def _fake_gradient(self, x: Tensor, *asked: Tensor) -> Log:
+        """Set the gradient at all that trains beside the student, at one shard's samples; return its log."""
+        log: Log = {}
         if self.fake:
             rows, sigma, noise = self.batches.diffusion("fake")
             noisy = torch.addcmul(x, sigma, noise)
-            log["fake_loss"] = denoising_loss(self.fake, noisy, self.fake_levels(rows), x, self.fake_weight)
+            levels = self.fake_levels(rows, *asked)
+            log["fake_loss"] = denoising_loss(self.fake, noisy, levels, x, self.fake_weight)
         if self.adversary:
-            log["discriminator_loss"] = self.adversary.learn(x)
-        optimiser.step(learning_rate(self.recipe.fake_score, iteration, self.iterations))
+            log["discriminator_loss"] = self.adversary.learn(x, *asked)
+        return log
 
 
 def distil(
@@ -217,7 +269,9 @@ def distil(
     *,
     start: Teacher | None = None,
     data: Tensor | None = None,
+    labels: Tensor | None = None,
     paired: Tensor | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Distil one student; return its snapshots and the history of its training.
 
@@ -227,7 +281,10 @@ def distil(
         step: where checkpoints and progress go; without one, the training just runs.
         start: the denoiser of ``spec.start``, if it names one.
         data: what the teacher trained on [n, d], which a recipe with an adversarial term needs.
+        labels: the data's classes [n], which such a recipe needs if the teacher is asked for classes.
         paired: the bank's paired noises [N, d], which particles need.
+        ranks: the processes that share the training. Each calls this; every one draws whole batches, and computes the
+            gradients of its own shards.
 
     Returns:
         snapshots: ``generator_step`` [K] and every parameter at these steps, stacked [K, …], on the CPU.
@@ -237,7 +294,7 @@ def distil(
         UserError: if the spec names a GPU and there is none.
         ValueError: if the recipe has an adversarial term and there are no data, or if particles lack their noises.
     """
-    device = start_device(spec, "student.device")
+    device = start_device(spec, "student.device", ranks.number)
     teacher = placed(teacher, device, spec.precision)
     dim = dimension(spec.teacher.data)
     recipe = spec.recipe
@@ -272,8 +329,9 @@ def distil(
         if data is None:
             raise ValueError("an adversarial term needs the data that the teacher trained on")
         make_adversary = import_module("dmdpipe.distill.adversarial").Adversary
-        adversary = make_adversary(spec, teacher, fake, data.to(device), batches)
-    loop = Distillation(recipe, student, teacher, fake, batches, pool, iterations, adversary)
+        adversary = make_adversary(spec, teacher, fake, data.to(device), batches, labels)
+    shards = Shards(spec.shards, spec.batch, ranks)
+    loop = Distillation(recipe, student, teacher, fake, batches, pool, iterations, adversary, shards)
 
     current = loop.student_optimiser.parameters.values
     evaluated = current.clone()
@@ -293,7 +351,7 @@ def distil(
         if loop.lagged:
             tensors["fake/past"] = loop.lagged.past
         tensors |= {f"streams/{purpose}": stream.position for purpose, stream in loop.batches.streams.items()}
-        state = TrainingState(step.resume, tensors)
+        state = TrainingState(step.resume, tensors, ranks)
         first = state.resume(iterations)
         if fake and recipe.fake == "oracle":
             fake.refresh()
@@ -334,11 +392,16 @@ def distil_student(step: Step) -> None:
     dtype = getattr(torch, spec.dtype)
     teacher = load_teacher(spec.teacher, step.read_tensors("teacher", "model.safetensors"), dtype)
     start = load_teacher(spec.start, step.read_tensors("start", "model.safetensors"), dtype) if spec.start else None
-    data = None
+    data = labels = None
     if spec.recipe.adversarial_weight:
-        data = torch.from_numpy(step.read_tensors("data", "data.safetensors")["train"])
+        arrays = step.read_tensors("data", "data.safetensors")
+        data = torch.from_numpy(arrays["train"])
+        labels = torch.from_numpy(arrays["labels"]) if spec.teacher.classes else None
     paired = torch.from_numpy(step.read_tensors("noise", "noise.safetensors")["paired"]) if spec.bank else None
-    snapshots, history = distil(spec, teacher, step, start=start, data=data, paired=paired)
+    with ranks_of(step, spec) as ranks:
+        snapshots, history = distil(
+            spec, teacher, step, start=start, data=data, labels=labels, paired=paired, ranks=ranks
+        )
     step.write_tensors("snapshots.safetensors", {name: value.numpy() for name, value in snapshots.items()})
     table = pd.DataFrame(history.numpy(), columns=list(HISTORY))
     table.insert(0, "generator_step", range(1, spec.generator_steps + 1))

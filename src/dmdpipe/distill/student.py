@@ -43,42 +43,47 @@ class Student(nn.Module):
         self.register_buffer("rotation", rotation, persistent=False)
         self._told: dict[tuple[float, torch.dtype, torch.device], Tensor | Conditions] = {}
 
-    def forward(self, z: Tensor, between: Sequence[Tensor] = ()) -> Tensor:
+    def forward(self, z: Tensor, between: Sequence[Tensor] = (), *asked: Tensor) -> Tensor:
         """Map standard normal noise [B, d] to samples [B, d].
 
         Args:
             z: the first noise.
             between: the noise before each later step, [B, d] each: with k of them, the sample is that of step k + 1.
+            asked: the class of each sample [B], if the generator is asked for one.
         """
-        return self.generator(*self._question(z, between))
+        return self.generator(*self._question(z, between, *asked))
 
     @torch.no_grad()
-    def with_pullback(self, z: Tensor, between: Sequence[Tensor] = ()) -> tuple[Tensor, Pullback]:
+    def with_pullback(self, z: Tensor, between: Sequence[Tensor] = (), *asked: Tensor) -> tuple[Tensor, Pullback]:
         """Return ``forward``'s samples and the pullback of the last step alone (``dmdpipe.networks.pullback``).
 
         The steps before it are a simulation of what the student does when it samples, and get no gradient (DMD2,
         section 4.5).
         """
-        return with_pullback(self.generator, *self._question(z, between))
+        return with_pullback(self.generator, *self._question(z, between, *asked))
 
-    def _question(self, z: Tensor, between: Sequence[Tensor]) -> tuple[Tensor, Tensor | Conditions]:
+    def _question(self, z: Tensor, between: Sequence[Tensor], *asked: Tensor) -> tuple[Tensor, Tensor | Conditions]:
         if len(between) >= len(self.levels):
             raise ValueError(f"noise before {len(between)} later steps, but the student has {len(self.levels) - 1}")
         level = self.levels[len(between)]
         if between:
-            return torch.add(self(z, between[:-1]), between[-1], alpha=level), self._level(z, level)
+            before = self(z, between[:-1], *asked)
+            return torch.add(before, between[-1], alpha=level), self._level(z, level, *asked)
         if self.rotation is not None:
             z = z @ self.rotation.T
-        return level * z, self._level(z, level)
+        return level * z, self._level(z, level, *asked)
 
-    def _level(self, z: Tensor, level: float) -> Tensor | Conditions:
-        """Return what the generator is told of a level, the same at every call."""
+    def _level(self, z: Tensor, level: float, *asked: Tensor) -> Tensor | Conditions:
+        """Return what the generator is told of a level, the same at every call, and of the classes."""
         kind = level, z.dtype, z.device
         if kind not in self._told:
             # Not made from z: under vmap that would be one member's, and end with the map.
             sigma = torch.full((1, 1), level, dtype=z.dtype, device=z.device)
-            self._told[kind] = self.generator.conditions(sigma) if isinstance(self.generator, Denoiser) else sigma
-        return self._told[kind]
+            self._told[kind] = sigma
+            if isinstance(self.generator, Denoiser):
+                self._told[kind] = (self.generator.every_class if asked else self.generator.conditions)(sigma)
+        told = self._told[kind]
+        return told.at(*asked) if asked and isinstance(told, Conditions) else told
 
 
 def build_student(spec: StudentSpec) -> Student:

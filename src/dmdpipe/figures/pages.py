@@ -106,6 +106,10 @@ FIGURES = (
 )
 
 
+WITHIN_CLASSES = ("rho_within_class", "rho_same_class")
+"""Drawn beside ρ wherever a study's table has them."""
+
+
 def declared(study: Mapping[str, Any]) -> StudyPage:
     """Return what the study declares, from the notebook's parameter."""
     return StudyPage.model_validate(study)
@@ -126,6 +130,12 @@ def introduce(page: StudyPage, results: pd.DataFrame, scale: str) -> None:
             " noise little to say: their ρ is no measure of copying. `rho_resampled` is, beside `rho_resampling`, what"
             " that noise alone does to ρ."
         )
+    if WITHIN_CLASSES[0] in set(results["metric"]):
+        lines.append(
+            "**Mind ρ.** Here teacher and student may be asked for the same class, so that ρ is below 1 already where"
+            " they share nothing else: it then reads `rho_same_class`. Copying is read from `rho_within_class`, where"
+            " mismatched partners are of the same class, too."
+        )
     display(Markdown("\n\n".join(lines)))
     report.scale_note(results, scale)
 
@@ -143,7 +153,8 @@ def draw(page: StudyPage, results: pd.DataFrame, output: Path | str) -> None:
         if reader.criterion.statistic.value
     ]
     named = tables.parts(results, ["study"])
-    report.show(readout.read_out, named, output, metrics=tuple(metrics_read(page)), thresholds=thresholds)
+    metrics = (*metrics_read(page), *WITHIN_CLASSES)
+    report.show(readout.read_out, named, output, metrics=metrics, thresholds=thresholds)
 
 
 def metrics_read(page: StudyPage) -> Iterator[str]:
@@ -254,18 +265,27 @@ def _in_spreads(gap: float, spread: Any) -> str:
 
 
 def point_table(results: pd.DataFrame) -> str:
-    """Return an HTML table of every point at its read-out: ρ over all seeds, its levels, and how many passed."""
-    shown = tables.at_readout(results, "rho", "rho_floor", "rho_affine")
+    """Return an HTML table of every point at its read-out: ρ over all seeds, its levels, and how many passed.
+
+    Where students are asked for classes, also ρ within the class.
+    """
+    within = WITHIN_CLASSES[0] if WITHIN_CLASSES[0] in set(results["metric"]) else None
+    shown = tables.at_readout(results, "rho", "rho_floor", "rho_affine", *([within] if within else []))
     means, seeds = tables.over_seeds(shown), tables.per_seed(shown)
     cell = "padding:.25em .7em;text-align:left;border-bottom:1px solid #ddd"
-    rows = [("Point", "ρ [95 % over all seeds]", "floor", "affine map", "seeds within the gate")]
+    more = ("ρ within the class",) if within else ()
+    rows: list[tuple[str, ...]] = [
+        ("Point", "ρ [95 % over all seeds]", *more, "floor", "affine map", "seeds within the gate")
+    ]
     for point in dict.fromkeys(results["point"]):
         of_point = means[means["point"] == point].set_index("metric")
         runs = seeds[(seeds["point"] == point) & (seeds["metric"] == "rho")]
         rho = of_point.loc["rho"]
         levels = (number(of_point["value"].get(name)) for name in ("rho_floor", "rho_affine"))
         gate = f"{int(runs['converged'].sum())} of {len(runs)}"
-        rows.append((point, measured(rho["value"], rho["low"], rho["high"]), *levels, gate))
+        own = [of_point.loc[within]] if within in of_point.index else []
+        classes = [measured(row["value"], row["low"], row["high"]) for row in own] or (["–"] if within else [])
+        rows.append((point, measured(rho["value"], rho["low"], rho["high"]), *classes, *levels, gate))
     body = "".join(
         "<tr>" + "".join(f'<{tag} style="{cell}">{escape(str(word))}</{tag}>' for word in row) + "</tr>"
         for tag, row in zip(["th", *["td"] * (len(rows) - 1)], rows, strict=True)

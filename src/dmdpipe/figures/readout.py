@@ -18,6 +18,8 @@ LEVELS = (("rho_floor", "floor: T against T at twice the steps", "|"), ("rho_aff
 LABELS = {
     "rho": "ρ(S, T):  0 a copy, 1 unrelated",
     "rho_rotated": "ρ(S, T∘Q):  0 the rotated pairing",
+    "rho_within_class": "ρ within the class:  0 a copy, 1 the class alone",
+    "rho_same_class": "what ρ reads of the class alone",
     "delta_e": "ΔE (reconstruction)",
     "gate_ratio": "distance over its floor; gate at 2",
     "memorized": "share of memorized teacher samples",

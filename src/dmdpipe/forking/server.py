@@ -1,10 +1,10 @@
 """A process that has imported the slow libraries and forks itself for every step's script.
 
-Importing torch takes two seconds of a core, and a laptop run has three hundred steps that need it. Of dmdpipe the server
-imports the specs alone, which decide nothing that doesn't stand in a step's order, and those when the first step asks, so
-after the run was planned: a step whose code was edited since then refuses. All other code every step reads afresh, so
-that no edit can be missed. What a forked step computes and how it ends is the same as if its script had been started by
-itself.
+Importing torch takes two seconds of a core, and a laptop run has three hundred steps that need it. Of dmdpipe the
+server imports the specs alone, which decide nothing that doesn't stand in a step's order, and those when the first step
+asks, so after the run was planned: a step whose code was edited since then refuses. All other code every step reads
+afresh, so that no edit can be missed. What a forked step computes and how it ends is the same as if its script had been
+started by itself.
 """
 
 from __future__ import annotations

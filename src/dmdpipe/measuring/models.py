@@ -26,11 +26,11 @@ from dmdpipe.diffusion.teacher import load_teacher, load_weights
 from dmdpipe.distill.student import Student, build_student
 from dmdpipe.errors import UserError
 from dmdpipe.files import open_ordinary, read_ordinary
-from dmdpipe.measuring.classes import Classes
 from dmdpipe.networks.adapted import AdaptedDenoiser, WithLabels
 from dmdpipe.networks.adm import load_adm
 from dmdpipe.networks.mlp import build
 from dmdpipe.networks.unet import CONFIG, WEIGHTS, load_unet
+from dmdpipe.pairing.classes import Classes
 from dmdpipe.specs.adapter import Adapter
 from dmdpipe.specs.data import dimension
 from dmdpipe.specs.diffusion import NoiseRange, TeacherSpec
@@ -97,7 +97,8 @@ class Model:
         """Return S(z) [B, d]: a student's sample, with the noise between its steps, or a denoiser's answer at σ_max."""
         if self.student is not None:
             dtype = next(self.student.parameters()).dtype
-            sample: Tensor = self.student(z.to(dtype), [noise.to(dtype) for noise in between])
+            asked = () if classes is None or self.classes is None else (classes,)
+            sample: Tensor = self.student(z.to(dtype), [noise.to(dtype) for noise in between], *asked)
             return sample.float()
         return self.asked_for(classes)(sigma_max * z, z.new_full((1, 1), sigma_max))
 
@@ -164,6 +165,7 @@ def _of_step(path: Path) -> Model:
             NoiseRange(),
             denoiser=load_teacher(spec, tensors),
             teacher=spec,
+            classes=_classes_of(spec),
             pictures=_pictures_of(spec),
         )
     if spec.network.kind == "particles":
@@ -182,8 +184,13 @@ def _of_step(path: Path) -> Model:
         spec.noise_range,
         student=student,
         teacher=spec.teacher,
+        classes=_classes_of(spec.teacher),
         pictures=_pictures_of(spec.teacher),
     )
+
+
+def _classes_of(teacher: TeacherSpec) -> Classes | None:
+    return Classes(teacher.classes) if teacher.classes else None
 
 
 def _pictures_of(teacher: TeacherSpec) -> Callable[[NDArray[Any]], NDArray[Any]] | None:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dmdpipe.measuring.classes import Classes
     from dmdpipe.measuring.models import Model
+    from dmdpipe.pairing.classes import Classes
 
 BETWEEN_ROUNDING = 1e-6  # by which a --sigma-max that was printed may be above the schedule's own
 

@@ -15,9 +15,9 @@ class Bf16Denoiser(Denoiser):
     Weights, their gradients, the noise features and the preconditioning stay float32.
     """
 
-    def forward(self, x: Tensor, sigma: Tensor | Conditions) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor | Conditions, classes: Tensor | None = None) -> Tensor:
         """Return the denoised x [B, d] in x's dtype; see ``Denoiser.forward``."""
-        given = self.told(sigma).looked_up()
+        given = self.told(sigma, classes).looked_up()
         with torch.autocast(x.device.type, torch.bfloat16):
             answer = self.network(given.c_in * x, given.features)
         return self.combined(x, answer.to(x.dtype), given)

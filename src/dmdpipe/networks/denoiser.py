@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +27,11 @@ class Denoiser(nn.Module):
 
     Args:
         network: F, called with inputs [B, d] and what its own ``noise_features`` makes of noise labels [B, 1]; without
-            such a method, with the labels.
+            such a method, with the labels. One of several ``classes`` also with its ``class_features`` of these.
         skip: whether c_skip·x is added; without it D is the network's answer alone (the ``random-no-skip`` start).
 
     Attributes:
+        classes: number of classes that it is asked for; 0: none.
         plain: whether everything is left to PyTorch.
         kernel: what computes the same in C, of a network that has such a ``compiled_denoiser``.
     """
@@ -39,24 +40,48 @@ class Denoiser(nn.Module):
         super().__init__()
         self.network = network
         self.skip = skip
+        self.classes: int = getattr(network, "classes", 0)
         self.plain = False
         compiled: Callable[[bool], CompiledMLP] | None = getattr(network, "compiled_denoiser", None)
         self.kernel = compiled(skip) if compiled else None
 
-    def conditions(self, sigma: Tensor) -> Conditions:
-        """Return the conditions at noise levels σ [B, 1]; they depend on no weight."""
+    def conditions(self, sigma: Tensor, classes: Tensor | None = None) -> Conditions:
+        """Return the conditions at noise levels σ [B, 1] and, of a network that is asked for them, of classes [B].
+
+        They depend on no weight.
+
+        Raises:
+            ValueError: if there are no classes and it is asked for some, or the other way round.
+        """
+        if (classes is None) != (self.classes == 0):
+            raise ValueError(f"a network of {self.classes} classes, asked for {'none' if classes is None else 'some'}")
         total = sigma * sigma + SIGMA_DATA**2
         c_in = total.rsqrt()
         c_noise = sigma.log() / 4
         features = getattr(self.network, "noise_features", lambda labels: labels)(c_noise)
+        if classes is not None:
+            told: Any = self.network
+            features = torch.cat([features, told.class_features(classes).to(features)], dim=1)
         return Conditions(c_in, sigma * c_in * SIGMA_DATA, SIGMA_DATA**2 / total, features)
 
-    def forward(self, x: Tensor, sigma: Tensor | Conditions) -> Tensor:
+    def every_class(self, sigma: Tensor) -> Conditions:
+        """Return the conditions at noise levels σ [K, 1], each with every class: entry k·classes + c [K·classes]."""
+        asked = torch.arange(self.classes, device=sigma.device).repeat(len(sigma))
+        return self.conditions(sigma.repeat_interleave(self.classes, dim=0), asked)
+
+    def levels(self, grid: Tensor) -> Callable[..., Conditions]:
+        """Return rows [B] of a grid of noise levels [K, 1], and classes [B] if there are any ↦ their conditions."""
+        if not self.classes:
+            return self.conditions(grid).at
+        table = self.every_class(grid)
+        return lambda rows, asked: table.at(rows * self.classes + asked)
+
+    def forward(self, x: Tensor, sigma: Tensor | Conditions, classes: Tensor | None = None) -> Tensor:
         """Return the denoised x [B, d], given noisy x [B, d] and noise levels σ [B, 1], or [1, 1] for all rows.
 
-        The ``conditions`` of these levels do as well.
+        Classes [B] are for networks that are asked for them. The ``conditions`` of all these do as well.
         """
-        given = self.told(sigma)
+        given = self.told(sigma, classes)
         if not torch.is_grad_enabled() and (kernel := self.compiled(x)):
             return kernel.denoise(x, given)
         here = given.looked_up()
@@ -69,9 +94,11 @@ class Denoiser(nn.Module):
             return kernel.with_pullback(x, given)
         return pullback_by_autograd(self, x, given)
 
-    def told(self, sigma: Tensor | Conditions) -> Conditions:
-        """Return the conditions at noise levels σ, if they aren't conditions already."""
-        return sigma if isinstance(sigma, Conditions) else self.conditions(sigma)
+    def told(self, sigma: Tensor | Conditions, classes: Tensor | None = None) -> Conditions:
+        """Return the conditions at noise levels σ, and of classes, if they aren't conditions already."""
+        if isinstance(sigma, Conditions):
+            return sigma
+        return self.conditions(sigma if classes is None else sigma.expand(len(classes), 1), classes)
 
     def combined(self, x: Tensor, answer: Tensor, given: Conditions) -> Tensor:
         """Return D, given x [B, d], the network's answer F [B, d] and their conditions, looked up."""

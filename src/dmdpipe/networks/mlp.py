@@ -26,7 +26,7 @@ class MLP(nn.Module):
 
     Args:
         dim: number of input and output coordinates d.
-        spec: width, depth and number of Fourier features.
+        spec: width, depth, number of Fourier features, and of classes that it is asked for.
     """
 
     frequencies: Tensor
@@ -35,7 +35,9 @@ class MLP(nn.Module):
         super().__init__()
         # c_noise = ln(σ)/4 spans about 2.6 units; these periods run from 2.4 spans down to 1/13 of one.
         self.register_buffer("frequencies", torch.logspace(0, 5, spec.embedding // 2, base=2.0), persistent=False)
-        self.noise_embedding = nn.Linear(spec.embedding, spec.width)
+        self.classes = spec.classes
+        # A class is a feature of its own, 0 or 1: its column of weights is what the class adds to the embedding.
+        self.noise_embedding = nn.Linear(spec.embedding + spec.classes, spec.width)
         self.input = nn.Linear(dim, spec.width)
         self.blocks = nn.ModuleList([nn.Linear(spec.width, spec.width) for _ in range(spec.depth)])
         self.output = nn.Linear(spec.width, dim)
@@ -53,6 +55,10 @@ class MLP(nn.Module):
         """Return the Fourier features [B, E] of noise labels c_noise [B, 1]; they depend on no weight."""
         angles = c_noise * self.frequencies
         return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+    def class_features(self, classes: Tensor) -> Tensor:
+        """Return what is told of classes [B] beside the noise features: 1 at its own place, else 0 [B, classes]."""
+        return F.one_hot(classes, self.classes)
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
         """Map inputs [B, d] and their noise features [B, E], or [1, E] for all rows, to outputs [B, d]."""

@@ -37,7 +37,7 @@ class UNet(nn.Module):
 
     Args:
         dim: number of coordinates d = side²·colours.
-        spec: channels, levels, blocks and attention.
+        spec: channels, levels, blocks, attention, and number of classes that it is asked for.
     """
 
     def __init__(self, dim: int, spec: UNetSpec):
@@ -45,6 +45,7 @@ class UNet(nn.Module):
         from diffusers import UNet2DModel
 
         self.side, self.colours = image_shape(dim)
+        self.classes = spec.classes
         self.channels = tuple(spec.channels * factor for factor in spec.multipliers)
         self.padding = -self.side % 2 ** (len(self.channels) - 1)
         attends = [level in spec.attention for level in range(len(self.channels))]
@@ -58,6 +59,7 @@ class UNet(nn.Module):
             attention_head_dim=math.gcd(spec.channels, LARGEST_HEAD),
             # At most 32 groups, of four channels or more: the middle may have a single position.
             norm_num_groups=math.gcd(spec.channels // 4, 32),
+            num_class_embeds=spec.classes or None,
         )
         self.unet.eval()
         # By the name that output layers have here.
@@ -79,21 +81,34 @@ class UNet(nn.Module):
         """
         return (c_noise - FIRST_LABEL) * (LAST_TIME_STEP / (LAST_LABEL - FIRST_LABEL))
 
+    def class_features(self, classes: Tensor) -> Tensor:
+        """Return what is told of classes [B] beside the time steps: their numbers [B, 1]."""
+        return classes[:, None]
+
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
-        """Map inputs [B, d] and their time steps [B, 1], or [1, 1] for all rows, to outputs [B, d]."""
-        answer = self.output(self.unet(self._images(x), features.flatten(), return_dict=False)[0])
+        """Map inputs [B, d] and their time steps [B, 1], or [1, 1] for all rows, to outputs [B, d].
+
+        With classes the features are time steps and classes [B, 2].
+        """
+        asked = {"class_labels": self._asked(features)} if self.classes else {}
+        answer = self.output(self.unet(self._images(x), features[:, 0], **asked, return_dict=False)[0])
         cut = answer[:, :, : self.side, : self.side]
         return cut.permute(0, 2, 3, 1).reshape(len(x), -1)
 
     def middle(self, x: Tensor, features: Tensor) -> Tensor:
         """Return what comes out of the middle block, between the two halves of the U: [B, *middle_shape]."""
         unet: Any = self.unet
-        embedding = unet.time_embedding(unet.time_proj(features.flatten()).to(x.dtype).expand(len(x), -1))
+        embedding = unet.time_embedding(unet.time_proj(features[:, 0]).to(x.dtype).expand(len(x), -1))
+        if self.classes:
+            embedding = embedding + unet.class_embedding(self._asked(features)).to(x.dtype)
         h = unet.conv_in(self._images(x))
         for block in unet.down_blocks:
             h, _ = block(hidden_states=h, temb=embedding)
         answer: Tensor = unet.mid_block(h, embedding)
         return answer
+
+    def _asked(self, features: Tensor) -> Tensor:
+        return features[:, 1].long()
 
     def _images(self, x: Tensor) -> Tensor:
         images = x.reshape(len(x), self.side, self.side, self.colours).permute(0, 3, 1, 2)

@@ -124,6 +124,10 @@ class Adapter(Spec):
 
     @model_validator(mode="after")
     def _has_what_its_prediction_needs(self) -> Adapter:
+        if self.network.kind == "mlp" and self.network.classes:
+            raise ValueError(
+                "network.kind 'mlp' needs classes 0: an adapter can ask 'unet' and 'adm' for classes alone"
+            )
         if self.prediction == "edm" and self.schedule is not None:
             raise ValueError("prediction 'edm' has no schedule: leave it out")
         if self.prediction != "edm" and self.schedule is None:

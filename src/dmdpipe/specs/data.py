@@ -47,6 +47,9 @@ The module of the same name in ``dmdpipe.data`` does it.
 """
 
 
+LABELS = later(False, description="whether each sample's class is stored, so that networks can be asked for one")
+
+
 class _Pixels(_Family):
     components: PositiveInt | None = later(
         None, description="leading principal components of the pool that are kept, in the images' own coordinates"
@@ -85,11 +88,14 @@ class Digits(_Images):
     class_means: bool = later(
         False, description="whether the ten digits' mean images count as modes: a sample's class is the nearest one's"
     )
+    labels: bool = LABELS
 
     @model_validator(mode="after")
     def _classes_are_of_images(self) -> Digits:
         if self.class_means and self.law is not None:
             raise ValueError(f"class_means are of images: leave them out with law '{self.law}'")
+        if self.labels and (self.law is not None or self.digit is not None):
+            raise ValueError("labels are of images of all ten digits: leave out law and digit, or the labels")
         return self
 
 
@@ -101,6 +107,13 @@ class Fashion(_Images):
     dequantisation: float = Field(
         1.0, ge=0, le=1, description="width of the centred uniform noise, in grey levels (1/256)"
     )
+    labels: bool = LABELS
+
+    @model_validator(mode="after")
+    def _labels_are_of_images(self) -> Fashion:
+        if self.labels and self.law is not None:
+            raise ValueError(f"labels are of images: leave them out with law '{self.law}'")
+        return self
 
 
 class Photos(_Pixels):
@@ -149,6 +162,7 @@ class Ring(_Family):
     family: Literal["ring"] = "ring"
     modes: PositiveInt = 8
     spread: PositiveFloat = Field(0.05, description="standard deviation of a mode; the circle has radius 1")
+    labels: bool = LABELS
 
 
 class Moons(_Family):
@@ -194,6 +208,7 @@ class Mixture(_Family):
         description="root mean square distance between two modes' centres, in standard deviations of a mode "
         "(centres lie at separation/√2 from the origin, in random directions)",
     )
+    labels: bool = LABELS
 
 
 DataSpec = Annotated[
@@ -237,6 +252,13 @@ def own_dimension(data: _Family) -> int:
             return data.dim
         case _:
             return 2
+
+
+def class_count(data: DataSpec) -> int:
+    """Return the number of classes of the stored labels; 0 where the spec asks for none."""
+    if not getattr(data, "labels", False):
+        return 0
+    return data.modes if isinstance(data, Ring | Mixture) else 10
 
 
 def transformations(data: _Family) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from dmdpipe.specs.base import Spec, later
-from dmdpipe.specs.data import DataSpec, are_images, data_name, is_known
-from dmdpipe.specs.hardware import Hardware
+from dmdpipe.specs.data import DataSpec, are_images, class_count, data_name, is_known
+from dmdpipe.specs.hardware import Hardware, obstacle_to_shards
 from dmdpipe.specs.network import MLP, UNet
 
 
@@ -43,6 +43,12 @@ class TrainedScore(Hardware):
     log_sigma_std: PositiveFloat = 1.2
     seed: int = Field(0, ge=0)
 
+    @model_validator(mode="after")
+    def _shards_can_be_cut(self) -> TrainedScore:
+        if obstacle := obstacle_to_shards(self, self.network.kind, self.batch):
+            raise ValueError(obstacle)
+        return self
+
 
 class ExactScore(Spec):
     """The data's own denoiser, where it is known in closed form (ring, gaussian, mixture, images of law gaussian)."""
@@ -69,7 +75,20 @@ class TeacherSpec(Spec):
             raise ValueError(
                 f"score.network.kind 'unet' is for images in their own pixels, not for '{data_name(self.data)}'"
             )
+        if self.score.kind == "trained" and self.score.network.classes:
+            if self.score.network.classes != class_count(self.data):
+                raise ValueError(
+                    f"score.network.classes is {self.score.network.classes}, but '{data_name(self.data)}' has"
+                    f" {class_count(self.data) or 'no'} classes of stored labels; see data.labels"
+                )
+            if self.score.samples == "fresh":
+                raise ValueError("score.samples 'fresh': fresh samples have no labels; take 'pool' or classes 0")
         return self
+
+    @property
+    def classes(self) -> int:
+        """Number of classes that its network is asked for; 0: none."""
+        return self.score.network.classes if self.score.kind == "trained" else 0
 
 
 class NoiseBankSpec(Spec):

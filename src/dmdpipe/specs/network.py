@@ -6,7 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from dmdpipe.specs.base import Spec
+from dmdpipe.specs.base import Spec, later
+
+CLASSES = later(
+    0, ge=0, description="classes of the data's labels, one of which it is asked for with each sample; 0: none"
+)
 
 
 class MLP(Spec):
@@ -16,10 +20,11 @@ class MLP(Spec):
     width: PositiveInt = 64
     depth: PositiveInt = Field(3, description="number of residual blocks, one width×width layer each")
     embedding: int = Field(32, ge=2, multiple_of=2, description="number of Fourier features of c_noise = ln(σ)/4")
+    classes: int = CLASSES
 
 
 class UNet(Spec):
-    """``UNet2DModel`` of the library diffusers, unconditional and without dropout, in EDM preconditioning; for images.
+    """``UNet2DModel`` of the library diffusers, without dropout, in EDM preconditioning; for images.
 
     At every level the side is half of that of the one before. The block in the middle has self-attention, too.
     """
@@ -29,6 +34,7 @@ class UNet(Spec):
     multipliers: tuple[PositiveInt, ...] = Field((1, 2, 2), min_length=1, description="channels of each level")
     blocks: PositiveInt = Field(2, description="residual blocks of a level on the way down; one more on the way up")
     attention: tuple[NonNegativeInt, ...] = Field((2,), description="levels with self-attention, counted from 0")
+    classes: int = CLASSES
 
     @model_validator(mode="after")
     def _attention_is_at_levels(self) -> UNet:
@@ -57,12 +63,14 @@ NetworkSpec = Annotated[MLP | UNet | Linear, Field(discriminator="kind")]
 
 
 def network_name(network: MLP | UNet | Linear | Particles) -> str:
-    """Return a short readable name: ``mlp-64x3``, ``unet-64x1-2-2``, ``linear`` or ``particles-4096``."""
+    """Return a short readable name: ``mlp-64x3``, ``mlp-64x3-10-classes``, ``unet-64x1-2-2`` or ``particles-4096``."""
+    classes = getattr(network, "classes", 0)
+    ending = f"-{classes}-classes" if classes else ""
     match network:
         case MLP():
-            return f"mlp-{network.width}x{network.depth}"
+            return f"mlp-{network.width}x{network.depth}{ending}"
         case UNet():
-            return f"unet-{network.channels}x{'-'.join(map(str, network.multipliers))}"
+            return f"unet-{network.channels}x{'-'.join(map(str, network.multipliers))}{ending}"
         case Particles():
             return f"particles-{network.count}"
     return network.kind

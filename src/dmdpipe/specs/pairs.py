@@ -67,6 +67,8 @@ class MapsSpec(MapSettings):
     def _fits_the_student(self) -> MapsSpec:
         if self.pairs.student.sampling_steps > 1:
             raise ValueError("maps are taken of S(z) in one step: sampling_steps must be 1")
+        if self.pairs.student.teacher.classes:
+            raise ValueError("maps are of the noise alone: they need network.classes 0")
         bank = self.pairs.teacher_samples.bank
         if not bank.dim < self.particles <= bank.n_held_out:
             raise ValueError(

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from dmdpipe.specs.base import Spec, later
 from dmdpipe.specs.data import are_images, data_name, dimension, is_gaussian
 from dmdpipe.specs.diffusion import NoiseBankSpec, NoiseRange, TeacherSpec
-from dmdpipe.specs.hardware import Hardware
+from dmdpipe.specs.hardware import Hardware, obstacle_to_shards
 from dmdpipe.specs.network import MLP, Linear, Particles, UNet
 
 InitKind = Literal[
@@ -287,6 +287,16 @@ class StudentSpec(Hardware):
         return self
 
     @model_validator(mode="after")
+    def _shards_can_be_cut(self) -> StudentSpec:
+        if obstacle := obstacle_to_shards(self, self.network.kind, self.batch):
+            raise ValueError(obstacle)
+        if self.shards > 1 and self.init.kind in REGRESSED:
+            raise ValueError(f"shards {self.shards}: the regression of init.kind '{self.init.kind}' is not cut; take 1")
+        if self.shards > 1 and self.recipe.fake == "samples":
+            raise ValueError(f"shards {self.shards}: recipe.fake 'samples' draws anew for each of them; take 1")
+        return self
+
+    @model_validator(mode="after")
     def _particles_can_be_made(self) -> StudentSpec:
         if (self.network.kind == "particles") != (self.bank is not None):
             raise ValueError("bank names the paired noises of network.kind 'particles': give both or neither")
@@ -312,6 +322,18 @@ class StudentSpec(Hardware):
                 "recipe.regression_weight and recipe.fake 'samples' need network.kind 'mlp': they ask the student for"
                 " its answers to fresh noise, and particles have none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _asked_as_its_teacher_is(self) -> StudentSpec:
+        classes = self.teacher.classes
+        if getattr(self.network, "classes", 0) != classes:
+            raise ValueError(
+                f"network.classes must be the teacher's, {classes}: both are asked for the same class at a noise"
+                f" (network.kind '{self.network.kind}')"
+            )
+        if classes and self.recipe.fake == "samples":
+            raise ValueError("recipe.fake 'samples' is the score of all classes at once: it needs network.classes 0")
         return self
 
     @model_validator(mode="after")
@@ -388,6 +410,8 @@ def obstacle_to_members(student: StudentSpec) -> str | None:
     recipe = student.recipe
     if student.network.kind != "mlp" or student.teacher.score.kind != "trained":
         return "an ensemble is of networks with trained teachers"
+    if student.network.classes:
+        return "the members of an ensemble can't be asked for classes"
     if recipe.adversarial_weight:
         return "the members of an ensemble can't train discriminators"
     if recipe.regression_weight or not recipe.dm_weight or student.init.kind in REGRESSED:

@@ -106,6 +106,7 @@ class Config(Spec):
     scale: str = "laptop"
     studies: tuple[str, ...] = Field(min_length=1, description="the studies to run; names of files in config/studies")
     results: str = Field("results", description="folder for everything that is made")
+    devices: PositiveInt = Field(1, description="processes that share a training whose spec has shards; change no byte")
     own_data: dict[str, str] = Field({}, description="name → path of own data; read by the data step alone")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dmdpipe.copying.standalone import CLASS_READINGS, READINGS, measure_pairs
-from dmdpipe.measuring.classes import Classes
+from dmdpipe.pairing.classes import Classes
 
 
 def test_a_class_depends_on_its_own_noise_alone() -> None:
