@@ -271,6 +271,9 @@ def verdicts(
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="what each claim's verdict would be with other choices")
     ] = False,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="the controls in place of the claims; with --criteria, their numbers")
+    ] = False,
     form: FormatOption = Format.table,
 ) -> None:
     """Print what became of each claim. Verdicts are computed from the results by the rules in config/claims.yaml.
@@ -278,18 +281,26 @@ def verdicts(
     With --sensitivity, the same results are judged with another gate, another metric, another snapshot or another
     recipe, one at a time. That shows on which choices a verdict hangs; it changes none.
 
-    Example: dmdpipe verdicts --format json
+    With --controls, the same results are judged by config/controls.yaml: what else might explain the copying, or its
+    absence, and which claims that could sink. Controls are a family of their own and change no claim's verdict. One
+    whose study is not among these results is not run.
+
+    \b
+    dmdpipe verdicts --format json
+    dmdpipe verdicts --controls --criteria --format csv
     """
     from dmdpipe.specs.config import load_config
 
-    if criteria and sensitivity:
-        raise UserError("--criteria and --sensitivity are two tables; ask for one")
+    if sensitivity and (criteria or controls):
+        raise UserError(f"--{'criteria' if criteria else 'controls'} and --sensitivity are two tables; ask for one")
     config = load_config({"scale": scale} if scale else {})
     folder = Path(config.results, "verdicts", config.scale)
     path = folder / ("criteria.csv" if criteria else "verdicts.csv")
     if not path.exists():
         raise UserError(f"{path}: not there yet; run ./run --config scale={config.scale} first")
     table = read_table(path, () if criteria else VERDICT_COLUMNS)
+    if controls:
+        table = _controls(folder, criteria)
     if sensitivity:
         table = _sensitivity(folder, table)
     if form is not Format.table or criteria:
@@ -299,6 +310,17 @@ def verdicts(
     else:
         rows = table.astype(str).to_dict("records")
         typer.echo(verdict_text([{str(column): value for column, value in row.items()} for row in rows]))
+
+
+def _controls(folder: Path, criteria: bool) -> pd.DataFrame:
+    from dmdpipe.evidence.controls import judge_controls
+    from dmdpipe.evidence.results import COLUMNS
+    from dmdpipe.specs.claims import load_claims
+    from dmdpipe.specs.config import CONFIG_FOLDER, study_names
+
+    declared = load_claims(CONFIG_FOLDER / "controls.yaml", study_names())
+    judged = judge_controls(declared, read_table(folder / "results.parquet", COLUMNS))
+    return judged.criteria if criteria else judged.verdicts.drop(columns=["statement", "level_of_evidence"])
 
 
 def _sensitivity(folder: Path, verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -320,15 +342,17 @@ def _sensitivity(folder: Path, verdicts: pd.DataFrame) -> pd.DataFrame:
 
 @config_app.command("check")
 def check_config() -> None:
-    """Check the whole configuration: every study at every scale, every scale, the claims.
+    """Check the whole configuration: every study at every scale, every scale, the claims, the controls.
 
     Prints one line and exits with 0 if all is well; else one line that names file and key, and exits with 2.
 
     Example: dmdpipe config check
     """
     from dmdpipe.artifacts.dag import plan_run
-    from dmdpipe.specs.config import load_config, members_of, scale_names, study_names
+    from dmdpipe.specs.claims import load_claims
+    from dmdpipe.specs.config import CONFIG_FOLDER, load_config, members_of, scale_names, study_names
 
+    load_claims(CONFIG_FOLDER / "controls.yaml", study_names())
     counts = {scale: sum(len(members_of(name, scale)) for name in study_names()) for scale in scale_names()}
     run_plan = plan_run()
     typer.echo(

@@ -34,15 +34,15 @@ def render(table: pd.DataFrame, form: Format) -> str:
 
 
 def verdict_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return verdicts for a terminal: one claim a paragraph, the reason below it.
+    """Return verdicts for a terminal: one claim or control a paragraph, the reason below it.
 
     Args:
         rows: the verdicts, with at least ``VERDICT_COLUMNS``, all text.
     """
-    width = max((len(row["title"]) for row in rows), default=0)
+    ids, width = (max((len(row[column]) for row in rows), default=0) for column in ("id", "title"))
     lines = []
     for row in rows:
-        lines.append(f"{row['id']:3} {row['title']:{width}}  {row['verdict'].upper()}")
+        lines.append(f"{row['id']:{max(ids, 3)}} {row['title']:{width}}  {row['verdict'].upper()}")
         lines += textwrap.wrap(row["reason"], 100, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
 

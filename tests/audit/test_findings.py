@@ -12,9 +12,12 @@ import pytest
 from planted_trees import POINT, STUDY
 
 from dmdpipe.artifacts.plan import PlannedStep
+from dmdpipe.artifacts.tables import encode_table
 from dmdpipe.audit.findings import scale_block, with_block, write_findings
 from dmdpipe.errors import UserError
+from dmdpipe.evidence.controls import judge_controls
 from dmdpipe.evidence.results import results_table
+from dmdpipe.evidence.sensitivity import sensitivity_table
 from dmdpipe.evidence.verdicts import evaluate_claims, findings_table, verdict_table
 from dmdpipe.specs.claims import Claims
 from dmdpipe.specs.report import Axis, StudyFigureSpec, StudyPage
@@ -51,6 +54,19 @@ CLAIMS = Claims.model_validate(
 )
 
 
+CONTROLS = Claims.model_validate(
+    {
+        "claims": [
+            {
+                "id": id_, "title": "a | b", "statement": "s", "level_of_evidence": "e",
+                "criteria": [{"study": study, "because": "b", **CRITERIA[0]}],
+            }
+            for id_, study in (("K-here", STUDY), ("K-absent", "other"))
+        ]
+    }
+)  # fmt: skip
+
+
 def metrics(rho: float) -> pd.DataFrame:
     values = {"rho": rho, "rho_floor": 0.01, "rho_affine": 0.1, "gate_ratio": 1.5, "converged": 1.0}
     return pd.DataFrame([(10, *row) for row in values.items()], columns=["generator_step", "metric", "value"])
@@ -69,7 +85,9 @@ def tables(rho: dict[int, float]) -> dict[str, pd.DataFrame]:
 def tree(root: Path, rho: dict[int, float]) -> Path:
     """The results of a study of one point, judged, with its page."""
     steps = planted_trees.study(len(rho))
-    (verdicts,) = [step for step in steps.values() if step.stage == "verdicts"]
+    (empty,) = [step for step in steps.values() if step.stage == "verdicts"]
+    verdicts = PlannedStep("verdicts", empty.spec.model_copy(update={"claims": CLAIMS}), empty.parents)
+    steps[verdicts.folder] = verdicts
     words = StudyPage(
         name=STUDY, number=7, title="A title", question="Is it?", prediction="It is.", changes_mind="",
         axes=(Axis(name="point", labels=(POINT,)),), readers=(), students=(),
@@ -84,7 +102,8 @@ def tree(root: Path, rho: dict[int, float]) -> Path:
             case "evidence":
                 return {"results.csv": made["results"].to_csv(index=False).encode()}
             case "verdicts":
-                return {f"{name}.csv": made[name].to_csv(index=False).encode() for name in ("verdicts", "criteria")}
+                texts = {f"{name}.csv": made[name].to_csv(index=False).encode() for name in ("verdicts", "criteria")}
+                return {**texts, "results.parquet": encode_table(made["results"])}
             case "figures":
                 return {
                     "read_out-planted.png": b"png",
@@ -109,7 +128,7 @@ def cells(text: str, first: str) -> list[list[str]]:
 
 def test_every_number_is_the_one_in_the_tables(tmp_path: Path, docs: Path) -> None:
     root = tree(tmp_path / "results", RHO)
-    write_findings(root, "tiny", docs)
+    write_findings(root, "tiny", docs, CONTROLS)
     text = (docs / "findings.md").read_text()
     assert text.startswith("# F\n\nbefore\n<!-- findings tiny:begin -->\n```sh") and text.endswith(":end -->\nafter\n")
     expected = tables(RHO)["criteria"]
@@ -135,7 +154,7 @@ def test_every_number_is_the_one_in_the_tables(tmp_path: Path, docs: Path) -> No
 
 def test_the_same_results_give_the_same_files_and_what_is_gone_goes(tmp_path: Path, docs: Path) -> None:
     root = tree(tmp_path / "results", RHO)
-    written = write_findings(root, "tiny", docs)
+    written = write_findings(root, "tiny", docs, CONTROLS)
     before = {path: path.read_bytes() for path in written}
     folder = docs / "reference/tiny" / STUDY
     assert {path.name for path in folder.iterdir()} == {
@@ -148,7 +167,7 @@ def test_the_same_results_give_the_same_files_and_what_is_gone_goes(tmp_path: Pa
     gone = folder.with_name("gone")
     gone.mkdir()
     (gone / "README.md").write_text("a study of an earlier run")
-    assert write_findings(root, "tiny", docs) == written
+    assert write_findings(root, "tiny", docs, CONTROLS) == written
     assert {path: path.read_bytes() for path in docs.rglob("*") if path.is_file()} == before
     check_reference(docs / "reference/tiny")
     assert not gone.exists()
@@ -162,13 +181,46 @@ def test_what_the_verdicts_do_not_stand_on_is_refused(tmp_path: Path, docs: Path
         for path in theirs.iterdir():
             (mine / path.name).write_bytes(path.read_bytes())
         with pytest.raises(UserError, match=r"run again$"):
-            write_findings(root, "tiny", docs)
+            write_findings(root, "tiny", docs, CONTROLS)
         for name, data in kept.items():
             (mine / name).write_bytes(data)
     assert (docs / "findings.md").read_text() == PAGE and not (docs / "reference").exists()
     (docs / "findings.md").write_text(PAGE.replace("tiny:end", "tiny:and"))
     with pytest.raises(UserError, match=r"needs the lines '<!-- findings tiny:begin -->'"):
-        write_findings(root, "tiny", docs)
+        write_findings(root, "tiny", docs, CONTROLS)
+
+
+def table_of(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+
+def test_controls_and_sensitivity_are_those_of_the_results(tmp_path: Path, docs: Path) -> None:
+    root = tree(tmp_path / "results", RHO)
+    write_findings(root, "tiny", docs, CONTROLS)
+    folder = docs / "reference/tiny"
+    results = tables(RHO)["results"]
+    wanted = judge_controls(CONTROLS, results).criteria
+    found = table_of(folder / "controls.csv")
+    assert found["verdict"].tolist() == wanted["verdict"].tolist() == ["inconclusive", "not run"]
+    assert found["low"].tolist()[0] == pytest.approx(wanted["low"][0], rel=1e-12)
+    sensitivity = table_of(folder / "sensitivity.csv")
+    wanted = sensitivity_table(CLAIMS, results)
+    assert sensitivity[["id", "choice", "option", "verdict"]].equals(
+        wanted[["id", "choice", "option", "verdict"]].astype(sensitivity[["id", "choice", "option", "verdict"]].dtypes)
+    )
+    text = (docs / "findings.md").read_text()
+    ((name, verdict, criterion, statistic, shown, predicted, outcome, command, study),) = cells(text, "K-here ")
+    low, high = (f"{found[name][0]:.4g}" for name in ("low", "high"))
+    assert (name, criterion, statistic) == ("K-here a \\| b", "copies \\| well", "rho")
+    assert (verdict, predicted, outcome) == ("**inconclusive**", "below 0.5", "**undecided** (interval crosses)")
+    assert shown == f"{found['value'][0]:.4g} [{low}, {high}]"
+    assert command == f"`./run study_{STUDY} --config scale=tiny`"
+    digest = json.loads((root / f"studies/{STUDY}/tiny/manifest.json").read_text())["result"]["result_digest"]
+    assert study == f"[`{digest[:16]}…`](reference/tiny/{STUDY}/README.md)"
+    assert (
+        "\nNot run at this scale: K-absent.\n" in text and "[sensitivity.csv](reference/tiny/sensitivity.csv)" in text
+    )
+    assert "- **K-here**, copies \\| well: **undecided**." in (folder / STUDY / "README.md").read_text()
 
 
 def check_reference(folder: Path) -> None:
@@ -178,10 +230,9 @@ def check_reference(folder: Path) -> None:
         for file, described in payload.items():
             if (path.parent / file).exists() and (name != "manifest.json" or path.parent == folder):
                 assert hashlib.sha256((path.parent / file).read_bytes()).hexdigest() == described["sha256"]
-    made: dict[str, Any] = {
-        name: pd.read_csv(folder / f"{name}.csv", keep_default_na=False, na_values=[""])
-        for name in ("verdicts", "criteria", "studies")
-    }
+    made: dict[str, Any] = {name: table_of(folder / f"{name}.csv") for name in ("verdicts", "criteria", "studies")}
+    # A scale that was written before there were controls has no such table.
+    made["controls"] = table_of(folder / "controls.csv") if (folder / "controls.csv").exists() else None
     root = json.loads((folder / "manifest.json").read_text())["result"]["result_digest"]
     page = folder.parents[1] / "findings.md"
     text = page.read_text()

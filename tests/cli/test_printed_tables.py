@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -258,3 +259,39 @@ def test_other_choices_are_not_held_against_verdicts_by_other_rules(
         "results/verdicts/laptop/verdicts.csv: C2 was judged by other rules than config/claims.yaml has now" in done.err
     )
     assert dmdpipe("verdicts", "--sensitivity", "--criteria").status == 2
+
+
+# Controls
+
+
+def test_controls_are_judged_on_the_same_results_and_change_no_verdict(
+    dmdpipe: Callable[..., Any], judged: Callable[..., Path]
+) -> None:
+    folder = judged()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    claims = dmdpipe("verdicts", "--format", "csv").out
+    done = dmdpipe("verdicts", "--controls")
+    assert (done.status, done.err) == (0, "")
+    assert re.search(r"^K-capacity +Capacity +NOT RUN\n +Undecided: ", done.out, re.MULTILINE)
+    # Its study is there, but not the student that is told to copy, and that of the shuffled pairing is not.
+    rows = pd.read_csv(io.StringIO(dmdpipe("verdicts", "--controls", "--criteria", "--format", "csv").out))
+    of_study = rows[rows["study"] == "high_dimension"].iloc[0]
+    assert (of_study["id"], of_study["cause"], of_study["verdict"]) == ("K-validity", "no matching run", "not run")
+    assert (rows.loc[rows["study"] != "high_dimension", "cause"] == "no study").all()
+    assert json.loads(dmdpipe("verdicts", "--controls", "--format", "json").out)[0]["id"] == "K-validity"
+    assert dmdpipe("verdicts", "--format", "csv").out == claims
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    both = dmdpipe("verdicts", "--controls", "--sensitivity")
+    assert both.status == 2 and "--controls and --sensitivity are two tables" in both.err
+
+
+def test_a_mistake_in_the_controls_is_named(
+    dmdpipe: Callable[..., Any], checkout: Any, judged: Callable[..., Path]
+) -> None:
+    judged()
+    path = Path(checkout, "config/controls.yaml")
+    path.write_text(path.read_text().replace("study: validity", "study: validty", 1))
+    for words in (("verdicts", "--controls"), ("config", "check")):
+        done = dmdpipe(*words)
+        assert (done.status, done.out) == (2, "")
+        assert "config/controls.yaml: claims.0.criteria.0.study: there is no study 'validty'" in done.err

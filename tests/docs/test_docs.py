@@ -12,6 +12,7 @@ import pytest
 import typer
 import yaml
 from pydantic import BaseModel
+from scipy.stats import t as student_t
 
 from dmdpipe.artifacts.manifest import Manifest
 from dmdpipe.artifacts.stages import STAGES
@@ -33,7 +34,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "config" / "README.md"])
 SCALES = ("smoke", "laptop", "gpu")  # in the order of the documentation's columns
 OF_ONE_GPU = "budget"
-METRICS = {*SNAPSHOT_METRICS, *CONSTANT_METRICS, *MAP_METRICS, *MAP_CONSTANTS, *SPECIAL_METRICS, "seed_seed"}
+DERIVED = {"rho_start", "rho_as_started", "rho_late_change", "log2_drift_speed"}
+METRICS = {*SNAPSHOT_METRICS, *CONSTANT_METRICS, *MAP_METRICS, *MAP_CONSTANTS, *SPECIAL_METRICS, "seed_seed", *DERIVED}
 LAUNCHER_WORDS = {"test", "lint", "exec"}
 FOLDERS = ("src", "config", "docs", "envs", "profiles", "reports", "rules", "tests", "workflow")
 
@@ -228,9 +230,11 @@ def test_a_study_is_described(name: str) -> None:
         assert said == ([str(overlay.seeds)] if overlay.seeds else [])
         said_at = re.findall(rf"\({scale}; (\w+)=(\w+): (\d+) seeds\)", " ".join(points.split()))
         assert said_at == [(a, label, str(n)) for a, at in overlay.seeds_at.items() for label, n in at.items()]
-    readers = {claim.id for claim in all_claims() for criterion in claim.criteria if criterion.study == name}
+    every = (*all_claims(), *all_controls())
+    readers = {claim.id for claim in every for criterion in claim.criteria if criterion.study == name}
     line = next(line for line in words.splitlines() if line.startswith("- Read by:"))
-    assert set(re.findall(r"\b[CH]\d\b", line)) == readers
+    assert set(re.findall(r"\b(?:[CH]\d|K-[\w-]+)\b", line)) == readers
+    assert bool(readers) != ("no claim" in line)
 
 
 def test_the_scales_are_as_said() -> None:
@@ -260,6 +264,28 @@ def test_every_claim_and_criterion_is_as_said() -> None:
     assert set(re.findall(r"^\| [CH]\d .*\|$", page, re.MULTILINE)) == rows
     tested = sum(bool(claim.criteria) for claim in all_claims())
     assert f"claims that are tested ({tested})" in text_of("docs/studies.md").replace("\n", " ")
+
+
+def all_controls() -> tuple[Any, ...]:
+    return load_claims(ROOT / "config" / "controls.yaml", study_names(ROOT / "config")).claims
+
+
+def test_every_control_and_its_criteria_are_as_said() -> None:
+    page = section(text_of("docs/studies.md"), "## The controls")
+    said = {" ".join(item.split()) for item in re.findall(r"^- (\*\*K-.*?)(?=^- |^$)", page, re.MULTILINE | re.DOTALL)}
+    assert said == {f"**{control.id}** {control.title}. {control.statement}" for control in all_controls()}
+    rows = set()
+    for control in all_controls():
+        for one in control.criteria:
+            name = one.name + " (premise)" * one.premise
+            predicted = f"{one.predicts} {one.threshold:g}"
+            rows.add(
+                f"| {control.id} | {name} | [`{one.study}`](#{one.study}) | {describe_statistic(one)} | {predicted} |"
+            )
+    assert set(re.findall(r"^\| K-.*\|$", page, re.MULTILINE)) == rows
+    number = len(all_controls())
+    level = student_t.ppf(1 - FAMILYWISE_ERROR / number, 4)
+    assert f"{number} of them share another 0.05" in page and f"t = {level:.1f}" in page
 
 
 def test_the_table_of_power_follows_from_its_own_numbers_and_the_declared_seeds() -> None:

@@ -34,16 +34,22 @@ def declared_claims() -> Claims:
     return load_claims(CONFIG / "claims.yaml", study_names(CONFIG))
 
 
+def declared_controls() -> Claims:
+    """Return the controls of the configuration."""
+    return load_claims(CONFIG / "controls.yaml", study_names(CONFIG))
+
+
 def declared_points(claims: Claims) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the labels of all points by study and point, with ``seeds``, for the studies that the claims read.
 
     A study's points are those of the first scale, from laptop on, at which it has all that its criteria select.
     """
     criteria = [criterion for claim in claims.claims for criterion in claim.criteria]
-    return {study: _points_for(study, criteria) for study in dict.fromkeys(one.study for one in criteria)}
+    return {study: points_for(study, criteria) for study in dict.fromkeys(one.study for one in criteria)}
 
 
-def _points_for(study: str, criteria: Sequence[Criterion]) -> dict[str, dict[str, Any]]:
+def points_for(study: str, criteria: Sequence[Criterion]) -> dict[str, dict[str, Any]]:
+    """Return the labels of a study's points, with ``seeds``, as ``declared_points`` does."""
     mine = [criterion for criterion in criteria if criterion.study == study]
     reasons = []
     for scale in ["laptop", *(name for name in scale_names(CONFIG) if name != "laptop")]:
@@ -102,6 +108,8 @@ def table(
                     for metric, value in mine.items()
                 }
                 for one in correlations:
+                    if not all(labels[column] in kept for column, kept in one.select if kept):
+                        continue
                     correlation = one.statistic.rank_correlation
                     assert correlation is not None
                     sign = (signs or {}).get(one.name, (1,) * seeds)[seed]

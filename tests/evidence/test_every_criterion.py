@@ -1,50 +1,65 @@
-"""Every criterion of every claim in config/claims.yaml can hold, fail and stay undecided, and every claim so, too."""
+"""Every criterion of every claim and control in config/ can hold, fail and stay undecided, and so can each of these."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from planted_outcomes import Place, declared_claims, declared_points, table, values_for, weights
+from planted_outcomes import CONFIG, Place, declared_claims, declared_controls, points_for, table, weights
+from scipy.optimize import linprog
 
-from dmdpipe.evidence.verdicts import Verdict, evaluate_claims
-from dmdpipe.specs.claims import Claim, Criterion
+from dmdpipe.evidence.controls import judge_controls
+from dmdpipe.evidence.readings import read_criterion
+from dmdpipe.evidence.verdicts import FAMILYWISE_ERROR, Verdict, evaluate_claims, judge_claim
+from dmdpipe.specs.claims import Claim, Claims, Criterion
+from dmdpipe.specs.config import study_names
 
-CLAIMS = declared_claims()
-POINTS = declared_points(CLAIMS)
-MARGIN = 0.2
-NARROW, WIDE = 1e-3, 10 * MARGIN
+CLAIMS, CONTROLS = declared_claims(), declared_controls()
+EVERY = (*CLAIMS.tested, *CONTROLS.tested)
+READ = {one.study for claim in EVERY for one in claim.criteria}
+ROOM = 0.02  # beyond a threshold; less than between two thresholds on one statistic
+NARROW = 1e-5  # spread of the seeds: little beside the room that a threshold of 0.001 leaves
 SEEDS = 4
-EACH = [(claim.id, criterion.name) for claim in CLAIMS.tested for criterion in claim.criteria]
+EACH = [(claim.id, criterion.name) for claim in EVERY for criterion in claim.criteria]
+UNREAD = {
+    "curves": "its prediction is which students pass the gate, and one that does not counts for no criterion",
+}
+"""The studies that neither a claim nor a control reads, and why."""
 
 
 def named(id_: str) -> Claim:
-    return next(claim for claim in CLAIMS.claims if claim.id == id_)
+    return next(claim for claim in EVERY if claim.id == id_)
 
 
 def judged(claim: Claim, outcomes: Sequence[str], gate_ratio: float = 1.2, seeds: int = SEEDS) -> Verdict:
-    """The verdict on a claim whose criteria are planted to come out like this."""
-    linear = [one for one in claim.criteria if one.statistic.rank_correlation is None]
+    """The verdict on a claim whose criteria are planted to come out like this, at the level of its family."""
+    results = planted(claim, outcomes, gate_ratio, seeds)
+    alpha = FAMILYWISE_ERROR / len((CONTROLS if claim in CONTROLS.claims else CLAIMS).tested)
+    return judge_claim(claim, [read_criterion(one, results) for one in claim.criteria], alpha)
+
+
+def planted(claim: Claim, outcomes: Sequence[str], gate_ratio: float = 1.2, seeds: int = SEEDS) -> pd.DataFrame:
+    """The results of the points that a claim reads, with metrics that give these outcomes."""
     wanted = dict(zip([one.name for one in claim.criteria], outcomes, strict=True))
     places, matrix = weights_of(claim.criteria)
-    matrix = matrix[[one in linear for one in claim.criteria]]
-    targets = [one.threshold + beyond(one, wanted[one.name]) for one in linear]
-    # What no equation fixes must differ from point to point, or it has no ranks.
-    values = values_for(matrix, targets, near=0.5 + 0.01 * np.arange(len(places)))
+    values = planted_values(claim, wanted, matrix)
     assert values is not None, f"the criteria of {claim.id} contradict one another: {wanted}"
-    spreads = np.array([WIDE if wanted[one.name] == "undecided" else NARROW for one in linear])
-    offsets = np.linalg.pinv(matrix) @ spreads if linear else np.zeros(len(places))
-    np.testing.assert_allclose(matrix @ offsets, spreads, atol=1e-9)
+    offsets = NARROW * (1 + np.sin(np.arange(len(places))))  # unlike everywhere, so that differences have a spread too
     signs = {}
     for one in correlations(claim):
         side = {"holds": 1, "fails": -1}.get(wanted[one.name], 0) * (1 if one.predicts == "above" else -1)
         assert -1 < one.threshold < 1, f"{one.name}: a rank correlation cannot fall on both sides of {one.threshold}"
         signs[one.name] = [side or (-1) ** seed for seed in range(seeds)]
-    studies = {one.study: POINTS[one.study] for one in claim.criteria}
-    results = table(
-        studies,
+    read = {(study, point) for study, point, _ in places}
+    return table(
+        {
+            study: {point: labels for point, labels in points_of(study).items() if (study, point) in read}
+            for study in dict.fromkeys(one.study for one in claim.criteria)
+        },
         dict(zip(places, values, strict=True)),
         dict(zip(places, offsets, strict=True)),
         seeds,
@@ -52,22 +67,50 @@ def judged(claim: Claim, outcomes: Sequence[str], gate_ratio: float = 1.2, seeds
         signs,
         gate_ratio,
     )
-    return next(verdict for verdict in evaluate_claims(CLAIMS, results) if verdict.id == claim.id)
+
+
+def planted_values(claim: Claim, wanted: dict[str, str], matrix: np.ndarray) -> np.ndarray | None:
+    """Metric values that put every statistic with weights on its side, or on its threshold; None if none do.
+
+    The nearest to some start, in the sum of absolute differences, by a linear programme in the steps up and down.
+    """
+    # What nothing fixes must differ from point to point, or it has no ranks.
+    start = 0.5 + 0.01 * np.arange(matrix.shape[1])
+    on, beyond = [], []
+    for one, row in zip(claim.criteria, matrix, strict=True):
+        if one.statistic.rank_correlation is None:
+            side = {"holds": 1, "fails": -1, "undecided": 0}[wanted[one.name]] * (1 if one.predicts == "above" else -1)
+            missing = one.threshold + side * room(one) - row @ start
+            if side:
+                beyond.append((-side * row, -side * missing))
+            else:
+                on.append((row, missing))
+
+    def system(rows: list[tuple[np.ndarray, float]]) -> tuple[np.ndarray | None, list[float] | None]:
+        steps = [np.concatenate([row, -row]) for row, _ in rows]
+        return (np.array(steps), [bound for _, bound in rows]) if rows else (None, None)
+
+    found = linprog(np.ones(2 * len(start)), *system(beyond), *system(on))
+    return start + found.x[: len(start)] - found.x[len(start) :] if found.success else None
+
+
+def room(criterion: Criterion) -> float:
+    """How far beyond its threshold a statistic is planted: thresholds near 0 are of finer statistics."""
+    return min(ROOM, abs(criterion.threshold) / 2) or ROOM
+
+
+@cache
+def points_of(study: str) -> dict[str, dict[str, Any]]:
+    return points_for(study, [one for claim in EVERY for one in claim.criteria if one.study == study])
 
 
 @cache
 def weights_of(criteria: tuple[Criterion, ...]) -> tuple[list[Place], np.ndarray]:
-    return weights(criteria, POINTS)
+    return weights(criteria, {one.study: points_of(one.study) for one in criteria})
 
 
 def correlations(claim: Claim) -> list[Criterion]:
     return [one for one in claim.criteria if one.statistic.rank_correlation is not None]
-
-
-def beyond(criterion: Criterion, outcome: str) -> float:
-    """How far from the threshold its statistic is planted."""
-    side = {"holds": 1, "fails": -1, "undecided": 0}[outcome]
-    return side * MARGIN * (1 if criterion.predicts == "above" else -1)
 
 
 VERDICT = {"holds": "supported", "fails": "refuted", "undecided": "inconclusive"}
@@ -86,7 +129,7 @@ def test_a_criterion_comes_out_as_planted_and_decides_the_claim(id_: str, name: 
     assert verdict.verdict == ("inconclusive" if premise and outcome == "fails" else VERDICT[outcome])
 
 
-@pytest.mark.parametrize("id_", [claim.id for claim in CLAIMS.tested])
+@pytest.mark.parametrize("id_", [claim.id for claim in EVERY])
 def test_a_claim_whose_criteria_all_hold_is_left_open_by_the_gate_and_by_two_seeds(id_: str) -> None:
     claim = named(id_)
     for verdict, cause in (
@@ -97,12 +140,44 @@ def test_a_claim_whose_criteria_all_hold_is_left_open_by_the_gate_and_by_two_see
         assert {finding.cause for finding in verdict.findings} == {cause}
 
 
-def test_every_tested_claim_is_read_from_declared_points() -> None:
-    assert {one.study for claim in CLAIMS.tested for one in claim.criteria} == set(POINTS)
-    assert all(len(of_study) for of_study in POINTS.values())
+def test_every_study_is_read_by_a_claim_or_a_control_or_it_is_said_why_not() -> None:
+    assert READ | UNREAD.keys() == set(study_names(CONFIG)) and not READ & UNREAD.keys()
 
 
-# Statistics that no claim uses yet
+def test_each_control_says_when_its_rule_was_written_and_what_it_could_sink() -> None:
+    when = {
+        "Written before the study's run at laptop scale.": {
+            *("analytic", "classes", "drift", "intrinsic", "invariances", "mixtures", "mixtures_apart"),
+            *("noise_levels", "other_starts", "photos"),
+        },
+        "Written after the study's runs at laptop scale had been made, without a look at them.": {"fashion"},
+    }
+    for control in CONTROLS.claims:
+        assert control.id.startswith("K-") and ("Refuted" in control.statement or "Supported" in control.statement)
+        for one in control.criteria:
+            said = next((words for words in when if one.because.endswith(words)), None)
+            assert said or one.because.endswith("Transcribed after the study's laptop results had been seen.")
+            assert one.study in when[said] if said else one.study not in set().union(*when.values())
+
+
+def test_controls_are_a_family_of_their_own() -> None:
+    """Not one number of a claim's verdict knows that there are controls, and theirs share 0.05 among themselves."""
+    assert not {claim.id for claim in CLAIMS.claims} & {control.id for control in CONTROLS.claims}
+    claim, control = named("C2"), named("K-validity")
+    of_claim, of_control = (planted(one, ["holds"] * len(one.criteria)) for one in (claim, control))
+    every = pd.concat([of_claim, of_control])
+    (before,) = [one for one in evaluate_claims(CLAIMS, of_claim) if one.id == claim.id]
+    judge_controls(CONTROLS, every)
+    (after,) = [one for one in evaluate_claims(CLAIMS, every) if one.id == claim.id]
+    assert after == before == judged(claim, ["holds", "holds"])
+    found = judge_controls(CONTROLS, every).criteria.query("id == 'K-validity'").iloc[0]
+    wanted = judged(control, ["holds"] * 3).findings[0]
+    assert (found["low"], found["high"]) == (wanted.low, wanted.high)
+    alone = judge_controls(Claims(claims=(control,)), every).criteria.iloc[0]
+    assert found["high"] - found["low"] > 1.2 * (alone["high"] - alone["low"])
+
+
+# Other claims than those declared
 
 
 RANK = {
@@ -119,12 +194,10 @@ RANK = {
 
 
 @pytest.mark.parametrize("outcome", VERDICT)
-def test_a_rank_correlation_can_be_planted_too(outcome: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_correlation_can_be_planted_beside_a_value(outcome: str) -> None:
     value = {"name": "value", "study": "dimension", "statistic": {"value": {"metric": "rho"}}, "predicts": "below"}
     criteria = tuple(Criterion.model_validate(one) for one in (RANK, {**value, "threshold": 0.5, "because": "b"}))
     claim = Claim(id="X", title="t", statement="s", level_of_evidence="l", criteria=criteria)
-    alone = CLAIMS.model_copy(update={"claims": (claim,)})
-    monkeypatch.setattr("test_every_criterion.CLAIMS", alone)
     verdict = judged(claim, [outcome, "holds"])
     assert [finding.outcome for finding in verdict.findings] == [outcome, "holds"]
 
@@ -139,6 +212,6 @@ def test_a_claim_that_no_world_could_support_is_found() -> None:
 
 def test_weights_are_those_of_the_statistics() -> None:
     slope = named("C5").criteria[0]
-    places, matrix = weights([slope], POINTS)
-    by_d = {POINTS[study][point]["d"]: weight for (study, point, _), weight in zip(places, matrix[0], strict=True)}
+    places, matrix = weights([slope], {"dimension": points_of("dimension")})
+    by_d = {points_of(study)[point]["d"]: weight for (study, point, _), weight in zip(places, matrix[0], strict=True)}
     assert by_d == pytest.approx({4: -1 / 4, 16: 0, 64: 1 / 4})

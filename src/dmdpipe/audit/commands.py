@@ -18,7 +18,8 @@ import typer
 
 from dmdpipe.audit.tree import Artifact, read_artifact, step_folders
 from dmdpipe.errors import UserError, did_you_mean
-from dmdpipe.specs.config import load_config
+from dmdpipe.specs.claims import load_claims
+from dmdpipe.specs.config import CONFIG_FOLDER, load_config, study_names
 from dmdpipe.tables import Format, render
 
 audit_app = typer.Typer(
@@ -299,15 +300,16 @@ def findings(
 ) -> None:
     """Write what a finished run found, to commit it: the scale's block in docs/findings.md, and docs/reference/.
 
-    Every number with its interval, every verdict, the commands and the digests; per study its numbers at the read-out,
-    figures and manifests. No weights. Equal results give equal files. Refused if a study or a page is not the one that
-    the verdicts stand on.
+    Every number with its interval, every verdict on claims and controls, the commands and the digests; per study its
+    numbers at the read-out, figures and manifests. No weights. Equal results give equal files. Refused if a study or a
+    page is not the one that the verdicts stand on.
 
     Example: dmdpipe findings --scale laptop
     """
     from dmdpipe.audit.findings import write_findings
 
-    written = write_findings(results or results_folder(), scale or load_config().scale, out)
+    controls = load_claims(CONFIG_FOLDER / "controls.yaml", study_names())
+    written = write_findings(results or results_folder(), scale or load_config().scale, out, controls)
     size = sum(path.stat().st_size for path in written)
     typer.echo(f"{out / 'findings.md'}, and {len(written) - 1} files in {out / 'reference'}: {size / 2**20:.1f} MiB")
 

@@ -2,7 +2,8 @@
 
 Everything comes from the tables and manifests of one scale, and equal results give equal bytes. Tables and figures
 are copied as their steps made them, so that the manifests beside them still vouch for them; the texts are made from
-the tables that are copied, so that anybody can make them again from ``docs/reference/`` alone.
+the tables that are copied, so that anybody can make them again from ``docs/reference/`` alone. The controls and the
+sensitivity are no step's: they are computed here, as ``dmdpipe verdicts`` prints them.
 """
 
 from __future__ import annotations
@@ -10,33 +11,38 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from dmdpipe.artifacts.atomic import write_atomically
 from dmdpipe.artifacts.checked import read_bytes
 from dmdpipe.artifacts.manifest import FILE_NAME
 from dmdpipe.artifacts.stages import STAGES
-from dmdpipe.audit.tree import Artifact, read_artifact
+from dmdpipe.audit.tree import Artifact, read_artifact, read_table
 from dmdpipe.errors import UserError
+from dmdpipe.evidence.controls import NOT_RUN, judge_controls
+from dmdpipe.evidence.results import COLUMNS
+from dmdpipe.evidence.sensitivity import sensitivity_table
+from dmdpipe.specs.claims import Claims
 from dmdpipe.specs.report import StudyPage
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 PAGE = "findings.md"
 REFERENCE = "reference"
 VERDICT_TABLES = ("verdicts.csv", "criteria.csv")
+CONTROLS, SENSITIVITY = "controls.csv", "sensitivity.csv"
 STUDIES, NUMBERS, PAGE_MANIFEST, STUDY_TEXT = "studies.csv", "numbers.csv", "page.manifest.json", "README.md"
 FIGURES, MAIN_FIGURE = (".png", ".csv"), "read_out-"
 SHOWN = ("rho", "rho_floor", "rho_affine")
 
 
-def write_findings(results: Path, scale: str, docs: Path) -> list[Path]:
+def write_findings(results: Path, scale: str, docs: Path, controls: Claims) -> list[Path]:
     """Write what a run at a scale found below ``docs``; return the files, in order.
 
-    ``reference/<scale>/`` gets the verdicts and criteria with their manifest, a list of the studies, and a folder a
-    study: its numbers at the read-out, the figures of its page, both manifests, and a text. The block of the scale in
-    ``findings.md`` is replaced. Files that an earlier call left in these folders and that are no longer there go.
+    ``reference/<scale>/`` gets the verdicts and criteria with their manifest, the controls and the sensitivity, made
+    here from the results that the verdicts stand on, a list of the studies, and a folder a study: its numbers
+    at the read-out, the figures of its page, both manifests, and a text. The block of the scale in ``findings.md`` is
+    replaced. Files that an earlier call left in these folders and that are no longer there go.
 
     Raises:
         UserError: if there are no verdicts, if a study or its page is not the one that they stand on or is damaged, or
@@ -47,6 +53,8 @@ def write_findings(results: Path, scale: str, docs: Path) -> list[Path]:
     files: dict[Path, bytes] = {top / name: verdicts.read(name) for name in VERDICT_TABLES}
     files[top / FILE_NAME] = read_bytes(verdicts.path / FILE_NAME)
     judged, criteria = (_table(files[top / name]) for name in VERDICT_TABLES)
+    files |= {top / name: _csv(table) for name, table in _computed(verdicts, controls).items()}
+    of_controls = _table(files[top / CONTROLS])
     rows = []
     for name in verdicts.manifest.result.spec["studies"]:
         study = _study(results, scale, str(name), verdicts)
@@ -63,27 +71,37 @@ def write_findings(results: Path, scale: str, docs: Path) -> list[Path]:
             key=lambda figure: (not figure.startswith(MAIN_FIGURE), figure),
         )
         words = StudyPage.model_validate(page.manifest.result.spec["study"])
-        files[folder / STUDY_TEXT] = study_text(words, scale, row, criteria, readout, figures).encode()
+        files[folder / STUDY_TEXT] = study_text(
+            words, scale, row, pd.concat([criteria, of_controls]), readout, figures
+        ).encode()
         rows.append(row)
-    studies = _frame(rows)
+    studies = pd.DataFrame(rows)
     files[top / STUDIES] = _csv(studies)
     text = read_bytes(docs / PAGE).decode()
     root = verdicts.manifest.result.result_digest
     files[docs / PAGE] = with_block(
-        text, scale, scale_block(scale, root, judged, criteria, studies), docs / PAGE
+        text, scale, scale_block(scale, root, judged, criteria, studies, of_controls), docs / PAGE
     ).encode()
     _put(files, [top, *(path for path in top.glob("*") if path.is_dir()), *{path.parent for path in files} - {docs}])
     return sorted(files)
 
 
-def scale_block(scale: str, root: str, verdicts: pd.DataFrame, criteria: pd.DataFrame, studies: pd.DataFrame) -> str:
-    """Return what ``findings.md`` says of a scale: commands, verdicts, every criterion's number, every study's root.
+def scale_block(
+    scale: str,
+    root: str,
+    verdicts: pd.DataFrame,
+    criteria: pd.DataFrame,
+    studies: pd.DataFrame,
+    controls: pd.DataFrame | None,
+) -> str:
+    """Return what ``findings.md`` says of a scale: commands, verdicts, criteria, controls, every study's root.
 
     Args:
         scale: which.
         root: the result digest of the verdicts.
         verdicts, criteria: as their CSV files have them.
         studies: columns study, number, title, points, seeds, runs, within_gate and root.
+        controls: their criteria, as ``controls.csv`` has them; None where a scale was written without them.
     """
     names = ", ".join(studies["study"])
     lines = [
@@ -116,6 +134,8 @@ def scale_block(scale: str, root: str, verdicts: pd.DataFrame, criteria: pd.Data
             for row in studies.to_dict("records")
         ),
     ]
+    if controls is not None:
+        lines += ["", *_controls(scale, controls, studies)]
     return "\n".join(lines) + "\n"
 
 
@@ -133,7 +153,7 @@ def study_text(
         page: what the study declares.
         scale: which.
         row: its row of ``studies.csv``.
-        criteria: those of all claims, as in ``criteria.csv``.
+        criteria: those of all claims and controls, as in ``criteria.csv`` and ``controls.csv``.
         readout: its rows at the read-out, as in ``numbers.csv``.
         figures: names of its PNG files.
     """
@@ -153,7 +173,7 @@ def study_text(
         "",
         "**What came out.**",
         "",
-        *(found or ["No claim reads this study."]),
+        *(found or ["No claim and no control reads this study."]),
         "",
         *([f"**What would change our mind.** {page.changes_mind}", ""] if page.changes_mind else []),
         "Mean over all seeds at the read-out, converged or not, with its 95 % Student-t interval:",
@@ -210,6 +230,39 @@ def _criterion_row(row: Mapping[Any, Any], reference: str, there: set[str]) -> s
     return f"| {' | '.join(map(str, cells))} |"
 
 
+def _controls(scale: str, controls: pd.DataFrame, studies: pd.DataFrame) -> list[str]:
+    roots = dict(zip(studies["study"], studies["root"], strict=True))
+    not_run = controls["verdict"] == NOT_RUN
+    missing = ", ".join(dict.fromkeys(controls[not_run]["id"]))
+    return [
+        "The controls: what else might explain the copying, or its absence"
+        " ([what each could sink](studies.md#the-controls)). Their levels stand apart from the claims'."
+        f" All numbers: [controls.csv](reference/{scale}/{CONTROLS})."
+        f" Verdicts of the claims with other choices: [sensitivity.csv](reference/{scale}/{SENSITIVITY}).",
+        "",
+        *([f"Not run at this scale: {missing}.", ""] if missing else []),
+        "| control | verdict | criterion | statistic | number [bounds] | predicted | outcome | command | result root |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(_control_row(row, scale, roots) for row in controls[~not_run].to_dict("records")),
+    ]
+
+
+def _control_row(row: Mapping[Any, Any], scale: str, roots: Mapping[str, str]) -> str:
+    study = row["study"]
+    cells = (
+        *(
+            f"{row['id']} {_cell(row['title'])}",
+            f"**{row['verdict']}**",
+            _cell(row["criterion"]),
+            _cell(row["statistic"]),
+        ),
+        *(_interval(row), f"{row['predicts']} {number(row['threshold'])}", _outcome(row)),
+        f"`./run study_{study} --config scale={scale}`",
+        f"[`{roots[study][:16]}…`](reference/{scale}/{study}/README.md)" if study in roots else "–",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
 def _outcome(row: Mapping[Any, Any]) -> str:
     cause = row["cause"]
     return f"**{row['outcome']}**" + (f" ({cause})" if isinstance(cause, str) and cause else "")
@@ -234,6 +287,16 @@ def _interval(row: Any) -> str:
 
 def _cell(text: Any) -> str:
     return " ".join(str(text).replace("|", "\\|").split())
+
+
+def _computed(verdicts: Artifact, controls: Claims) -> dict[str, pd.DataFrame]:
+    """Return what no step writes: by file name, the controls and the sensitivity of the claims that were judged."""
+    results = read_table(verdicts.path / "results.parquet", COLUMNS)
+    claims = Claims.model_validate(verdicts.manifest.result.spec["claims"])
+    return {
+        CONTROLS: judge_controls(controls, results).criteria,
+        SENSITIVITY: sensitivity_table(claims, results),
+    }
 
 
 def _study(results: Path, scale: str, name: str, verdicts: Artifact) -> Artifact:
@@ -273,15 +336,7 @@ def _readout(study: Artifact) -> pd.DataFrame:
     return table[table["readout"].astype(bool)].reset_index(drop=True)
 
 
-def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame(rows)
-
-
 def _table(data: bytes) -> pd.DataFrame:
-    import pandas as pd
-
     # A reason or a point may be the word "None", and no text here stands for a missing number.
     return pd.read_csv(io.BytesIO(data), keep_default_na=False, na_values=[""])
 

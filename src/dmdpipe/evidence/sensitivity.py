@@ -65,7 +65,8 @@ def sensitivity_table(claims: Claims, results: pd.DataFrame) -> pd.DataFrame:
         ValueError: as ``evaluate_claims``.
     """
     official = {verdict.id: verdict.verdict for verdict in evaluate_claims(claims, results)}
-    runs = results[(results["seed"] >= 0) & results["metric"].isin(_metrics_read(claims))]
+    metrics = STAND_INS.keys() | claims.metrics
+    runs = results[(results["seed"] >= 0) & results["metric"].isin(metrics)]
     alpha = FAMILYWISE_ERROR / max(len(claims.tested), 1)
     options = [*_gates(runs), *_metrics(runs), *_read_outs(runs), *_recipes(runs)]
     rows = []
@@ -81,19 +82,6 @@ def sensitivity_table(claims: Claims, results: pd.DataFrame) -> pd.DataFrame:
             about = (claim.id, claim.title, official[claim.id], option.choice, option.name)
             rows.append((*about, as_declared, len(otherwise), verdict, _change(official[claim.id], verdict)))
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _metrics_read(claims: Claims) -> set[str]:
-    """Return the names of all metrics that any criterion or option reads."""
-    names = set(STAND_INS)
-    for criterion in (one for claim in claims.claims for one in claim.criteria):
-        statistic = criterion.statistic
-        names.add(_about(criterion))
-        if statistic.difference and statistic.difference.minus_metric:
-            names.add(statistic.difference.minus_metric)
-        if statistic.rank_correlation:
-            names.add(statistic.rank_correlation.against.metric)
-    return names
 
 
 def _about(criterion: Criterion) -> str:

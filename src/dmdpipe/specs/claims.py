@@ -1,4 +1,7 @@
-"""Claims about distillation, and the criteria by which they stand or fall (``config/claims.yaml``)."""
+"""Claims about distillation, and the criteria by which they stand or fall (``config/claims.yaml``).
+
+Controls (``config/controls.yaml``) are written in the same way.
+"""
 
 from __future__ import annotations
 
@@ -74,6 +77,12 @@ MetricName = Literal[
     "jacobian_asymmetry_teacher",
     "transport_pairs",
     "transport_slope",
+    # Made for the controls alone (dmdpipe.evidence.derived).
+    "rho_start",
+    "rho_as_started",
+    "rho_late_change",
+    "log2_drift_speed",
+    "seed_seed",
 ]
 
 
@@ -184,6 +193,17 @@ class Criterion(Spec):
     )
     because: str = Field(min_length=1, description="why this statistic and this threshold")
 
+    @property
+    def metrics(self) -> frozenset[str]:
+        """The metrics that it reads, at whatever step."""
+        given = self.statistic
+        if given.rank_correlation is not None:
+            return frozenset((given.rank_correlation.metric, given.rank_correlation.against.metric))
+        one = given.value or given.difference or given.slope
+        assert one is not None
+        minus = one.minus_metric if isinstance(one, Difference) else None
+        return frozenset(metric for metric in (one.metric, minus) if metric is not None)
+
 
 class Claim(Spec):
     """A statement that the studies can support, refute or leave open."""
@@ -218,6 +238,11 @@ class Claims(Spec):
     def tested(self) -> tuple[Claim, ...]:
         """The claims that have criteria: only they can come out supported or refuted."""
         return tuple(claim for claim in self.claims if claim.criteria)
+
+    @property
+    def metrics(self) -> frozenset[str]:
+        """The metrics that any criterion reads."""
+        return frozenset().union(*(criterion.metrics for claim in self.claims for criterion in claim.criteria))
 
     @model_validator(mode="after")
     def _ids_differ(self) -> Claims:
