@@ -295,12 +295,10 @@ def verdicts(
         raise UserError(f"--{'criteria' if criteria else 'controls'} and --sensitivity are two tables; ask for one")
     config = load_config({"scale": scale} if scale else {})
     folder = Path(config.results, "verdicts", config.scale)
-    path = folder / ("criteria.csv" if criteria else "verdicts.csv")
+    path = folder / ("results.parquet" if controls else "criteria.csv" if criteria else "verdicts.csv")
     if not path.exists():
         raise UserError(f"{path}: not there yet; run ./run --config scale={config.scale} first")
-    table = read_table(path, () if criteria else VERDICT_COLUMNS)
-    if controls:
-        table = _controls(folder, criteria)
+    table = _controls(path, criteria) if controls else read_table(path, () if criteria else VERDICT_COLUMNS)
     if sensitivity:
         table = _sensitivity(folder, table)
     if form is not Format.table or criteria:
@@ -312,14 +310,14 @@ def verdicts(
         typer.echo(verdict_text([{str(column): value for column, value in row.items()} for row in rows]))
 
 
-def _controls(folder: Path, criteria: bool) -> pd.DataFrame:
+def _controls(results: Path, criteria: bool) -> pd.DataFrame:
     from dmdpipe.evidence.controls import judge_controls
     from dmdpipe.evidence.results import COLUMNS
     from dmdpipe.specs.claims import load_claims
     from dmdpipe.specs.config import CONFIG_FOLDER, study_names
 
     declared = load_claims(CONFIG_FOLDER / "controls.yaml", study_names())
-    judged = judge_controls(declared, read_table(folder / "results.parquet", COLUMNS))
+    judged = judge_controls(declared, read_table(results, COLUMNS))
     return judged.criteria if criteria else judged.verdicts.drop(columns=["statement", "level_of_evidence"])
 
 

@@ -201,7 +201,7 @@ def test_controls_and_sensitivity_are_those_of_the_results(tmp_path: Path, docs:
     results = tables(RHO)["results"]
     wanted = judge_controls(CONTROLS, results).criteria
     found = table_of(folder / "controls.csv")
-    assert found["verdict"].tolist() == wanted["verdict"].tolist() == ["inconclusive", "not run"]
+    assert found["verdict"].tolist() == wanted["verdict"].tolist() == ["supported", "not run"]
     assert found["low"].tolist()[0] == pytest.approx(wanted["low"][0], rel=1e-12)
     sensitivity = table_of(folder / "sensitivity.csv")
     wanted = sensitivity_table(CLAIMS, results)
@@ -212,7 +212,7 @@ def test_controls_and_sensitivity_are_those_of_the_results(tmp_path: Path, docs:
     ((name, verdict, criterion, statistic, shown, predicted, outcome, command, study),) = cells(text, "K-here ")
     low, high = (f"{found[name][0]:.4g}" for name in ("low", "high"))
     assert (name, criterion, statistic) == ("K-here a \\| b", "copies \\| well", "rho")
-    assert (verdict, predicted, outcome) == ("**inconclusive**", "below 0.5", "**undecided** (interval crosses)")
+    assert (verdict, predicted, outcome) == ("**supported**", "below 0.5", "**holds**")
     assert shown == f"{found['value'][0]:.4g} [{low}, {high}]"
     assert command == f"`./run study_{STUDY} --config scale=tiny`"
     digest = json.loads((root / f"studies/{STUDY}/tiny/manifest.json").read_text())["result"]["result_digest"]
@@ -220,7 +220,7 @@ def test_controls_and_sensitivity_are_those_of_the_results(tmp_path: Path, docs:
     assert (
         "\nNot run at this scale: K-absent.\n" in text and "[sensitivity.csv](reference/tiny/sensitivity.csv)" in text
     )
-    assert "- **K-here**, copies \\| well: **undecided**." in (folder / STUDY / "README.md").read_text()
+    assert "- **K-here**, copies | well: **holds**." in (folder / STUDY / "README.md").read_text()
 
 
 def check_reference(folder: Path) -> None:

@@ -289,7 +289,7 @@ def test_a_mistake_in_the_controls_is_named(
     dmdpipe: Callable[..., Any], checkout: Any, judged: Callable[..., Path]
 ) -> None:
     judged()
-    path = Path(checkout, "config/controls.yaml")
+    path = checkout / "config/controls.yaml"
     path.write_text(path.read_text().replace("study: validity", "study: validty", 1))
     for words in (("verdicts", "--controls"), ("config", "check")):
         done = dmdpipe(*words)
