@@ -61,16 +61,16 @@ def _log2_speeds(rho: pd.DataFrame) -> pd.Series:
     }
     index = pd.MultiIndex.from_tuples(speeds, names=STUDENT)
     speed = pd.Series(list(speeds.values()), index, dtype=float)
-    return np.log2(speed.where(speed > 0))
+    return speed.where(speed > 0).transform(np.log2)
 
 
 def _seed_seed(table: pd.DataFrame, students: pd.DataFrame) -> pd.Series:
     over_seeds = table[(table["seed"] == AGGREGATE) & (table["metric"] == "seed_seed") & table["converged"]]
     parts = [pd.Series(np.nan, students.index)]
-    for row in over_seeds.itertuples():
-        rho = students["value"].xs((row.study, row.point), level=("study", "point"), drop_level=False)
-        error = (row.high - row.low) / 2 / stdtrit(len(rho) - 1, 0.5 + CONFIDENCE / 2)
+    for row in over_seeds.to_dict("records"):
+        rho = students["value"].xs((row["study"], row["point"]), level=("study", "point"), drop_level=False)
+        error = (row["high"] - row["low"]) / 2 / stdtrit(len(rho) - 1, 0.5 + CONFIDENCE / 2)
         away = rho - rho.mean() if rho.std() > 0 else pd.Series(np.arange(len(rho)) - (len(rho) - 1) / 2, rho.index)
-        parts.append(row.value - error * np.sqrt(len(rho)) * away / away.std())
+        parts.append(row["value"] - error * np.sqrt(len(rho)) * away / away.std())
     every = pd.concat(parts)
     return every[~every.index.duplicated(keep="last")]
