@@ -13,10 +13,10 @@ from torch import nn
 from dmdpipe.diffusion import sampler
 from dmdpipe.errors import UserError
 from dmdpipe.measuring import sampling
-from dmdpipe.measuring.classes import Classes
 from dmdpipe.measuring.models import Model
 from dmdpipe.measuring.sampling import common_range, sample_both
 from dmdpipe.pairing.bank import noise_rows
+from dmdpipe.pairing.classes import Classes
 from dmdpipe.specs.diffusion import NoiseRange
 
 RANGE = NoiseRange(sigma_max=20.0)
