@@ -350,9 +350,9 @@ def check_config() -> None:
     from dmdpipe.specs.claims import load_claims
     from dmdpipe.specs.config import CONFIG_FOLDER, load_config, members_of, scale_names, study_names
 
-    load_claims(CONFIG_FOLDER / "controls.yaml", study_names())
     counts = {scale: sum(len(members_of(name, scale)) for name in study_names()) for scale in scale_names()}
     run_plan = plan_run()
+    load_claims(CONFIG_FOLDER / "controls.yaml", study_names())
     typer.echo(
         f"configuration is valid: {len(study_names())} studies, scales "
         + ", ".join(f"{scale} ({count} students)" for scale, count in counts.items())

@@ -47,7 +47,8 @@ def test_the_projects_own_claims() -> None:
 
 def test_claims_can_be_about_everything_that_is_measured() -> None:
     measured = {*SNAPSHOT_METRICS, *CONSTANT_METRICS, *SPECIAL_METRICS, *MAP_METRICS, *MAP_CONSTANTS}
-    assert set(get_args(MetricName)) == measured - {"converged", "assignment_pairs"}
+    of_controls = {"rho_start", "rho_as_started", "rho_late_change", "log2_drift_speed", "seed_seed"}
+    assert set(get_args(MetricName)) == measured - {"converged", "assignment_pairs"} | of_controls
 
 
 def test_one_value_stands_for_a_list_of_one(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dmdpipe.diffusion.determinism import root_mean_square
 from dmdpipe.errors import UserError
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Shards:
             gradient.add_(other)
         gradient.div_(self.count)
         of_each = zip(log, values.unbind(1), strict=True)
-        return {name: of.square().mean().sqrt() if name in roots else of.mean() for name, of in of_each}
+        return {name: root_mean_square(of) if name in roots else of.mean() for name, of in of_each}
 
 
 WHOLE = Shards()
