@@ -266,6 +266,19 @@ def test_pullbacks_that_wait_keep_what_is_theirs():
         assert same_bytes(gradients(denoiser), expected[i])
 
 
+def test_memory_that_was_kept_for_fewer_rows_is_not_taken_for_more():
+    denoiser, _ = make(24, 5, 2, 8)
+    x, to_answer = draw(2, 200, 5)
+    _, pullback = denoiser.with_pullback(x[:5], conditions(denoiser, "table", 5))
+    pullback(to_answer[:5])
+    # Longer than it says: what is written behind its end shows, and harms nothing.
+    size = len(denoiser.kernel.spare)
+    whole = torch.full((8 * size,), 123.0)
+    denoiser.kernel.spare = whole[:size]
+    denoiser.with_pullback(x, conditions(denoiser, "table", 200))[1](to_answer)
+    assert bool((whole[size:] == 123).all())
+
+
 def test_parameters_and_inputs_are_left_as_they_are():
     denoiser, _ = make(24, 5, 2, 8)
     given = conditions(denoiser, "table", 50)
