@@ -316,7 +316,7 @@ def _controls(results: Path, criteria: bool) -> pd.DataFrame:
     from dmdpipe.specs.claims import load_claims
     from dmdpipe.specs.config import CONFIG_FOLDER, study_names
 
-    declared = load_claims(CONFIG_FOLDER / "controls.yaml", study_names())
+    declared = load_claims(CONFIG_FOLDER / "controls.yaml", study_names(), controls=True)
     judged = judge_controls(declared, read_table(results, COLUMNS))
     return judged.criteria if criteria else judged.verdicts.drop(columns=["statement", "level_of_evidence"])
 
@@ -352,7 +352,7 @@ def check_config() -> None:
 
     counts = {scale: sum(len(members_of(name, scale)) for name in study_names()) for scale in scale_names()}
     run_plan = plan_run()
-    load_claims(CONFIG_FOLDER / "controls.yaml", study_names())
+    load_claims(CONFIG_FOLDER / "controls.yaml", study_names(), controls=True)
     typer.echo(
         f"configuration is valid: {len(study_names())} studies, scales "
         + ", ".join(f"{scale} ({count} students)" for scale, count in counts.items())

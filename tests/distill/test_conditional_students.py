@@ -46,7 +46,7 @@ SPECS = {
     "kd, told to copy": {
         "network": MLP(width=4, depth=2, embedding=4, classes=3),
         "init": {"kind": "kd", "regression_steps": 3},
-        "recipe": {**LEARNED, "regression_weight": 0.25, "regression_pairs": 64, "fake_lag": 1},
+        "recipe": {**LEARNED, "regression_weight": 0.25, "regression_pairs": 64, "fake_lag": 1, "score_noise": 0.5},
     },
     "unet": {"recipe": LEARNED, "teacher": OF_IMAGES, "network": TINY, "batch": 4, "generator_steps": 4},
 }

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from dmdpipe.diffusion.losses import edm_weight, weighted_squared_error
-from dmdpipe.distill.dmd import dm_gradient, fake_score_loss
+from dmdpipe.distill.dmd import dm_gradient, fake_score_loss, noisy_score
 
 
 def draw(*shape, seed=0):
@@ -131,3 +131,21 @@ def test_the_fake_score_minimises_what_a_teacher_minimises():
     teachers, _ = weighted_squared_error(denoised, x, edm_weight(sigma))
     assert_close(ours, teachers)
     assert_close(edm_weight(sigma), (sigma**2 + 0.25) / (0.5 * sigma) ** 2)
+
+
+# Noise in the teacher's score
+
+
+@pytest.mark.parametrize(("sigma", "spread"), [(1e-3, 1e-3), (0.5, 0.5 / 2**0.5), (80.0, 0.5)])
+def test_noise_in_a_score_has_the_spread_of_what_the_network_adds(sigma, spread):
+    """At small σ that of the noise which is taken away, at large σ that of the data, 0.5; between, both count alike."""
+    real, noise = draw(1, 2).expand(40_000, 2), draw(40_000, 2, seed=1)
+    error = noisy_score(real, torch.full((40_000, 1), sigma), noise, 0.3) - real
+    assert_close(error.std(), torch.tensor(0.3 * spread), rtol=0.01, atol=1e-6)
+    assert error.mean().abs() < 0.3 * spread / 40
+    assert (error.sign() == noise.sign()).float().mean() > 0.99
+
+
+def test_no_noise_in_a_score_leaves_it_to_the_byte():
+    real = draw(9, 2)
+    assert torch.equal(noisy_score(real, torch.linspace(0.01, 80, 9)[:, None], draw(9, 2, seed=1), 0.0), real)

@@ -141,4 +141,4 @@ def test_keys_that_would_do_nothing_are_refused(recipe, words):
 
 def test_the_usual_recipe_is_as_it_was():
     usual = student_spec().recipe.model_dump(mode="json")
-    assert {"fake_lag", "fake_start", "fake_samples"}.isdisjoint(usual)
+    assert {"fake_lag", "fake_start", "fake_samples", "score_noise"}.isdisjoint(usual)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from dmdpipe.data.prepare import prepare
 from dmdpipe.data.rotations import haar_rotation
 from dmdpipe.diffusion.sampler import teacher_map
 from dmdpipe.diffusion.teacher import load_teacher
@@ -17,8 +18,8 @@ from dmdpipe.kernels.noise import Stream
 from dmdpipe.networks.denoiser import build_network
 from dmdpipe.pairing.bank import noise_rows
 from dmdpipe.seeds import derive_seed
-from dmdpipe.specs.data import Moons
-from dmdpipe.specs.diffusion import NoiseRange, TeacherSpec, TrainedScore
+from dmdpipe.specs.data import Gaussian, Moons
+from dmdpipe.specs.diffusion import NoiseBankSpec, NoiseRange, TeacherSpec, TrainedScore
 from dmdpipe.specs.network import MLP
 from dmdpipe.specs.student import StudentSpec
 
@@ -258,3 +259,44 @@ def test_layers_of_a_partial_start_are_at_most_those_of_the_network():
         StudentSpec(teacher=TEACHER, network=SMALL, init={"kind": "partial", "fresh_first": 3, "fresh_last": 2})
     with pytest.raises(ValueError, match="alpha is for the kind 'interpolated', not for 'teacher'"):
         StudentSpec(teacher=TEACHER, network=SMALL, init={"kind": "teacher", "alpha": 0.5})
+
+
+# Scale
+
+
+@pytest.mark.parametrize("kind", ["teacher", "rotated", "random-head", "random-no-skip", "kd-rotated"])
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_a_scaled_start_is_so_many_times_the_start_but_for_its_skip(kind, factor):
+    z = noise(dtype=torch.float64)
+    skip = C_SKIP * SIGMA_MAX * z if kind != "random-no-skip" else torch.zeros_like(z)
+    if kind == "rotated":
+        skip = skip @ torch.from_numpy(haar_rotation(2)).T
+    init = {"regression_steps": 3} if kind == "kd-rotated" else {}
+    usual, scaled = (start(kind, dtype="float64", init=init | given)(z) for given in ({}, {"scale": factor}))
+    assert (usual - skip).abs().max() > 0.01
+    assert_close(scaled - skip, factor * (usual - skip))
+
+
+def test_a_scaled_linear_start_is_so_many_times_the_matrix():
+    exact = TeacherSpec(data=Gaussian(dim=2, n_train=4, n_held_out=1), score={"kind": "exact"})
+
+    def matrix(**init):
+        recipe = {"fake": "oracle"}
+        spec = StudentSpec(teacher=exact, network={"kind": "linear"}, init=init, recipe=recipe, generator_steps=1)
+        return distil(spec, load_teacher(exact, prepare(exact.data)[0]))[0]["generator.matrix"][0]
+
+    assert_close(matrix(scale=3), 3 * matrix())
+
+
+def test_particles_start_where_a_scaled_network_would():
+    bank = NoiseBankSpec(dim=2, n_paired=6, n_held_out=4, n_reference_sets=2)
+    paired = noise(6)
+
+    def particles(**init):
+        network = {"kind": "particles", "count": 8}
+        given = {"teacher": TEACHER, "network": network, "bank": bank, "generator_steps": 1, "batch": 4}
+        snapshots, _ = distil(StudentSpec(**given, init=init), teacher(), paired=paired)
+        return snapshots["particles"][0][:6]
+
+    skip = C_SKIP * SIGMA_MAX * paired
+    assert_close(particles(scale=2) - skip, 2 * (particles() - skip))

@@ -36,6 +36,7 @@ SPECS = {
     "regression": {"recipe": {"name": "regression", "regression_pairs": 64}, "generator_steps": 31},
     "kd-rotated": {"init": {"kind": "kd-rotated", "regression_steps": 3}, "recipe": {**LEARNED, **POOL}},
     "lagged fake": {"recipe": {**LEARNED, "fake_lag": 2, "fake_start": "fresh"}},
+    "noise in the score": {"recipe": {**LEARNED, "score_noise": 0.5}},
     "fake of samples": {"recipe": {**LEARNED, "fake": "samples", "fake_samples": 16}},
     "kd, narrower": {
         "network": MLP(width=4, depth=2, embedding=4),

@@ -27,7 +27,7 @@ LEARNED = {"generator": PLAIN, "fake_score": PLAIN, "generator_every": 3}
 DATA = Stream(1).normal(40, 16) / 2
 RECIPES = {
     "dmd2-gan with regression": {"name": "dmd2-gan", **LEARNED, "regression_weight": 0.5, "regression_pairs": 6},
-    "fastgen-gan, lagged": {"name": "fastgen-gan", **LEARNED, "fake_lag": 1, "ema": 0.5},
+    "fastgen-gan, lagged": {"name": "fastgen-gan", **LEARNED, "fake_lag": 1, "ema": 0.5, "score_noise": 0.3},
     "three steps": {"name": "dmd2", **LEARNED},
 }
 

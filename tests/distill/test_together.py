@@ -135,6 +135,7 @@ def test_with_one_teacher_for_all_an_ensemble_has_one() -> None:
         {"student.sampling_steps": 2},
         {"student.network": {"width": 4}, "student.init.kind": "random-head"},
         {"student.recipe.fake_lag": 2},
+        {"student.recipe.score_noise": 0.5},
         {"student.init": {"kind": "other-teacher", "source": {"steps": 5}}},
     ],
     ids=str,

@@ -267,7 +267,7 @@ def test_every_claim_and_criterion_is_as_said() -> None:
 
 
 def all_controls() -> tuple[Any, ...]:
-    return load_claims(ROOT / "config" / "controls.yaml", study_names(ROOT / "config")).claims
+    return load_claims(ROOT / "config" / "controls.yaml", study_names(ROOT / "config"), controls=True).claims
 
 
 def test_every_control_and_its_criteria_are_as_said() -> None:

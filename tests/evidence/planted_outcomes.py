@@ -36,7 +36,7 @@ def declared_claims() -> Claims:
 
 def declared_controls() -> Claims:
     """Return the controls of the configuration."""
-    return load_claims(CONFIG / "controls.yaml", study_names(CONFIG))
+    return load_claims(CONFIG / "controls.yaml", study_names(CONFIG), controls=True)
 
 
 def declared_points(claims: Claims) -> dict[str, dict[str, dict[str, Any]]]:

@@ -51,6 +51,12 @@ def test_claims_can_be_about_everything_that_is_measured() -> None:
     assert set(get_args(MetricName)) == measured - {"converged", "assignment_pairs"} | of_controls
 
 
+def test_controls_read_what_is_made_for_them(tmp_path: Path) -> None:
+    path = tmp_path / "controls.yaml"
+    path.write_text(GOOD.replace("metric: rho", "metric: rho_start"), encoding="utf-8")
+    assert load_claims(path, STUDIES, controls=True).metrics == {"rho_start"}
+
+
 def test_one_value_stands_for_a_list_of_one(tmp_path: Path) -> None:
     assert load(tmp_path, GOOD) == load(tmp_path, GOOD.replace("init: teacher", "init: [teacher]"))
 
@@ -68,6 +74,12 @@ def test_one_value_stands_for_a_list_of_one(tmp_path: Path) -> None:
             "metric: rho",
             "metric: rho_rotatd",
             "claims.0.criteria.0.statistic.value.metric: unknown metric 'rho_rotatd' (did you mean 'rho_rotated'?)",
+        ),
+        (
+            "metric: rho",
+            "metric: rho_start",
+            "claims.0.criteria.0.statistic: 'rho_start' is made for controls alone; a criterion that reads it belongs in"
+            " controls.yaml",
         ),
         (
             "init: teacher",

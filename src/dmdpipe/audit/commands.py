@@ -308,7 +308,7 @@ def findings(
     """
     from dmdpipe.audit.findings import write_findings
 
-    controls = load_claims(CONFIG_FOLDER / "controls.yaml", study_names())
+    controls = load_claims(CONFIG_FOLDER / "controls.yaml", study_names(), controls=True)
     written = write_findings(results or results_folder(), scale or load_config().scale, out, controls)
     size = sum(path.stat().st_size for path in written)
     typer.echo(f"{out / 'findings.md'}, and {len(written) - 1} files in {out / 'reference'}: {size / 2**20:.1f} MiB")

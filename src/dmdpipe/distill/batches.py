@@ -61,7 +61,7 @@ class RandomBatches:
             "adversarial": (spec.recipe.adversarial_first, spec.recipe.adversarial_last + 1),
         }
         self.classes = spec.teacher.classes
-        purposes = [*PURPOSES, *(("class",) if self.classes else ())]
+        purposes = [*PURPOSES, *(("class",) if self.classes else ()), *(("score",) if spec.recipe.score_noise else ())]
         self.streams = {p: Stream(derive_seed(spec.seed, "student", p)) for p in purposes}
 
     def cut(self, parts: Sequence[slice]) -> Iterator[slice]:
@@ -78,11 +78,11 @@ class RandomBatches:
 
     def latent(self, count: int = 1) -> Tensor:
         """Return student noise z [count·B, d]: that of the next ``count`` batches."""
-        drawn = [self._normal("latent") for _ in range(count)]
-        return torch.cat(drawn).to(self.device, self.dtype)
+        return torch.cat([self.normal("latent") for _ in range(count)])
 
-    def _normal(self, purpose: str) -> Tensor:
-        return self.streams[purpose].normal(*self.shape)[self.part]
+    def normal(self, purpose: str) -> Tensor:
+        """Return the next standard normal noise [B, d] of a purpose."""
+        return self.streams[purpose].normal(*self.shape)[self.part].to(self.device, self.dtype)
 
     def asked(self, count: int = 1) -> tuple[Tensor, ...]:
         """Return the class of each noise of the next ``count`` batches [count·B], all alike often; none: no tensor."""
@@ -99,7 +99,7 @@ class RandomBatches:
         if self.sampling_steps == 1:
             return []
         count = int(self.streams["steps"].integers(0, self.sampling_steps, 1))
-        return [self._normal("between").to(self.device, self.dtype) for _ in range(count)]
+        return [self.normal("between") for _ in range(count)]
 
     def rows_of(self, purpose: str, count: int) -> Tensor:
         """Return which of ``count`` are taken [B], int64, each independently of the others and all alike often."""
@@ -108,8 +108,7 @@ class RandomBatches:
     def diffusion(self, purpose: str) -> Diffusion:
         """Return noise levels, uniform over the purpose's grid indices (a key of ``ranges``), and noise."""
         rows = self.streams[purpose].integers(*self.ranges[purpose], self.shape[0])[self.part].to(self.device)
-        noise = self._normal(purpose).to(self.device, self.dtype)
-        return Diffusion(rows, self.grid.index_select(0, rows), noise)
+        return Diffusion(rows, self.grid.index_select(0, rows), self.normal(purpose))
 
 
 class ExpectedBatches(RandomBatches):

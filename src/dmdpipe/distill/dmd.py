@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dmdpipe.diffusion.determinism import row_mean
 from dmdpipe.diffusion.losses import edm_weight, weighted_squared_error
+from dmdpipe.networks.denoiser import SIGMA_DATA
 
 
 def dm_gradient(
@@ -41,6 +42,23 @@ def dm_gradient(
         scale = row_mean((x - real).abs().flatten(1)).view(-1, *[1] * (x.ndim - 1))
         difference = difference / (scale + normaliser_offset).clamp(min=normaliser_min)
     return torch.nan_to_num(difference)
+
+
+def noisy_score(real: Tensor, sigma: Tensor, noise: Tensor, share: float) -> Tensor:
+    """Return μ_real + share·c_out(σ)·ε: a teacher's answers as if its network's output had an error of its own.
+
+    c_out(σ) = σ·σ_data/√(σ² + σ_data²) is EDM's (arXiv 2206.00364, table 1): what the network's output is multiplied
+    by, whose targets have a spread of 1 at every level. The denoised data of a level are wrong by that share of their
+    spread at large σ, and of σ at small σ.
+
+    Args:
+        real: μ_real [B, d].
+        sigma: its noise levels [B, 1].
+        noise: ε [B, d], standard normal, independent of all else.
+        share: the error's spread over that of the network's targets, ≥ 0.
+    """
+    c_out = sigma * SIGMA_DATA * (sigma * sigma + SIGMA_DATA**2).rsqrt()
+    return torch.addcmul(real, share * c_out, noise)
 
 
 def fake_score_loss(denoised: Tensor, x: Tensor, sigma: Tensor, *, weighting: str = "edm") -> tuple[Tensor, Tensor]:

@@ -52,6 +52,19 @@ def initialise(
         # By name, so that an edit of it does not touch the other starts.
         regress = import_module("dmdpipe.distill.regression").regress
         regress(student, make_pool(turn), spec)
+    if spec.init.scale != 1:
+        scale(student, spec.init.scale)
+
+
+@torch.no_grad()
+def scale(student: Student, factor: float) -> None:
+    """Multiply what a student's last layer makes by ``factor``: S₀ becomes factor·S₀, but for the skip's share of it.
+
+    At σ_max that share is c_skip·σ_max·z = σ_data²/(σ_max + σ_data²/σ_max)·z: 0.003·z at σ_max = 80.
+    """
+    for name, parameter in student.named_parameters():
+        if name.startswith(("generator.network.output.", "generator.matrix")):
+            parameter.mul_(factor)
 
 
 def shares(spec: StudentSpec) -> Callable[[str], float]:

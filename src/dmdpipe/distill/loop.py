@@ -235,9 +235,12 @@ class Distillation:
         x, *asked = made
         rows, sigma, noise = self.batches.diffusion("dm")
         noisy = torch.addcmul(x, sigma, noise)
+        real = self.teacher(noisy, self.teacher_levels(rows, *asked))
+        if self.recipe.score_noise:
+            real = self.dmd.noisy_score(real, sigma, self.batches.normal("score"), self.recipe.score_noise)
         return self.dmd.dm_gradient(
             x,
-            self.teacher(noisy, self.teacher_levels(rows, *asked)),
+            real,
             fake(noisy, self.fake_levels(rows, *asked)),
             normalise=self.recipe.normalise,
             normaliser_offset=self.recipe.normaliser_offset,

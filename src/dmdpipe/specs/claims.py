@@ -77,13 +77,14 @@ MetricName = Literal[
     "jacobian_asymmetry_teacher",
     "transport_pairs",
     "transport_slope",
-    # Made for the controls alone (dmdpipe.evidence.derived).
     "rho_start",
     "rho_as_started",
     "rho_late_change",
     "log2_drift_speed",
     "seed_seed",
 ]
+OF_CONTROLS = frozenset(("rho_start", "rho_as_started", "rho_late_change", "log2_drift_speed", "seed_seed"))
+"""Made for the controls alone (``dmdpipe.evidence.derived``): no results table has them when claims are judged."""
 
 
 def _known_metric(given: Any) -> Any:
@@ -252,18 +253,28 @@ class Claims(Spec):
         return self
 
 
-def load_claims(path: Path, studies: Collection[str]) -> Claims:
+def load_claims(path: Path, studies: Collection[str], *, controls: bool = False) -> Claims:
     """Return the claims in a YAML file; ``studies`` are the names of all studies that exist.
+
+    Args:
+        path: the file.
+        studies: names of studies.
+        controls: whether it holds controls, which read more metrics (``OF_CONTROLS``).
 
     Raises:
         UserError: naming file and key, if a key is unknown or missing, a value is not what the key takes, or
-            a criterion names no known study; or naming the file, if it is no YAML file.
+            a criterion names no known study or a metric that it can't read; or naming the file, if it is no YAML file.
     """
     claims = parse(Claims, read_yaml(path), str(path))
     for i, claim in enumerate(claims.claims):
         for j, criterion in enumerate(claim.criteria):
+            key = f"claims.{i}.criteria.{j}"
             if criterion.study not in studies:
                 hint = did_you_mean(criterion.study, studies)
-                key = f"claims.{i}.criteria.{j}.study"
-                raise UserError(f"{path}: {key}: there is no study '{criterion.study}'{hint}")
+                raise UserError(f"{path}: {key}.study: there is no study '{criterion.study}'{hint}")
+            if not controls and (unread := sorted(criterion.metrics & OF_CONTROLS)):
+                raise UserError(
+                    f"{path}: {key}.statistic: '{unread[0]}' is made for controls alone; a criterion that reads it belongs"
+                    " in controls.yaml"
+                )
     return claims

@@ -44,7 +44,8 @@ class Init(Spec):
     the student follows. partial: the teacher's weights, in some layers those of random-head. interpolated: α·teacher +
     (1 − α)·random-head, weight by weight.
 
-    Particles start where a student of the teacher's network with the same seed would: x_i = S₀(z_i).
+    ``scale`` makes S₀ wider or narrower, whatever its kind. Particles start where a student of the teacher's network
+    with the same seed would: x_i = S₀(z_i).
     """
 
     kind: InitKind = "teacher"
@@ -54,6 +55,9 @@ class Init(Spec):
     )
     fresh_last: NonNegativeInt = later(0, description="partial only: the same, counted from the output layer")
     alpha: float = later(1.0, ge=0, le=1, description="interpolated only: weight of the teacher's weights")
+    scale: PositiveFloat = later(
+        1.0, description="what S₀'s last layer makes is multiplied by it; the skip c_skip·σ_max·z is not"
+    )
 
     @model_validator(mode="after")
     def _numbers_where_they_count(self) -> Init:
@@ -61,6 +65,8 @@ class Init(Spec):
             for name in names:
                 if self.kind != kind and getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name} is for the kind '{kind}', not for '{self.kind}'")
+        if self.scale != 1 and self.kind == "edm-default":
+            raise ValueError("scale is of no effect on the kind 'edm-default', whose last layer is 0; leave it out")
         return self
 
 
@@ -153,6 +159,11 @@ class Recipe(Spec):
         le=LARGEST_LAG,
         description="the generator follows the fake score of so many generator steps ago; all of these are kept",
     )
+    score_noise: float = later(
+        0.0,
+        ge=0,
+        description="spread of fresh noise in the teacher's score, over that of its network's targets",
+    )
     generator: Optimiser = Optimiser()
     fake_score: Optimiser = Optimiser(learning_rate=5e-4)
     ema: float | None = Field(None, ge=0, lt=1, description="decay of the evaluated average of the student's weights")
@@ -184,6 +195,8 @@ class Recipe(Spec):
             )
         if self.fake != "learned" and (self.fake_lag or self.fake_start != "teacher"):
             raise ValueError(f"fake_lag and fake_start need fake 'learned': '{self.fake}' neither lags nor starts")
+        if not self.dm_weight and self.score_noise:
+            raise ValueError("score_noise is of no effect where dm_weight is 0; leave it out")
         if not self.dm_weight and (self.fake_lag or self.fake_start != "teacher" or self.fake == "samples"):
             raise ValueError("fake, fake_lag and fake_start are of no effect where dm_weight is 0; leave them out")
         if self.fake != "samples" and self.fake_samples != type(self).model_fields["fake_samples"].default:
@@ -361,6 +374,8 @@ class StudentSpec(Hardware):
             raise ValueError("recipe.fake 'oracle' needs network.kind 'linear': no other student's score is known")
         if self.batches == "expected" and not (self.network.kind == "linear" and self.recipe.fake == "oracle"):
             raise ValueError("batches 'expected' needs network.kind 'linear' and recipe.fake 'oracle'")
+        if self.batches == "expected" and self.recipe.score_noise:
+            raise ValueError("recipe.score_noise needs batches 'random': the expected gradient has none of it")
         if self.network.kind == "unet" and not are_images(self.teacher.data):
             name = data_name(self.teacher.data)
             raise ValueError(f"network.kind 'unet' is for images in their own pixels, not for '{name}'")
@@ -420,6 +435,8 @@ def obstacle_to_members(student: StudentSpec) -> str | None:
         return "the members of an ensemble make one step"
     if student.start:
         return "the members of an ensemble start with their own teachers' weights"
+    if recipe.score_noise:
+        return "the members of an ensemble follow their teachers' scores without noise"
     never_learns = recipe.generator_every == 1 and not recipe.fake_trains_with_generator
     if recipe.fake != "learned" or recipe.fake_start != "teacher" or recipe.fake_lag or never_learns:
         return "an ensemble needs fake scores that start as the teacher and learn without a lag"
