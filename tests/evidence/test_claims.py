@@ -78,8 +78,8 @@ def test_one_value_stands_for_a_list_of_one(tmp_path: Path) -> None:
         (
             "metric: rho",
             "metric: rho_start",
-            "claims.0.criteria.0.statistic: 'rho_start' is made for controls alone; a criterion that reads it belongs in"
-            " controls.yaml",
+            "claims.0.criteria.0.statistic: 'rho_start' is made for controls alone; a criterion that reads it belongs"
+            " in controls.yaml",
         ),
         (
             "init: teacher",

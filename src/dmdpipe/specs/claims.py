@@ -274,7 +274,7 @@ def load_claims(path: Path, studies: Collection[str], *, controls: bool = False)
                 raise UserError(f"{path}: {key}.study: there is no study '{criterion.study}'{hint}")
             if not controls and (unread := sorted(criterion.metrics & OF_CONTROLS)):
                 raise UserError(
-                    f"{path}: {key}.statistic: '{unread[0]}' is made for controls alone; a criterion that reads it belongs"
-                    " in controls.yaml"
+                    f"{path}: {key}.statistic: '{unread[0]}' is made for controls alone; a criterion that reads it"
+                    " belongs in controls.yaml"
                 )
     return claims
