@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 # Measured in one laptop run, two jobs side by side on the two virtual CPUs of an AMD EPYC machine, batch 256.
 SECONDS_PER_UPDATE = 0.2e-3
 SECONDS_PER_MULTIPLICATION = 1.2e-10
+# On an Intel Xeon (Sapphire Rapids), at d = 3072: of noise and of sums, in training and in sampling, for every coordinate.
+SECONDS_PER_COORDINATE = 5e-9
+SECONDS_PER_UPDATE_OF_A_LINEAR_STUDENT = 2e-3  # PyTorch's own, in double precision
 START_UP = {"data": 1.5, "noise": 0.5, "metrics": 1.0, "evidence": 0.5, "verdicts": 0.5, "figures": 6.5}
 START_UP_WITH_TORCH = 0.5
 SHARE_OF_THE_STUDENT = 7 / 24  # of a DMD update; the rest is teacher and fake score, who may have another network
 UPDATES_OF_A_DISCRIMINATOR = {"mlp": 13, "particles": 13, "unet": 11}
 UPDATES_OF_A_BATCH_OF_SAMPLES = 3
-SECONDS_PER_SNAPSHOT = 0.2
+SECONDS_PER_SNAPSHOT = 0.1  # of 1,000 pairs, and as much again for every
+COORDINATES_OF_A_SNAPSHOT = 64
 # An ensemble on an NVIDIA H200, as a graph (docs/benchmarks.md); a round takes at least as long as its kernels' starts.
 START_UP_ON_A_GPU = 20.0
 SECONDS_PER_ROUND_ON_A_GPU = 4e-3
@@ -87,15 +91,20 @@ def estimated_seconds(step: PlannedStep) -> float:
         return START_UP_ON_A_GPU + rounds + per_update * _multiplications(step, training_updates(step))
     if updates := training_updates(step):
         fixed, each = SECONDS_PER_UPDATE, SECONDS_PER_MULTIPLICATION
+        owner, data = (spec.score, spec.data) if step.stage == "teacher" else (spec, spec.teacher.data)
         if _has_unet(spec):
             device = find_stage(step.stage).device(spec)
             fixed, each = SECONDS_PER_UPDATE_OF_A_UNET[device], SECONDS_PER_MULTIPLICATION_OF_A_UNET[device]
+        elif owner.network.kind == "linear":
+            fixed = SECONDS_PER_UPDATE_OF_A_LINEAR_STUDENT
+        fixed += owner.batch * dimension(data) * SECONDS_PER_COORDINATE
         seconds += updates * fixed + each * _multiplications(step, updates)
     if step.stage in ("teacher_samples", "pairs"):
         seconds += _seconds_of_sampling(step)
     if step.stage == "metrics":
-        share = spec.pairs.teacher_samples.bank.n_paired / 1_000
-        seconds += SECONDS_PER_SNAPSHOT * spec.pairs.student.snapshots * share**2
+        bank = spec.pairs.teacher_samples.bank
+        each = SECONDS_PER_SNAPSHOT * (1 + bank.dim / COORDINATES_OF_A_SNAPSHOT)
+        seconds += each * spec.pairs.student.snapshots * (bank.n_paired / 1_000) ** 2
     if step.stage == "maps" and spec.fake == "kernel":
         moved = spec.particles + spec.pairs.teacher_samples.bank.n_paired
         seconds += SECONDS_PER_FLOW_STEP * spec.flow_steps * (moved / 2_000) * (spec.particles / 1_000)
@@ -109,7 +118,7 @@ def _has_unet(spec: Any) -> bool:
 
 
 def _seconds_of_sampling(step: PlannedStep) -> float:
-    """Return the time of a U-Net's answers to the noise bank; that of an MLP is little."""
+    """Return the time of a network's answers to the noise bank."""
     samples = step.spec if step.stage == "teacher_samples" else step.spec.teacher_samples
     bank = samples.bank
     if step.stage == "teacher_samples":
@@ -119,10 +128,11 @@ def _seconds_of_sampling(step: PlannedStep) -> float:
     else:
         network = step.spec.student.network
         answers = bank.n_paired * step.spec.student.snapshots * step.spec.student.sampling_steps
-    if network is None or network.kind != "unet":
-        return 0.0
-    per_multiplication = SECONDS_PER_MULTIPLICATION_OF_A_UNET[samples.sampler.device] / PASSES_OF_AN_UPDATE
-    return float(answers * multiplications(network, bank.dim) * per_multiplication)
+    each = SECONDS_PER_MULTIPLICATION
+    if network is not None and network.kind == "unet":
+        each = SECONDS_PER_MULTIPLICATION_OF_A_UNET[samples.sampler.device]
+    of_network = 0 if network is None else multiplications(network, bank.dim) * each / PASSES_OF_AN_UPDATE
+    return float(answers * (of_network + bank.dim * SECONDS_PER_COORDINATE))
 
 
 def _multiplications(step: PlannedStep, updates: int) -> float:

@@ -135,6 +135,23 @@ def minutes_on_two_cores(steps: Iterable[PlannedStep]) -> float:
     return sum(map(estimated_seconds, steps)) / 2 / 60
 
 
+@pytest.mark.parametrize(
+    ("stage", "measured"),
+    [
+        # Seconds on a core of an Intel Xeon, nothing beside (docs/benchmarks.md).
+        ("student", 178),
+        ("teacher_samples", 41),
+    ],
+)
+def test_three_thousand_coordinates_take_as_long_as_they_took(stage: str, measured: float) -> None:
+    photos = next(
+        step
+        for step in steps_below(plan_study("photos", "laptop").evidence)
+        if step.stage == stage and "photos-32x32" in step.folder
+    )
+    assert 0.75 < estimated_seconds(photos) / measured < 2
+
+
 @pytest.mark.parametrize(("scale", "minutes"), [("smoke", 10), ("laptop", 6 * 60)])
 def test_all_studies_together_fit_into_a_break_and_into_a_night(scale: str, minutes: float) -> None:
     """Shared teachers count once. The times are estimates."""
