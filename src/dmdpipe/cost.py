@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Measured in one laptop run, two jobs side by side on the two virtual CPUs of an AMD EPYC machine, batch 256.
 SECONDS_PER_UPDATE = 0.2e-3
 SECONDS_PER_MULTIPLICATION = 1.2e-10
-# On an Intel Xeon (Sapphire Rapids), at d = 3072: of noise and of sums, in training and in sampling, for every coordinate.
+# On an Intel Xeon (Sapphire Rapids), at d = 3072: noise and sums, in training and in sampling, for every coordinate.
 SECONDS_PER_COORDINATE = 5e-9
 SECONDS_PER_UPDATE_OF_A_LINEAR_STUDENT = 2e-3  # PyTorch's own, in double precision
 START_UP = {"data": 1.5, "noise": 0.5, "metrics": 1.0, "evidence": 0.5, "verdicts": 0.5, "figures": 6.5}
