@@ -20,11 +20,18 @@ PROFILE = ("--profile", "profiles/slurm")
 
 @pytest.fixture
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file of lines `id name` that squeue prints and from which scancel takes the jobs it is told."""
+    """A file of lines `id name` that squeue prints and from which scancel takes the jobs it is told.
+
+    Unless it is asked for this user's own, squeue prints those of a file `others`, too.
+    """
     programs, queue = tmp_path / "programs", tmp_path / "queue"
     programs.mkdir()
     queue.touch()
-    scripts = {"squeue": f"cat {queue}", "scancel": f'for job; do sed -i "/^ *$job /d" {queue}; done'}
+    (tmp_path / "others").touch()
+    scripts = {
+        "squeue": f'case " $* " in *" --me "*) cat {queue};; *) cat {queue} {tmp_path}/others;; esac',
+        "scancel": f'for job; do sed -i "/^ *$job /d" {queue}; done',
+    }
     for name, script in scripts.items():
         (programs / name).write_text(f"#!/bin/sh\n{script}\n")
         (programs / name).chmod(0o755)
@@ -35,6 +42,8 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_only_jobs_that_write_to_the_same_results_are_cancelled(queue: Path, tmp_path: Path) -> None:
     mine, other = job_prefix(tmp_path / "results"), job_prefix(tmp_path / "elsewhere/results")
     queue.write_text(f"  7 {mine}_3a1c\n 12 {other}_77aa\n123 {mine}_b2\n124 a name with spaces\n125 \n")
+    # Another user's, with the same name by chance.
+    (tmp_path / "others").write_text(f"200 {mine}_3a1c\n")
     assert jobs_of(tmp_path / "results") == ["7", "123"]
     assert cancel_left_jobs(tmp_path / "results") == ["7", "123"]
     assert queue.read_text().split()[0::2][0] == "12" and "124 a name" in queue.read_text()
