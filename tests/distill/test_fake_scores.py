@@ -102,6 +102,26 @@ def test_the_gradient_is_zero_as_long_as_the_generator_sees_a_fake_score_that_is
     assert (gradient == 0).tolist() == [step <= lag for step in range(6)]
 
 
+# Noise in the teacher's score
+
+
+def test_noise_in_the_teachers_score_is_all_that_the_first_step_follows():
+    """Student, teacher and fake score start with the same weights: what they differ by is that noise, of its own stream."""
+    spec = student_spec(score_noise=0.5)
+    weights = {name: value.numpy() for name, value in build_network(SMALL, 2, seed=77).state_dict().items()}
+    teacher = load_teacher(TRAINED, weights)
+    batches = RandomBatches(spec, 2)
+    z = batches.latent()
+    x = teacher(80 * z, torch.full((8, 1), 80.0))
+    _, sigma, noise = batches.diffusion("dm")
+    epsilon = Stream(derive_seed(0, "student", "score")).normal(8, 2)
+    error = 0.5 * (sigma * 0.5 / (sigma**2 + 0.25).sqrt()) * epsilon
+    real = teacher(x + sigma * noise, sigma) + error
+    expected = (-error / (x - real).abs().mean(1, keepdim=True)).square().mean().sqrt()
+    _, gradient = trained(spec)
+    assert_close(gradient[0], expected.double(), rtol=1e-4, atol=0)
+
+
 # Fresh weights
 
 

@@ -225,6 +225,11 @@ REFUSED: list[tuple[type[BaseModel], dict[str, Any], list[str]]] = [
         for given in ({"fake": "samples"}, {"fake_lag": 2}, {"fake_start": "fresh"}, {"score_noise": 0.5})
     ),
     (StudentSpec, {"teacher": TRAINED, "recipe": {"score_noise": -0.1}}, ["recipe.score_noise", "greater than"]),
+    (
+        StudentSpec,
+        {"teacher": EXACT, **LINEAR, "batches": "expected", "recipe": {"fake": "oracle", "score_noise": 0.5}},
+        ["recipe.score_noise needs batches 'random'"],
+    ),
     (StudentSpec, {"teacher": TRAINED, "init": {"scale": 0}}, ["init.scale", "greater than 0"]),
     (StudentSpec, {"teacher": TRAINED, "init": {"kind": "edm-default", "scale": 2}}, ["scale", "no effect"]),
     (
