@@ -22,14 +22,17 @@ PROFILE = ("--profile", "profiles/slurm")
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of lines `id name` that squeue prints and from which scancel takes the jobs it is told.
 
-    Unless it is asked for this user's own, squeue prints those of a file `others`, too.
+    Unless it is asked for this user's own, squeue prints those of a file `others`, too; unless for the ids of whole arrays
+    (%A), all are parts of one.
     """
     programs, queue = tmp_path / "programs", tmp_path / "queue"
     programs.mkdir()
     queue.touch()
     (tmp_path / "others").touch()
     scripts = {
-        "squeue": f'case " $* " in *" --me "*) cat {queue};; *) cat {queue} {tmp_path}/others;; esac',
+        "squeue": f"""
+            case " $* " in *" --me "*) listed={queue};; *) listed="{queue} {tmp_path}/others";; esac
+            case "$*" in *%A*) cat $listed;; *) sed 's/^ *[0-9]*/&_1/' $listed;; esac""",
         "scancel": f'for job; do sed -i "/^ *$job /d" {queue}; done',
     }
     for name, script in scripts.items():
@@ -55,6 +58,7 @@ def test_the_prefix_is_the_folders_own_and_as_the_plugin_wants_it(tmp_path: Path
     prefix = job_prefix(Path("results"))
     assert prefix == job_prefix(tmp_path / "results")
     assert len(prefix) <= 50 and prefix.replace("-", "").isalnum()
+    assert len({job_prefix(tmp_path / str(number)) for number in range(1_000)}) == 1_000
 
 
 def test_jobs_that_do_not_end_are_named(queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

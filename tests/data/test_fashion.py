@@ -211,6 +211,9 @@ def test_what_is_to_fetch_hangs_on_the_data_and_on_what_the_user_has_put_where(t
         path.with_suffix("").write_bytes(gzip.decompress(path.with_suffix("").read_bytes()))
     assert fetching.files_to_fetch(SPEC) == []
     assert np.array_equal(fashion.load_images(fashion.TRAIN_FILE), TRAIN)
+
+
+def test_nothing_is_fetched_where_the_user_names_a_folder(monkeypatch):
     monkeypatch.setenv(fashion.FOLDER_VARIABLE, "/anywhere")
     assert fetching.files_to_fetch(SPEC) == []
 

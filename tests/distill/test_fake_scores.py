@@ -106,7 +106,7 @@ def test_the_gradient_is_zero_as_long_as_the_generator_sees_a_fake_score_that_is
 
 
 def test_noise_in_the_teachers_score_is_all_that_the_first_step_follows():
-    """Student, teacher and fake score start with the same weights: what they differ by is that noise, of its own stream."""
+    """Student, teacher and fake score start with the same weights, and differ by that noise, of a stream of its own."""
     spec = student_spec(score_noise=0.5)
     weights = {name: value.numpy() for name, value in build_network(SMALL, 2, seed=77).state_dict().items()}
     teacher = load_teacher(TRAINED, weights)
