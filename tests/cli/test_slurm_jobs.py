@@ -22,8 +22,8 @@ PROFILE = ("--profile", "profiles/slurm")
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of lines `id name` that squeue prints and from which scancel takes the jobs it is told.
 
-    Unless it is asked for this user's own, squeue prints those of a file `others`, too; unless for the ids of whole arrays
-    (%A), all are parts of one.
+    Unless it is asked for this user's own, squeue prints those of a file `others`, too; unless for the ids of whole
+    arrays (%A), all are parts of one.
     """
     programs, queue = tmp_path / "programs", tmp_path / "queue"
     programs.mkdir()
