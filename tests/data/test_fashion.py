@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import socket
 import struct
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +248,38 @@ def test_the_next_mirror_is_tried_when_one_fails_or_serves_something_else(tmp_pa
     monkeypatch.setattr(fetching, "MIRRORS", tuple(folder.as_uri() + "/" for folder in (absent, wrong, good)))
     fetching.fetch(TARGETS[0])
     assert np.array_equal(fashion.load_images(fashion.TRAIN_FILE), TRAIN)
+
+
+class Broken:
+    """A connection that ends before the file does; what is read of it is bounded."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def read(self, size=-1):
+        assert 0 < size <= fashion.MAX_BYTES
+        raise http.client.IncompleteRead(b"half of it")
+
+
+def test_a_connection_that_breaks_off_is_one_mirror_that_failed(tmp_path, monkeypatch):
+    good = write_set(tmp_path / "good").as_uri() + "/"
+    monkeypatch.setattr(fetching, "MIRRORS", ("http://broken/", good))
+    opened = urllib.request.urlopen
+
+    def instead(url, timeout):
+        return Broken() if url.startswith("http://broken/") else opened(url, timeout=timeout)
+
+    monkeypatch.setattr(urllib.request, "urlopen", instead)
+    fetching.fetch(TARGETS[0])
+    assert np.array_equal(fashion.load_images(fashion.TRAIN_FILE), TRAIN)
+    monkeypatch.setattr(fetching, "MIRRORS", ("http://broken/",))
+    TARGETS[0].unlink()
+    with one_line_error() as caught:
+        fetching.fetch(TARGETS[0])
+    assert "IncompleteRead" in str(caught.value)
 
 
 def test_a_failed_download_leaves_nothing_and_says_what_to_do(tmp_path, monkeypatch):
