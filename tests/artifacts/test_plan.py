@@ -148,7 +148,7 @@ def test_a_loss_term_and_a_start_are_the_code_of_the_students_that_use_them_alon
         (regressed, {"dmd", "regression"}),
         (distilled, {"regression"}),
         (turned, {"dmd", "regression"}),
-        (usual.model_copy(update={"init": Init(kind="kd")}), {"dmd", "regression"}),
+        *((usual.model_copy(update={"init": Init(kind=k)}), {"dmd", "regression"}) for k in ("kd", "kd-one-step")),
         (elsewhere, {"dmd"}),
         (LINEAR.pairs.student, {"dmd", "oracle"}),
     ):

@@ -110,6 +110,13 @@ def test_rows_are_mapped_alike_alone_together_and_in_chunks(monkeypatch):
     assert_close(teacher_map(denoiser, z, NoiseRange(), 12), together, atol=1e-6, rtol=1e-6)
 
 
+def test_in_one_step_the_sampler_gives_the_denoisers_answer_at_the_largest_level():
+    denoiser, z = Denoiser(build_network(MLP(width=16, depth=2), 4, seed=1)), draw(50, 4).float()
+    with torch.no_grad():
+        answer = denoiser(80 * z, torch.full((50, 1), 80.0))
+    assert_close(teacher_map(denoiser, z, NoiseRange(), 1), answer)
+
+
 def test_more_rows_than_a_chunk_come_back_in_order():
     z = draw(sampler.CHUNK + 3, 1)
     mapped = teacher_map(exact(Gaussian(dim=1, n_train=4)), z, NoiseRange(), 4)

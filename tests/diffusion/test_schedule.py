@@ -34,3 +34,4 @@ def test_the_sampler_descends_from_the_largest_level_to_zero():
     assert len(grid) == 9
     assert (grid.diff() < 0).all()
     assert torch.equal(grid[:-1].flip(0), karras_grid(NoiseRange(), 8)) and grid[-1] == 0
+    assert torch.equal(sampling_grid(NoiseRange(), 1), torch.tensor([80.0, 0.0], dtype=torch.float64))

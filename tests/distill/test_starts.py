@@ -191,6 +191,25 @@ def test_a_network_of_another_shape_starts_at_the_teachers_map():
     assert found[24][1] > 20 * found[24][0]
 
 
+def test_kd_one_step_starts_at_the_map_of_the_teachers_start_in_other_weights():
+    """Near D(σ_max·z, σ_max) and far from T, which has a spread of its own; its weights are not the teacher's."""
+    z = noise(500)
+    recipe, init = {"regression_pairs": 1024}, {"regression_steps": 800}
+    student = start("kd-one-step", init=init, batch=128, recipe=recipe)
+    one_step, map_ = answer(z), teacher_map(teacher(), z, NoiseRange(), 32)
+
+    def error(target):
+        return (((student(z) - target) ** 2).mean() / target.var()).item()
+
+    assert error(one_step) < 0.01
+    assert error(map_) > 20 * error(one_step)
+    mine, others = student.state_dict(), start("random-head").state_dict()
+    for name, value in teacher().state_dict().items():
+        if name.endswith("weight"):
+            own = mine[f"generator.{name}"]
+            assert (own - value).norm() > (own - others[f"generator.{name}"]).norm()
+
+
 def test_kd_rotated_starts_from_the_teachers_weights_not_fresh_ones():
     """After one step of the regression, Adam has moved no weight by more than its rate."""
     student = start("kd-rotated", init={"regression_steps": 1}, recipe={"regression_pairs": 8})

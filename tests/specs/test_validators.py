@@ -93,7 +93,7 @@ REFUSED: list[tuple[type[BaseModel], dict[str, Any], list[str]]] = [
     (StudentSpec, {"teacher": EXACT_RING, **LINEAR}, ["network.kind", "linear", "gaussian", "exact"]),
     *(
         (StudentSpec, {"teacher": EXACT, **LINEAR, "init": {"kind": kind}}, ["init.kind", kind, "mlp"])
-        for kind in ("edm-default", "random-head", "random-no-skip", "kd", "kd-rotated")
+        for kind in ("edm-default", "random-head", "random-no-skip", "kd", "kd-one-step", "kd-rotated")
     ),
     (StudentSpec, {"teacher": TRAINED, **ORACLE_MLP}, ["recipe.fake", "oracle", "linear"]),
     (StudentSpec, {"teacher": EXACT, "network": {"kind": "linear"}}, ["recipe.fake", "'learned'", "'oracle'"]),

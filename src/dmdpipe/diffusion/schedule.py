@@ -32,5 +32,9 @@ def student_levels(noise_range: NoiseRange, steps: int) -> list[float]:
 
 
 def sampling_grid(noise_range: NoiseRange, steps: int) -> Tensor:
-    """Return the descending levels of a sampler with ``steps`` intervals: σ_max … σ_min, 0; float64 [steps + 1]."""
-    return torch.cat([karras_grid(noise_range, steps).flip(0), torch.zeros(1, dtype=torch.float64)])
+    """Return the descending levels of a sampler with ``steps`` intervals: σ_max … σ_min, 0; float64 [steps + 1].
+
+    With one interval σ_max and 0.
+    """
+    falling = karras_grid(noise_range, max(steps, 2)).flip(0)[:steps]
+    return torch.cat([falling, torch.zeros(1, dtype=torch.float64)])

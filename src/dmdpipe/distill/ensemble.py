@@ -193,7 +193,7 @@ def without_seeds(dump: object) -> object:
 def started(spec: StudentSpec, teacher: Denoiser) -> Student:
     """Return a student at its start."""
 
-    def no_pool(_: object) -> PairPool:
+    def no_pool(**_: object) -> PairPool:
         raise ValueError("the members of an ensemble can't regress onto the teacher's map")
 
     student = build_student(spec)

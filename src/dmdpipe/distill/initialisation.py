@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dmdpipe.diffusion.training import zero_output_layer
 from dmdpipe.distill.student import Student, rotated, rotation_of
@@ -24,7 +24,7 @@ def initialise(
     student: Student,
     spec: StudentSpec,
     source: Teacher,
-    make_pool: Callable[[Callable[[Tensor], Tensor] | None], PairPool],
+    make_pool: Callable[..., PairPool],
 ) -> None:
     """Set the student's weights to the start that ``spec.init`` names (see ``dmdpipe.specs.student.Init``).
 
@@ -33,8 +33,8 @@ def initialise(
         spec: the student's spec.
         source: D(x, σ), whose weights are copied: the teacher, or that of ``spec.start``; for a linear student an
             exact Gaussian teacher.
-        make_pool: makes the pool of pairs (z, T(z)) to regress onto, or (z, T(Qz)) given z ↦ Qz; called for ``kd``
-            and ``kd-rotated`` only.
+        make_pool: makes the pool of pairs (z, T(z)) to regress onto, or (z, T(Qz)) with ``turn`` z ↦ Qz, or with
+            ``steps`` what the teacher's sampler makes in so many; called for a start that is regressed only.
     """
     if spec.init.kind == "edm-default":
         zero_output_layer(student.get_submodule("generator.network"))
@@ -45,13 +45,15 @@ def initialise(
     elif spec.network.kind == "linear" and not isinstance(source, nn.Module):
         start_linear(student.get_parameter("generator.matrix"), spec, source)
     if spec.init.kind in REGRESSED:
-        turn = None
-        if spec.init.kind == "kd-rotated":
+        onto: dict[str, Any] = {}
+        if spec.init.kind == "kd-one-step":
+            onto["steps"] = 1
+        elif spec.init.kind == "kd-rotated":
             rotation = rotation_of(spec, getattr(torch, spec.dtype)).to(next(student.parameters()).device)
-            turn = rotated(lambda z: z, rotation)
+            onto["turn"] = rotated(lambda z: z, rotation)
         # By name, so that an edit of it does not touch the other starts.
         regress = import_module("dmdpipe.distill.regression").regress
-        regress(student, make_pool(turn), spec)
+        regress(student, make_pool(**onto), spec)
     if spec.init.scale != 1:
         scale(student, spec.init.scale)
 

@@ -303,10 +303,10 @@ def distil(
     recipe = spec.recipe
     dtype = getattr(torch, spec.dtype)
 
-    def make_pool(turn: Callable[[Tensor], Tensor] | None = None) -> PairPool:
+    def make_pool(**onto: Any) -> PairPool:
         make_pair_pool = import_module("dmdpipe.distill.regression").make_pair_pool
-        seed = derive_seed(spec.seed, "student", "regression-pool")
-        return make_pair_pool(teacher, spec.noise_range, (recipe.regression_pairs, dim), seed, dtype, turn, device)
+        seed, shape = derive_seed(spec.seed, "student", "regression-pool"), (recipe.regression_pairs, dim)
+        return make_pair_pool(teacher, spec.noise_range, shape, seed, dtype, device=device, **onto)
 
     student: Any
     if spec.network.kind == "particles":

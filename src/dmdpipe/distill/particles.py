@@ -13,7 +13,7 @@ well within the second moment's memory, 1/(1 − β₂) steps, so for not many h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -143,7 +143,7 @@ def started_network(spec: StudentSpec, teacher: Teacher, device: torch.device = 
     return student
 
 
-def _no_pool(turn: Callable[[Tensor], Tensor] | None) -> Any:
+def _no_pool(**_: object) -> Any:
     raise ValueError("no start of particles is made by a regression")
 
 

@@ -52,8 +52,11 @@ def make_pair_pool(
     dtype: torch.dtype,
     turn: Callable[[Tensor], Tensor] | None = None,
     device: torch.device = CPU,
+    steps: int = SAMPLER_STEPS,
 ) -> PairPool:
     """Return a pool of pairs (z, T(z)), or (z, T(turn(z))), with ``shape`` = (n, d), on the denoiser's device.
+
+    T is what the sampler makes in so many ``steps``; in one it is the denoiser's answer D(σ_max·z, σ_max).
 
     The noises come from their own seed: they share none with the paired-noise bank. So do their classes, drawn
     uniformly for a denoiser that is asked for some.
@@ -62,7 +65,7 @@ def make_pair_pool(
     asked: tuple[Tensor, ...] = ()
     if classes := getattr(denoiser, "classes", 0):
         asked = (Stream(derive_seed(seed, "class")).integers(0, classes, shape[0]).to(device),)
-    return PairPool(z, teacher_map(denoiser, z if turn is None else turn(z), noise_range, SAMPLER_STEPS, *asked), asked)
+    return PairPool(z, teacher_map(denoiser, z if turn is None else turn(z), noise_range, steps, *asked), asked)
 
 
 def regress(student: nn.Module, pool: PairPool, spec: StudentSpec) -> None:

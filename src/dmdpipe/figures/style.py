@@ -26,7 +26,7 @@ R = TypeVar("R")
 # Okabe and Ito's palette, told apart by readers with any common kind of colour blindness.
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, YELLOW, BLACK = "#CC79A7", "#56B4E9", "#F0E442", "#000000"
-WINE = "#882255"  # of Tol's palette: their yellow is hard to see on white
+WINE, OLIVE = "#882255", "#999933"  # of Tol's palette: their yellow is hard to see on white
 INK, MUTED, FAINT = "#222222", "#6B6B6B", "#D9D9D9"
 PALETTE = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, BLACK)
 
@@ -37,6 +37,7 @@ INIT_COLOURS = {
     "random-head": ORANGE,
     "random-no-skip": VERMILLION,
     "kd": WINE,
+    "kd-one-step": OLIVE,
     "kd-rotated": PURPLE,
     "other-teacher": BLACK,
     "partial": YELLOW,
@@ -49,6 +50,7 @@ INIT_MARKERS = {
     "random-head": "^",
     "random-no-skip": "v",
     "kd": "*",
+    "kd-one-step": "p",
     "kd-rotated": "D",
     "other-teacher": "X",
     "partial": "<",

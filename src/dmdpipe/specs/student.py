@@ -19,6 +19,7 @@ InitKind = Literal[
     "random-head",
     "random-no-skip",
     "kd",
+    "kd-one-step",
     "kd-rotated",
     "other-teacher",
     "partial",
@@ -26,7 +27,7 @@ InitKind = Literal[
 ]
 COPIES = ("teacher", "rotated", "kd-rotated", "partial", "interpolated")
 """The starts for which weights of the student's own teacher are needed."""
-REGRESSED = ("kd", "kd-rotated")
+REGRESSED = ("kd", "kd-one-step", "kd-rotated")
 """The starts that are made by a regression."""
 OF_PARTICLES = ("teacher", "edm-default", "random-head")
 """The starts that particles can have."""
@@ -39,7 +40,9 @@ class Init(Spec):
     D(σ_max·Qz, σ_max) (an equivariance check, exact for any network). edm-default: fresh weights with a zero output
     layer, S₀ = c_skip·σ_max·z. random-head: fresh weights, random output layer, skip kept. random-no-skip: the same
     without the skip. kd: fresh weights as for random-head, first regressed onto T; a network of another shape than
-    the teacher's can copy no weights, so this is the nearest that it comes to the teacher's start. kd-rotated: the
+    the teacher's can copy no weights, so this is the nearest that it comes to the teacher's start. kd-one-step: fresh
+    weights, first regressed onto the teacher's answer in one step, D(σ_max·z, σ_max): the map of the start ``teacher``
+    in weights that know nothing of the teacher's at other noise levels. kd-rotated: the
     teacher's weights, first regressed onto T∘Q. other-teacher: the weights of another teacher than the one whose score
     the student follows. partial: the teacher's weights, in some layers those of random-head. interpolated: α·teacher +
     (1 − α)·random-head, weight by weight.
@@ -49,7 +52,9 @@ class Init(Spec):
     """
 
     kind: InitKind = "teacher"
-    regression_steps: PositiveInt = Field(2_000, description="kd and kd-rotated only: steps of the regression")
+    regression_steps: PositiveInt = Field(
+        2_000, description="kd, kd-one-step and kd-rotated only: steps of the regression"
+    )
     fresh_first: NonNegativeInt = later(
         0, description="partial only: layers with fresh weights, counted from the input (x and noise level are one)"
     )
