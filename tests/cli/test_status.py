@@ -124,7 +124,9 @@ def test_a_step_that_was_killed_has_failed_until_it_starts_again(results: Path) 
     # Of an attempt before the ticket was taken, and before this run.
     assert "student x  1,200/4,000" in failed_as_snakemake_saw(results, ticket - 1)
     shown = failed_as_snakemake_saw(results, ticket + 1, "SLURM status is: 'OUT_OF_MEMORY'\nmore")
-    assert "1,200" not in shown and f"\n  student x  {log}\n    cluster: SLURM status is: 'OUT_OF_MEMORY'\n    (" in shown
+    assert (
+        "1,200" not in shown and f"\n  student x  {log}\n    cluster: SLURM status is: 'OUT_OF_MEMORY'\n    (" in shown
+    )
     assert "cluster" not in failed_as_snakemake_saw(results, ticket + 1)
     os.utime(results / f".tickets/{DIGESTS['student']}", (ticket + 2, ticket + 2))
     assert "student x  1,200/4,000" in progress_text(look_at(results, seconds=0), time.time())
