@@ -15,7 +15,17 @@ from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.artifacts.ticket import FOLDER as TICKETS
 from dmdpipe.errors import UserError
 from snakemake_logger_plugin_dmdpipe.display import clock, headline, last_lines
-from snakemake_logger_plugin_dmdpipe.tracking import Job, Report, Tracker, make_job, read_prior, read_reasons
+from snakemake_logger_plugin_dmdpipe.tracking import (
+    FAILURES,
+    Failure,
+    Job,
+    Report,
+    Tracker,
+    make_job,
+    read_failures,
+    read_prior,
+    read_reasons,
+)
 
 SECONDS_BETWEEN_LOOKS = 1.5  # longer than a step waits before it tells its rounds again
 LINES_OF_A_LOG = 3
@@ -29,7 +39,9 @@ class Progress:
         is_on: whether its command still runs.
         tracker: the counts behind steps done and time left.
         running: the running steps, the last report of each, and the seconds left to its end, where these are known.
-        failed: the steps that left an error in their log and have not started again, by that log.
+        failed: the steps that failed and have not started again, by their log: those that Snakemake saw to fail, and
+            those that left an error in it.
+        why: what a cluster says of a failed step, by its log, where it says anything.
         waiting: how many steps of each rule neither run nor have ended.
     """
 
@@ -38,6 +50,7 @@ class Progress:
     running: list[tuple[Job, Report | None, float | None]]
     failed: dict[Path, Job]
     waiting: Counter[str]
+    why: dict[Path, str]
 
 
 def look_at(results: Path, seconds: float = SECONDS_BETWEEN_LOOKS) -> Progress:
@@ -58,6 +71,8 @@ def look_at(results: Path, seconds: float = SECONDS_BETWEEN_LOOKS) -> Progress:
     tracker = Tracker(started=began, prior=read_prior(plan))
     failed: dict[Path, Job] = {}
     waiting: Counter[str] = Counter()
+    why: dict[Path, str] = {}
+    failures = read_failures(results / ".progress" / FAILURES)
     for number, manifest in enumerate(map(Path, reasons)):
         rule, step = _rule_and_step(manifest, results)
         job = make_job(rule, {"step": step}, [str(manifest)], began)
@@ -65,18 +80,25 @@ def look_at(results: Path, seconds: float = SECONDS_BETWEEN_LOOKS) -> Progress:
         tracker.planned[rule] = tracker.planned.get(rule, 0) + 1
         if _is_newer(manifest, began):
             tracker.seconds.setdefault(rule, []).append(_seconds_of(manifest, tracker.prior.get(rule, 0.0)))
-        elif job.digest and _is_newer(ticket := results / TICKETS / job.digest, began):
-            tracker.start(number, job._replace(started=ticket.stat().st_mtime))
-        elif _is_newer(log, began) and log.stat().st_size:
+            continue
+        # A step that was killed has not given its ticket back.
+        ticket = _time_of(results / TICKETS / job.digest) if job.digest else 0.0
+        failure = failures.get(str(manifest), Failure(0.0, ""))
+        is_failed = failure.at >= max(began, ticket)
+        if ticket >= began and not is_failed:
+            tracker.start(number, job._replace(started=ticket))
+        elif is_failed or (_is_newer(log, began) and log.stat().st_size):
             tracker.failed.add(number)
             failed[log] = job
+            if is_failed and failure.why:
+                why[log] = failure.why
         else:
             waiting[rule] += 1
     running = tracker.rounds(results / ".progress")
     if running:
         time.sleep(seconds)
         running = tracker.rounds(results / ".progress")
-    return Progress(_is_locked(results / ".lock"), tracker, running, failed, waiting)
+    return Progress(_is_locked(results / ".lock"), tracker, running, failed, waiting, why)
 
 
 def progress_text(progress: Progress, now: float) -> str:
@@ -92,7 +114,10 @@ def progress_text(progress: Progress, now: float) -> str:
     if progress.failed:
         lines += ["", "failed"]
     for log, job in progress.failed.items():
-        lines += [f"  {job.rule} {job.label}  {log}", *(f"    {line}" for line in last_lines(log)[-LINES_OF_A_LOG:])]
+        lines.append(f"  {job.rule} {job.label}  {log}")
+        said = [f"cluster: {progress.why[log]}"] if log in progress.why else []
+        said += last_lines(log)[-LINES_OF_A_LOG:] or ["(empty: it was killed before it could say anything)"]
+        lines += [f"    {line}" for line in said]
     if progress.waiting:
         lines += ["", "waiting", "  " + ", ".join(f"{count} {rule}" for rule, count in progress.waiting.items())]
     return "\n".join(lines)
@@ -109,10 +134,15 @@ def _rule_and_step(manifest: Path, results: Path) -> tuple[str, str]:
 
 
 def _is_newer(path: Path, moment: float) -> bool:
+    return _time_of(path) >= moment
+
+
+def _time_of(path: Path) -> float:
+    """When a file was written, in Unix seconds; 0 if there is none."""
     try:
-        return path.stat().st_mtime >= moment
+        return path.stat().st_mtime
     except OSError:
-        return False
+        return 0.0
 
 
 def _seconds_of(manifest: Path, otherwise: float) -> float:

@@ -102,7 +102,14 @@ class LogHandler(LogHandlerBase):
     def _handle(self, record: Any, display: "Display") -> None:
         """Update the tracker from one record, and print what is worth a line."""
         from snakemake_logger_plugin_dmdpipe.display import error_block, in_words
-        from snakemake_logger_plugin_dmdpipe.tracking import make_job, read_prior, read_reasons
+        from snakemake_logger_plugin_dmdpipe.tracking import (
+            FAILURES,
+            Failure,
+            make_job,
+            read_prior,
+            read_reasons,
+            write_failures,
+        )
 
         tracker, event, is_dry = self._tracker, getattr(record, "event", None), self.common_settings.dryrun
         if event == LogEvent.RESOURCES_INFO:
@@ -132,6 +139,11 @@ class LogHandler(LogHandlerBase):
                 display.line(f"{steps} done in {in_words(seconds)}{about}")
         elif event == LogEvent.JOB_ERROR:
             display.line(error_block(record, tracker.fail(record.jobid)), "red")
+            if record.output:
+                why = (getattr(record, "rule_msg", None) or "").strip().partition("\n")[0]
+                tracker.failures[str(record.output[0])] = Failure(record.created, why)
+                with suppress(OSError):
+                    write_failures(self._progress / FAILURES, tracker.failures)
         elif event not in SILENT and self._is_worth_a_line(record, event):
             display.line(self.format(record), {"WARNING": "yellow", "ERROR": "red"}.get(record.levelname, ""))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+FAILURES = "failures.json"
 DIGEST = re.compile(r"-([0-9a-f]{16})$")
 
 
@@ -42,6 +43,13 @@ class Report(NamedTuple):
         return (job.rule, job.label) == (self.stage, self.label)
 
 
+class Failure(NamedTuple):
+    """That an attempt at a step failed: when, in Unix seconds, and what a cluster says of it, if it says anything."""
+
+    at: float
+    why: str
+
+
 @dataclass
 class Tracker:
     """The state of one run. Snakemake's listener thread writes it and the display's thread reads it.
@@ -54,6 +62,7 @@ class Tracker:
         seconds: what the finished jobs took, by rule.
         running: the running jobs by Snakemake's id.
         failed: ids of the jobs whose last attempt failed.
+        failures: the last failure of each job that had one, by its first output.
     """
 
     cores: int | None = None
@@ -63,6 +72,7 @@ class Tracker:
     seconds: dict[str, list[float]] = field(default_factory=dict)
     running: dict[int, Job] = field(default_factory=dict)
     failed: set[int] = field(default_factory=set)
+    failures: dict[str, Failure] = field(default_factory=dict)
     _first: dict[tuple[str, float], Report] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -157,6 +167,21 @@ def read_report(path: Path) -> Report | None:
         return Report(*step, int(facts["done"]), int(facts["total"]), float(facts["started"]), at)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def write_failures(path: Path, failures: Mapping[str, Failure]) -> None:
+    """Keep for `dmdpipe status` what Snakemake knows alone: a step that was killed leaves nothing that says so."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(failures))
+    temporary.replace(path)
+
+
+def read_failures(path: Path) -> dict[str, Failure]:
+    """Return the last failure of each step by its manifest; none if the file is missing or malformed."""
+    try:
+        return {str(name): Failure(float(at), str(why)) for name, (at, why) in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def read_prior(path: Path) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from snakemake_interface_logger_plugins.common import LogEvent
+from snakemake_interface_logger_plugins.tests import MockOutputSettings
 
 from dmdpipe.errors import UserError
 from dmdpipe.progress import look_at, progress_text
+from snakemake_logger_plugin_dmdpipe import LogHandler, LogHandlerSettings
 
 DIGESTS = {"student": "a" * 16, "teacher": "b" * 16, "data": "c" * 16, "metrics": "d" * 16}
 FOLDERS = {"student": "students", "teacher": "teachers", "data": "data", "metrics": "metrics"}
@@ -101,3 +105,30 @@ def test_without_a_run_it_says_what_to_do(tmp_path: Path, dmdpipe: Callable[...,
     put(tmp_path / ".progress/plan.json", json.dumps({"reasons": {"elsewhere/data/x/manifest.json": ""}}))
     with pytest.raises(UserError, match="elsewhere/data/x/manifest.json: is not below .*--results"):
         look_at(tmp_path)
+
+
+def failed_as_snakemake_saw(results: Path, at: float, why: str = "") -> str:
+    """The handler of Snakemake's events hears that the student's job failed; what is shown after that."""
+    handler = LogHandler(MockOutputSettings(), LogHandlerSettings(results=results))
+    record = logging.makeLogRecord({"event": LogEvent.JOB_ERROR, "levelno": logging.ERROR, "created": at})
+    output = [f"{results}/students/x-{DIGESTS['student']}/manifest.json"]
+    record.__dict__.update(rule_name="student", jobid=3, output=output, log=[], shellcmd=None, rule_msg=why)
+    handler.emit(record)
+    return progress_text(look_at(results, seconds=0), time.time())
+
+
+def test_a_step_that_was_killed_has_failed_until_it_starts_again(results: Path) -> None:
+    log = results / f"logs/student/x-{DIGESTS['student']}.log"
+    log.write_text("")
+    ticket = (results / f".tickets/{DIGESTS['student']}").stat().st_mtime
+    # Of an attempt before the ticket was taken, and before this run.
+    assert "student x  1,200/4,000" in failed_as_snakemake_saw(results, ticket - 1)
+    shown = failed_as_snakemake_saw(results, ticket + 1, "SLURM status is: 'OUT_OF_MEMORY'\nmore")
+    assert (
+        "1,200" not in shown and f"\n  student x  {log}\n    cluster: SLURM status is: 'OUT_OF_MEMORY'\n    (" in shown
+    )
+    assert "cluster" not in failed_as_snakemake_saw(results, ticket + 1)
+    os.utime(results / f".tickets/{DIGESTS['student']}", (ticket + 2, ticket + 2))
+    assert "student x  1,200/4,000" in progress_text(look_at(results, seconds=0), time.time())
+    (results / ".progress/failures.json").write_text("[1]")
+    assert look_at(results, seconds=0).running

@@ -9,6 +9,7 @@ import pickle
 import re
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -206,3 +207,12 @@ def test_the_commands_for_a_pickle_of_objects_convert_it_where_its_code_is(dmdpi
     assert program and "$" not in program[1] and "\\" not in program[1]
     subprocess.run([sys.executable, "-c", program[1]], cwd=clone, check=True)
     assert load_file(clone / "edm.safetensors")["model.w"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_a_pickle_that_torch_warns_of_is_refused_in_one_line(dmdpipe: Command) -> None:
+    Path("in.bin").write_bytes(pickle.dumps({"a": 1}, protocol=4))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        done = dmdpipe("convert", "in.bin", "out.safetensors")
+    refused(done, "in.bin", "no dictionary of tensors alone")
+    assert not said

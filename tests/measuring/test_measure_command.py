@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from dmdpipe.artifacts.dag import steps_below
 from dmdpipe.artifacts.plan import plan
 from dmdpipe.artifacts.step import run_step
 from dmdpipe.copying.standalone import READINGS
+from dmdpipe.figures import grids
 from dmdpipe.networks.unet import WEIGHTS
 from dmdpipe.specs.grid import expand
 from dmdpipe.specs.study import Scale, Study
@@ -196,6 +198,107 @@ def test_unets_go_through_all_of_it(dmdpipe: Command) -> None:
     assert over.status == 2 and "the schedule of t ends at" in over.err
 
 
+def saved_unet(folder: str, classes: int | None = None) -> None:
+    from diffusers import UNet2DModel
+
+    shape = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "norm_num_groups": 2, "layers_per_block": 1}
+    blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [8]}
+    UNet2DModel(num_class_embeds=classes, **shape, **blocks).save_pretrained(folder, safe_serialization=True)
+
+
+def asked_for(folder: str, label: int | None = None) -> None:
+    network = {"kind": "unet", "label": label}
+    Path(folder, "adapter.json").write_text(json.dumps({"network": network, "prediction": "v", "schedule": {}}))
+
+
+FEW = ("--noise", "4", "--held-out", "0", "--steps", "1")
+
+
+def test_unets_are_asked_for_the_same_class(dmdpipe: Command) -> None:
+    for folder, classes, label in (("t", 3, 1), ("same", 3, 1), ("other", 3, 2), ("plain", None, None)):
+        saved_unet(folder, classes)
+        asked_for(folder, label)
+    refused(dmdpipe("measure", "--teacher", "t", "--student", "other", *FEW), "class 2 of 3", "class 1 of 3")
+    done = dmdpipe("measure", "--teacher", "t", "--student", "same", *FEW, "--out", "same class")
+    assert done.status == 0 and "both were asked for class 1 of 3" in done.out, done
+    assert set(load_file("same class/samples.safetensors")["classes"]) == {1}
+    # A student of one class alone may know of no class.
+    for teacher, student, alone in (("t", "plain", "teacher"), ("plain", "t", "student")):
+        done = dmdpipe("measure", "--teacher", teacher, "--student", student, *FEW, "--out", f"one {alone}")
+        assert done.status == 0 and f"the {alone} alone was asked for class 1 of 3" in done.out, done
+
+
+@pytest.fixture
+def hub(dmdpipe: Command, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the hub's with one model, in a folder of its repository; what it lacks can't be had."""
+    from functools import partial
+
+    import huggingface_hub
+
+    cache = Path("cache").absolute()
+    commit = "c" * 40
+    snapshot = cache / "models--me--mine" / "snapshots" / commit
+    (snapshot / "code.py").parent.mkdir(parents=True)
+    (snapshot / "code.py").write_text("raise SystemExit")
+    (cache / "models--me--mine" / "refs").mkdir()
+    (cache / "models--me--mine" / "refs" / "main").write_text(commit)
+    saved_unet(str(snapshot / "unet"))
+    local = partial(huggingface_hub.snapshot_download, cache_dir=cache, local_files_only=True)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", local)
+    return snapshot
+
+
+def test_a_model_is_found_by_its_name_on_the_hub(dmdpipe: Command, hub: Path) -> None:
+    asked_for(str(hub / "unet"))
+    done = dmdpipe("measure", "--teacher", "me/mine/unet", "--student", f"me/mine/unet@{'c' * 40}", *FEW)
+    assert done.status == 0, done
+    about = json.loads(Path("measured/about.json").read_text())
+    checksum = hashlib.sha256((hub / "unet" / WEIGHTS).read_bytes()).hexdigest()
+    assert about["files"][str(hub / "unet" / WEIGHTS)] == checksum
+
+
+def test_a_name_that_the_hub_does_not_know_is_one_line(dmdpipe: Command, hub: Path) -> None:
+    Path("here").mkdir()
+    for name, words in (
+        ("me/mine", ["me/mine: has no config.json on the hub", "me/mine/unet"]),
+        ("me/other", ["me/other: there is no such file or folder, nor did the hub"]),
+        ("me/mine/unet@v2", ["me/mine/unet@v2: there is no such file or folder, nor did the hub"]),
+        ("here/other", ["here/other: there is no such file or folder\n"]),
+        ("me/weights.safetensors", ["me/weights.safetensors: there is no such file or folder\n"]),
+        ("me/../mine", ["there is no such file or folder\n"]),
+        ("/me/mine", ["there is no such file or folder\n"]),
+    ):
+        refused(dmdpipe("measure", "--teacher", name, "--student", name, *FEW), *words)
+
+
+def test_what_was_measured_is_kept_where_its_folder_is_taken_meanwhile(
+    dmdpipe: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, teacher, student = pairs_of(9)
+    saved(t=teacher, s=student)
+    drawn = grids.grid_of_pairs
+
+    def taken(*given: Any, **options: Any) -> Any:
+        Path("measured").mkdir()
+        return drawn(*given, **options)
+
+    monkeypatch.setattr(grids, "grid_of_pairs", taken)
+    done = dmdpipe("measure", "--pairs", "t.npy", "s.npy")
+    assert (done.status, done.out, done.err.count("\n")) == (2, "", 1), done
+    (kept,) = Path().glob(".measured-*")
+    assert str(kept) in done.err and len(pd.read_csv(kept / "metrics.csv")) and not list(Path("measured").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(
+    dmdpipe: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(**asked: Any) -> str:
+        raise OSError(errno.EROFS, "Read-only file system", asked["dir"])
+
+    monkeypatch.setattr("dmdpipe.measuring.report.tempfile.mkdtemp", fails)
+    refused(dmdpipe("measure", "--pairs", "none.npy", "none.npy"), "--out: ", "Read-only file system", "elsewhere")
+
+
 def pairs_of(n: int, shape: tuple[int, ...] = (2,)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     noise = np.random.default_rng(7)
     z = noise.standard_normal((n, *shape))
@@ -260,7 +363,14 @@ def refused(done: Any, *words: str) -> None:
 def test_wrong_pairs_are_refused(dmdpipe: Command) -> None:
     z, teacher, student = pairs_of(50)
     saved(
-        t=teacher, s=student, z=z[:-1], short=student[:-1], flat=teacher[:, 0], nan=teacher * np.nan, same=teacher * 0
+        huge=teacher * 1e200,
+        t=teacher,
+        s=student,
+        z=z[:-1],
+        short=student[:-1],
+        flat=teacher[:, 0],
+        nan=teacher * np.nan,
+        same=teacher * 0,
     )
     Path("evil.npy").write_bytes(b"\x80\x04K\x01.")
     Path("s.pt").write_bytes(b"")
@@ -269,6 +379,8 @@ def test_wrong_pairs_are_refused(dmdpipe: Command) -> None:
         (("flat.npy", "flat.npy"), ["(50,)"]),
         (("same.npy", "s.npy"), ["same.npy", "one sample 50 times"]),
         (("t.npy", "nan.npy"), ["nan.npy", "not finite"]),
+        (("t.npy", "huge.npy"), ["huge.npy", "beyond 1e+38"]),
+        (("t.npy", "s.npy", "--z", "huge.npy"), ["--z: huge.npy", "beyond 1e+38"]),
         (("t.npy", "evil.npy"), ["evil.npy", "plain numbers"]),
         (("t.npy", "s.pt"), ["s.pt", ".npy"]),
         (("t.npy", "none.npy"), ["none.npy", "No such file"]),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 LONGEST_NAME = 40  # letters
 GIGA, TERA, PETA = 1e9, 1e12, 1e15
 BYTES, DOUBLE = 4, 8  # of a number: in networks and samples, in metrics
+LARGEST_NUMBER = 1e38  # of a sample: as of the float32 that models answer in; squares of more can overflow
 HELD_OUT = 4  # times as many noises as pairs go to the teacher alone
 
 
@@ -45,8 +46,9 @@ def measure(
     """Measure whether a student copies its teacher: the same noise goes through both. Nothing is trained.
 
     Teacher and student are folders of steps (teachers/…, students/…, members/…), folders of a U-Net as diffusers saves
-    it, or .safetensors files; what weights that are no step's mean, an adapter says: --adapter, or adapter.json in the
-    folder, or a .json beside the file. With --pairs, samples that you have already are measured.
+    it, the name of one on the Hugging Face hub (owner/name), or .safetensors files; what weights that are no step's
+    mean, an adapter says: --adapter, or adapter.json in the folder, or a .json beside the file. With --pairs, samples
+    that you have already are measured.
 
     \b
     dmdpipe measure --teacher results/teachers/T --student results/students/S
@@ -135,6 +137,8 @@ def _measure_pairs(files: tuple[Path, Path], z_file: Path | None, out: Path) -> 
         )
     images = _are_images(teacher)
     t, s = (samples.reshape(len(samples), -1).astype(float) for samples in (teacher, student))
+    for samples, file in zip((t, s), files, strict=True):
+        _check_size(samples, "--pairs", file)
     if (t == t[0]).all():
         raise UserError(f"--pairs: {files[0]} holds one sample {len(t)} times; there is nothing to compare with")
     about: dict[str, Any] = {
@@ -148,6 +152,7 @@ def _measure_pairs(files: tuple[Path, Path], z_file: Path | None, out: Path) -> 
         if len(noise) != len(t) or noise.size != t.size:
             raise UserError(f"--z: {z_file} has shape {noise.shape}, but the samples have {teacher.shape}")
         noise = noise.reshape(t.shape).astype(float)
+        _check_size(noise, "--z", z_file)
         given["z"] = noise
         half = len(t) // 2
         if half >= max(2, PAIRS_PER_DIMENSION * t.shape[1]):
@@ -208,8 +213,10 @@ def _measure_models(
         f"{name} has sha256 {sum_}; pin it in weights, in its adapter"
         for name, sum_ in (teacher.unpinned | student.unpinned).items()
     ]
-    if teacher.classes:
-        notes.append(f"both were asked for {teacher.classes}")
+    told = teacher.classes or student.classes
+    if told:
+        alone = "the teacher alone was" if teacher.classes else "the student alone was"
+        notes.append(f"{'both were' if teacher.classes == student.classes else alone} asked for {told}")
     # Of one class alone, the metrics of classes are those of all.
     several = teacher.classes is not None and teacher.classes.label is None
     table = measure_pairs(
@@ -271,6 +278,11 @@ def _read_array(path: Path) -> tuple[NDArray[Any], str]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     return array_in(data, path), hashlib.sha256(data).hexdigest()
+
+
+def _check_size(samples: NDArray[Any], option: str, file: Path) -> None:
+    if abs(samples).max() > LARGEST_NUMBER:
+        raise UserError(f"{option}: {file} holds numbers beyond {LARGEST_NUMBER:g}; give the samples in smaller units")
 
 
 def _are_images(samples: NDArray[Any]) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -81,8 +82,9 @@ def _read(source: Path, within: str) -> tuple[dict[str, Any], str]:
         with open_ordinary(source.resolve()) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
-            # weights_only: see above. Never leave it out, and never call this from anywhere else.
-            held = torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # of pickles by other protocols than torch's own
+                # weights_only: see above. Never leave it out, and never call this from anywhere else.
+                held = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror or error})") from None
     except Exception as error:

@@ -26,6 +26,7 @@ from dmdpipe.diffusion.teacher import load_teacher, load_weights
 from dmdpipe.distill.student import Student, build_student
 from dmdpipe.errors import UserError
 from dmdpipe.files import open_ordinary, read_ordinary
+from dmdpipe.measuring.hub import folder_from_hub
 from dmdpipe.networks.adapted import AdaptedDenoiser, WithLabels
 from dmdpipe.networks.adm import load_adm
 from dmdpipe.networks.mlp import build
@@ -62,7 +63,8 @@ class Model:
         noise_range: the noise levels that it was made for.
         teacher: the spec of the teacher that it was distilled from, or that it is, where that is known.
         ends_at: the largest σ of its training, where there is one.
-        classes: what it is asked for, if its denoiser must be told.
+        classes: what it is asked for, if its network has classes.
+        asks_itself: whether its denoiser takes no third argument, but asks for its one class by itself.
         unpinned: the checksums of weights which their adapter names and does not state, by that name.
         pictures: samples [n, d] → [n, side·side] or [n, side·side·3], a pixel's channels side by side; None where
             samples are no square images.
@@ -77,6 +79,7 @@ class Model:
     teacher: TeacherSpec | None = None
     ends_at: float | None = None
     classes: Classes | None = None
+    asks_itself: bool = False
     unpinned: dict[str, str] = field(default_factory=dict)
     pictures: Callable[[NDArray[Any]], NDArray[Any]] | None = field(default=None, compare=False)
 
@@ -88,7 +91,7 @@ class Model:
     def asked_for(self, classes: Tensor | None) -> DenoiserFunction:
         """Return the denoiser for rows of these classes [B], if it must be told; else as it is."""
         assert self.denoiser
-        if self.classes is None:
+        if self.classes is None or self.asks_itself:
             return self.denoiser
         told: Any = self.denoiser
         return lambda x, sigma: told(x, sigma, classes)
@@ -107,14 +110,14 @@ def open_model(path: Path, adapter: Path | None = None) -> Model:
     """Return the model of a step's folder (teacher, student or member), a diffusers folder or a safetensors file.
 
     Args:
-        path: of that folder or file.
+        path: of that folder or file, or the name of a U-Net on a hub.
         adapter: of the JSON file that describes weights which are no step's; else it lies beside them.
 
     Raises:
         UserError: if it is none of these, or damaged. Pickles are never opened.
     """
     if not path.exists():
-        raise UserError(f"{path}: there is no such file or folder")
+        path = folder_from_hub(path, (CONFIG, WEIGHTS, ADAPTER))
     if path.suffix in OBJECTS:
         raise UserError(
             f"{path}: is a pickle of whole objects, which runs any code when it is read; where you trust it, in a clone"
@@ -201,7 +204,7 @@ def _of_folder(path: Path, adapter_path: Path) -> Model:
     adapter = read_adapter(adapter_path)
     if adapter.network.kind != "unet":
         raise UserError(f"{adapter_path}: network.kind '{adapter.network.kind}': a folder with {CONFIG} is a 'unet'")
-    unet = load_unet(path, adapter.network.label)
+    unet = load_unet(path, label := adapter.network.label)
     files = {str(file): _sha256(file) for file in (path / CONFIG, path / WEIGHTS, adapter_path)}
     return Model(
         path,
@@ -210,6 +213,8 @@ def _of_folder(path: Path, adapter_path: Path) -> Model:
         _range_of(adapter),
         denoiser=_adapted(unet, adapter),
         ends_at=_range_of(adapter).sigma_max if adapter.schedule else None,
+        classes=None if label is None else Classes(unet.unet.config["num_class_embeds"], label),
+        asks_itself=True,
         unpinned=_unpinned(path / WEIGHTS, files[str(path / WEIGHTS)], adapter, adapter_path),
         pictures=_channels_last(unet.shape),
     )

@@ -38,8 +38,13 @@ def check_target(out: Path) -> None:
     """
     if os.path.lexists(out):
         raise UserError(f"--out: {out} is there already; name a new folder, or remove it")
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--out: {out.absolute().parent} is no folder; make it first")
+    parent = out.absolute().parent
+    if not parent.is_dir():
+        raise UserError(f"--out: {parent} is no folder; make it first")
+    try:
+        os.rmdir(_private_folder(out))
+    except OSError as error:
+        raise UserError(f"--out: {parent} cannot be written to ({error.strerror}); name a folder elsewhere") from None
 
 
 def write_report(
@@ -54,24 +59,26 @@ def write_report(
     """Make the folder at once: metrics.parquet, metrics.csv, pairs.png, pairs.pdf, pairs.csv, about.json.
 
     Args:
-        out: the folder; must not exist.
+        out: the folder.
         table: as ``measure_pairs`` returns it.
         pairs: T(z) and S(z) [N, d], to be drawn.
         about: plain JSON: what was measured, and how.
         images: whether they are drawn as images.
         samples: arrays to keep in samples.safetensors; none: no such file.
+
+    Raises:
+        UserError: if there is something else by now; it names the folder beside it that holds the measurement.
     """
     from dmdpipe.figures.grids import grid_of_pairs
     from dmdpipe.figures.style import save_figure
 
-    check_target(out)
     rho = table.set_index("metric")["value"]["rho"]
     # A cloud is drawn in a plane: of one coordinate, along a line.
     plane = max(0, 2 - pairs[0].shape[1])
     teacher, student = (np.pad(points[:DRAWN_POINTS], ((0, 0), (0, plane))) for points in pairs)
     figure, data = grid_of_pairs(teacher, student, f"ρ = {rho:.3g}", str(about["title"]), images=images)
     # In a folder of its own, which is renamed in the end: a crash leaves none with half of the files.
-    private = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
+    private = _private_folder(out)
     try:
         (private / "metrics.parquet").write_bytes(encode_table(table))
         table.to_csv(private / "metrics.csv", index=False, lineterminator="\n")
@@ -80,9 +87,17 @@ def write_report(
             (private / "samples.safetensors").write_bytes(encode_tensors(samples))
         save_figure(figure, private, "pairs", data)
         private.chmod(0o777 & ~_umask())
-        os.rename(private, out)
-    finally:
+    except BaseException:
         shutil.rmtree(private, ignore_errors=True)
+        raise
+    if os.path.lexists(out):
+        raise UserError(f"--out: {out} was made by another program meanwhile; what was measured lies in {private}")
+    os.rename(private, out)
+
+
+def _private_folder(out: Path) -> Path:
+    """Make a new folder beside ``out``, which nobody else can read."""
+    return Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
 
 
 def _umask() -> int:

@@ -167,6 +167,10 @@ def sample_both(
 def _common_classes(teacher: Model, student: Model) -> Classes | None:
     if teacher.classes == student.classes:
         return teacher.classes
+    one = teacher.classes or student.classes
+    if one and one.label is not None and None in (teacher.classes, student.classes):
+        # The distribution of one class is one like any other: the other network may know nothing else.
+        return one
     said = [str(model.classes) if model.classes else "no class" for model in (teacher, student)]
     raise UserError(
         f"{student.path}: its adapter asks for {said[1]}, that of {teacher.path} for {said[0]}; let label,"
