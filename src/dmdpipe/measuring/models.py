@@ -205,6 +205,7 @@ def _of_folder(path: Path, adapter_path: Path) -> Model:
     if adapter.network.kind != "unet":
         raise UserError(f"{adapter_path}: network.kind '{adapter.network.kind}': a folder with {CONFIG} is a 'unet'")
     unet = load_unet(path, label := adapter.network.label)
+    known: Any = unet.unet.config
     files = {str(file): _sha256(file) for file in (path / CONFIG, path / WEIGHTS, adapter_path)}
     return Model(
         path,
@@ -213,7 +214,7 @@ def _of_folder(path: Path, adapter_path: Path) -> Model:
         _range_of(adapter),
         denoiser=_adapted(unet, adapter),
         ends_at=_range_of(adapter).sigma_max if adapter.schedule else None,
-        classes=None if label is None else Classes(unet.unet.config["num_class_embeds"], label),
+        classes=None if label is None else Classes(known["num_class_embeds"], label),
         asks_itself=True,
         unpinned=_unpinned(path / WEIGHTS, files[str(path / WEIGHTS)], adapter, adapter_path),
         pictures=_channels_last(unet.shape),
