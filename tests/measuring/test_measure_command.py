@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pretended_gpu import pretended_gpu
 from safetensors.numpy import load_file, save_file
 
 from dmdpipe.artifacts.dag import steps_below
@@ -42,6 +43,7 @@ KINDS = {
     "rotated, double": {"student.init": "rotated", "student.dtype": "float64"},
     "together": {"student.together": True},
 }
+OF_CLASSES = {"data.labels": True, "score.network.classes": 10}
 PARTICLES = {"student.network.kind": "particles", "student.network.count": 64}
 COMPARED = (
     *("rho", "rho_floor", "rho_affine", "rho_affine_matched", "linear_excess", "delta_e", "delta_e_null", "cosine"),
@@ -52,7 +54,9 @@ Command = Callable[..., Any]
 
 
 def member(kind: str = "one step", seed: int = 0) -> Any:
-    study = Study(number=0, title="t", question="q", prediction="p", base=BASE | KINDS[kind])
+    study = Study(
+        number=0, title="t", question="q", prediction="p", base=BASE | (KINDS | {"classes": OF_CLASSES})[kind]
+    )
     return expand("some", study, "some", Scale(title="two", seeds=2))[seed].spec
 
 
@@ -64,7 +68,8 @@ def made(spec: Any, results: Path) -> dict[str, Path]:
             run_step(step.canonical(), results)
     pairs, samples = metrics.parents["pairs"], metrics.parents["teacher_samples"]
     # By role: an ensemble is made from the teachers of all its members.
-    own = {"metrics": metrics, "pairs": pairs, "student": pairs.parents["student"], **samples.parents}
+    own = {"metrics": metrics, "pairs": pairs, "student": pairs.parents["student"], "samples": samples}
+    own |= samples.parents
     return {role: results / step.folder for role, step in own.items()}
 
 
@@ -99,6 +104,35 @@ def test_steps_read_as_the_pipeline_read_them(dmdpipe: Command, results: Path, k
     assert "note:" not in done.out
     assert f"{table['value']['rho']:.4g}" in done.out and "reconstruction" in done.out
     assert json.loads(Path("measured/about.json").read_text())["noise_range"]["sigma_max"] == 20.0
+
+
+def test_steps_that_are_asked_for_classes_read_as_the_pipeline_read_them(dmdpipe: Command, results: Path) -> None:
+    folders = made(member("classes"), results)
+    done = dmdpipe("measure", *models(folders), *SIZES)
+    assert done.status == 0, done
+    read = pd.read_parquet("measured/metrics.parquet").set_index("metric")["value"]
+    stored = pd.read_parquet(folders["metrics"] / "metrics.parquet")
+    of_pipeline = stored[stored["generator_step"] == stored["generator_step"].max()].set_index("metric")["value"]
+    within = {name for name in read.index if name.endswith(("_within_class", "_same_class"))}
+    assert "rho_within_class" in within
+    for metric in {*COMPARED, *within} & {*read.index} & {*of_pipeline.index}:
+        assert read[metric] == pytest.approx(of_pipeline[metric], rel=1e-5, abs=1e-9, nan_ok=True), metric
+    samples = load_file("measured/samples.safetensors")
+    of_teacher = load_file(next(folders["samples"].glob("*.safetensors")))
+    assert np.array_equal(samples["classes"], of_teacher["classes"]) and len(set(samples["classes"])) > 1
+    assert np.array_equal(samples["teacher"], of_teacher["teacher"])
+
+
+@pytest.mark.parametrize("kind", ["one step", "two steps"])
+def test_steps_answer_on_a_gpu_as_here(dmdpipe: Command, results: Path, kind: str) -> None:
+    folders = made(member(kind), results)
+    assert dmdpipe("measure", *models(folders), *SIZES, "--out", "here").status == 0
+    with pretended_gpu() as gpu:
+        done = dmdpipe("measure", *models(folders), *SIZES, "--device", "cuda", "--out", "there")
+    assert done.status == 0 and gpu.operations > 0, done
+    here, there = (load_file(f"{out}/samples.safetensors") for out in ("here", "there"))
+    for name, array in here.items():
+        np.testing.assert_allclose(array, there[name], rtol=1e-3, atol=1e-3, err_msg=name)
 
 
 def test_the_folder_holds_what_was_promised_and_is_never_overwritten(dmdpipe: Command, results: Path) -> None:
