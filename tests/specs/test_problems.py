@@ -213,7 +213,7 @@ def test_long_values_are_cut() -> None:
 
 
 def test_fields_are_those_of_all_members_of_a_union_or_of_the_chosen_one() -> None:
-    own = ["alpha", "fresh_first", "fresh_last", "kind", "regression_steps", "source"]
+    own = ["alpha", "fresh_first", "fresh_last", "kind", "regression_steps", "scale", "source"]
     assert sorted(fields_at(Cell, ["student", "init"])) == own
     assert fields_at(Cell, ["data", "moons"]) == ["ambient", "family", "n_held_out", "n_train", "noise"]
     assert {"side", "noise", "modes"} <= set(fields_at(Cell, ["data"]))
