@@ -30,7 +30,7 @@ SHARE_OF_THE_STUDENT = 7 / 24  # of a DMD update; the rest is teacher and fake s
 UPDATES_OF_A_DISCRIMINATOR = {"mlp": 13, "particles": 13, "unet": 11}
 UPDATES_OF_A_BATCH_OF_SAMPLES = 3
 SECONDS_PER_SNAPSHOT = 0.1  # of 1,000 pairs, and as much again for every
-COORDINATES_OF_A_SNAPSHOT = 64
+COORDINATES_OF_A_SNAPSHOT = 32
 # An ensemble on an NVIDIA H200, as a graph (docs/benchmarks.md); a round takes at least as long as its kernels' starts.
 START_UP_ON_A_GPU = 20.0
 SECONDS_PER_ROUND_ON_A_GPU = 4e-3

@@ -136,20 +136,23 @@ def minutes_on_two_cores(steps: Iterable[PlannedStep]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("stage", "measured"),
+    ("study", "label", "stage", "measured"),
     [
-        # Seconds on a core of an Intel Xeon, nothing beside (docs/benchmarks.md).
-        ("student", 178),
-        ("teacher_samples", 41),
+        # Seconds on an Intel Xeon (docs/benchmarks.md): of 3,072 coordinates, nothing beside; of a linear student, with
+        # another beside it.
+        ("photos", "photos-32x32", "student", 178),
+        ("photos", "photos-32x32", "teacher_samples", 41),
+        ("photos", "photos-32x32", "metrics", 75),
+        ("linear_ladder", "gaussian-16_teacher", "student", 3.7),
     ],
 )
-def test_three_thousand_coordinates_take_as_long_as_they_took(stage: str, measured: float) -> None:
-    photos = next(
-        step
-        for step in steps_below(plan_study("photos", "laptop").evidence)
-        if step.stage == stage and "photos-32x32" in step.folder
-    )
-    assert 0.75 < estimated_seconds(photos) / measured < 2
+def test_a_step_takes_less_than_its_estimate_and_more_than_half(
+    study: str, label: str, stage: str, measured: float
+) -> None:
+    """Products are estimated by a slower machine."""
+    steps = steps_below(plan_study(study, "laptop").evidence)
+    found = next(step for step in steps if step.stage == stage and label in step.folder)
+    assert 1.2 < estimated_seconds(found) / measured < 2
 
 
 @pytest.mark.parametrize(("scale", "minutes"), [("smoke", 10), ("laptop", 6 * 60)])
