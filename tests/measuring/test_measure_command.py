@@ -453,6 +453,88 @@ def test_wrong_models_are_refused(dmdpipe: Command, results: Path) -> None:
         refused(dmdpipe("measure", *arguments), *words)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--noise", "99999999999"], ["--noise 99999999999, --held-out 399999999996", "GB of memory", "take fewer"]),
+        (["--noise", "4", "--held-out", "99999999999"], ["--held-out 99999999999", "take fewer"]),
+        (["--noise", "9" * 30], ["'--noise'", "less than"]),
+        (["--noise", "-1"], ["'--noise'", "greater than"]),
+        (["--held-out", "9" * 30], ["'--held-out'", "less than"]),
+        (["--steps", "9" * 30], ["'--steps'", "less than"]),
+        (["--batch", "9" * 30], ["'--batch'", "less than"]),
+        (["--sigma-max", "nan"], ["'--sigma-max'"]),
+        (["--sigma-max", "inf"], ["'--sigma-max'"]),
+        (["--sigma-max", "1e300"], ["'--sigma-max'"]),
+        (["--sigma-max", "-80"], ["'--sigma-max'"]),
+    ],
+    ids=lambda value: " ".join(value)[:30],
+)
+def test_a_number_that_cannot_be_is_one_line(
+    dmdpipe: Command, results: Path, options: list[str], words: list[str]
+) -> None:
+    """Of those that the machine decides, with what it lacks; of all others, with the bound."""
+    folders = made(member(), results)
+    done = dmdpipe("measure", *models(folders), *options)
+    assert (done.status, done.out) == (2, ""), done
+    assert done.err[-1] == "\n" and all(word in done.err.splitlines()[-1] for word in words), done.err
+    assert not Path("measured").exists() and not list(Path().glob(".measured*"))
+
+
+def test_what_the_memory_cannot_hold_is_refused_to_the_byte(
+    dmdpipe: Command, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float32 of noise and samples, and double precision of what metrics make of them: see `dmdpipe cost`."""
+    folders = made(member(), results)
+    n, d = 12, 4
+    needed = 4 * d * (4 * n + 2 * 7) + 8 * d * (2 * d + 4 * n + 7)
+    for there in (needed, needed - 1):
+        monkeypatch.setattr("dmdpipe.measuring.commands.memory_of_the_machine", lambda there=there: there)
+        sizes = ("--noise", str(n), "--held-out", "7", "--steps", "1")
+        done = dmdpipe("measure", *models(folders), *sizes, "--out", f"of {there}")
+        assert (done.status == 0) is (there == needed), done
+    assert "--noise 12, --held-out 7: samples and metrics take" in done.err and not Path(f"of {there}").exists()
+
+
+def of_a_gpu() -> None:
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nGPU 0 has 1 GiB")
+
+
+def of_torch() -> None:
+    import torch
+
+    torch.empty(BEYOND_ADDRESSES, dtype=torch.uint8)
+
+
+BEYOND_ADDRESSES = 2**55  # bytes: no machine promises them, however free it is with promises
+WITHOUT_MEMORY = {"numpy": lambda: np.empty(BEYOND_ADDRESSES, np.uint8), "torch": of_torch, "gpu": of_a_gpu}
+
+
+@pytest.mark.parametrize("library", WITHOUT_MEMORY)
+def test_memory_that_is_not_there_is_one_line_whoever_finds_out(
+    dmdpipe: Command, results: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    folders = made(member(), results)
+    monkeypatch.setattr("dmdpipe.measuring.sampling.teacher_map", lambda *given: WITHOUT_MEMORY[library]())
+    done = dmdpipe("measure", *models(folders), *FEW)
+    assert (done.status, done.out) == (2, "")
+    assert "dmdpipe: there is not enough memory for that" in done.err.splitlines()[-1]
+
+
+def test_a_mistake_of_ours_is_not_called_a_lack_of_memory(
+    dmdpipe: Command, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: Any) -> Any:
+        raise RuntimeError("a mistake of ours")
+
+    folders = made(member(), results)
+    monkeypatch.setattr("dmdpipe.measuring.sampling.teacher_map", fails)
+    with pytest.raises(RuntimeError, match="of ours"):
+        dmdpipe("measure", *models(folders), *FEW)
+
+
 def test_particles_are_refused_since_they_answer_to_their_own_noise_alone(dmdpipe: Command, results: Path) -> None:
     study = Study(number=0, title="t", question="q", prediction="p", base=BASE | PARTICLES)
     (spec,) = (one.spec for one in expand("some", study, "some", Scale(title="one", seeds=1)))
