@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from pretended_gpu import pretended_gpu
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 
 from dmdpipe.artifacts.dag import steps_below
 from dmdpipe.artifacts.plan import plan
@@ -533,6 +533,33 @@ def test_a_mistake_of_ours_is_not_called_a_lack_of_memory(
     monkeypatch.setattr("dmdpipe.measuring.sampling.teacher_map", fails)
     with pytest.raises(RuntimeError, match="of ours"):
         dmdpipe("measure", *models(folders), *FEW)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "adm"])
+def test_weights_of_ones_own_that_are_damaged_have_no_step_to_run_again(dmdpipe: Command, kind: str) -> None:
+    whole = save({"output.bias": np.zeros(4, np.float32)})
+    Path("mine.json").write_text(json.dumps({"network": {"kind": kind}}))
+    for data in (b"", whole[:-1], b"\0" * 64):
+        Path("mine.safetensors").write_bytes(data)
+        done = dmdpipe("measure", "--teacher", "mine.safetensors", "--student", "mine.safetensors")
+        refused(done, "mine.safetensors: is no valid safetensors file", "copy it again")
+        assert "step" not in done.err
+
+
+def test_an_mlp_in_a_type_that_numpy_lacks_is_read(dmdpipe: Command, results: Path) -> None:
+    import torch
+    from safetensors import torch as by_torch
+
+    weights_of(made(member(), results)["teacher"], Path("full.safetensors"))
+    tensors = by_torch.load_file("full.safetensors")
+    by_torch.save_file({name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}, "half.safetensors")
+    rounded = {name: tensor.to(torch.bfloat16).float() for name, tensor in tensors.items()}
+    by_torch.save_file(rounded, "full.safetensors")
+    Path("half.json").write_bytes(Path("full.json").read_bytes())
+    for name in ("full", "half"):
+        asked = ["--teacher", f"{name}.safetensors", "--student", f"{name}.safetensors"]
+        assert dmdpipe("measure", *asked, *FEW, "--out", name).status == 0
+    assert Path("full/samples.safetensors").read_bytes() == Path("half/samples.safetensors").read_bytes()
 
 
 def test_particles_are_refused_since_they_answer_to_their_own_noise_alone(dmdpipe: Command, results: Path) -> None:
