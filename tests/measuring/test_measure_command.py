@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Callable
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +24,7 @@ from dmdpipe.artifacts.plan import plan
 from dmdpipe.artifacts.step import run_step
 from dmdpipe.copying.standalone import READINGS
 from dmdpipe.figures import grids
+from dmdpipe.measuring.hub import SECONDS_TO_ANSWER
 from dmdpipe.networks.unet import WEIGHTS
 from dmdpipe.specs.grid import expand
 from dmdpipe.specs.study import Scale, Study
@@ -277,11 +282,45 @@ def hub(dmdpipe: Command, monkeypatch: pytest.MonkeyPatch) -> Path:
     (cache / "models--me--mine" / "refs").mkdir()
     (cache / "models--me--mine" / "refs" / "main").write_text(commit)
     saved_unet(str(snapshot / "unet"))
-    local = partial(huggingface_hub.snapshot_download, cache_dir=cache, local_files_only=True)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", local)
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", partial(huggingface_hub.snapshot_download, cache_dir=cache)
+    )
     return snapshot
 
 
+@contextmanager
+def in_the_hubs_place(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterator[list[str]]:
+    """What takes a question, says nothing for so long, and hangs up; the questions that it got."""
+    from huggingface_hub import constants
+
+    asked: list[str] = []
+    is_over = threading.Event()
+
+    def hang_up() -> None:
+        with suppress(OSError):
+            while True:
+                with server.accept()[0] as caller:
+                    asked.append(caller.recv(4096).decode().partition("\r\n")[0])
+                    is_over.wait(seconds)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        yield asked
+        is_over.set()
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A hub that hangs up on whoever asks it; the questions that it got."""
+    with in_the_hubs_place(monkeypatch, 0) as asked:
+        yield asked
+
+
+@pytest.mark.usefixtures("no_hub")
 def test_a_model_is_found_by_its_name_on_the_hub(dmdpipe: Command, hub: Path) -> None:
     asked_for(str(hub / "unet"))
     done = dmdpipe("measure", "--teacher", "me/mine/unet", "--student", f"me/mine/unet@{'c' * 40}", *FEW)
@@ -291,6 +330,7 @@ def test_a_model_is_found_by_its_name_on_the_hub(dmdpipe: Command, hub: Path) ->
     assert about["files"][str(hub / "unet" / WEIGHTS)] == checksum
 
 
+@pytest.mark.usefixtures("no_hub")
 def test_a_name_that_the_hub_does_not_know_is_one_line(dmdpipe: Command, hub: Path) -> None:
     Path("here").mkdir()
     for name, words in (
@@ -303,6 +343,42 @@ def test_a_name_that_the_hub_does_not_know_is_one_line(dmdpipe: Command, hub: Pa
         ("/me/mine", ["there is no such file or folder\n"]),
     ):
         refused(dmdpipe("measure", "--teacher", name, "--student", name, *FEW), *words)
+
+
+@pytest.mark.parametrize("name", ["me/other", f"me/other@{'a' * 40}"])
+def test_a_hub_that_does_not_answer_is_asked_once(dmdpipe: Command, hub: Path, no_hub: list[str], name: str) -> None:
+    refused(dmdpipe("measure", "--teacher", name, "--student", name, *FEW), name, "nor did the hub", "disconnected")
+    assert len(no_hub) == 1
+
+
+def test_a_hub_that_is_silent_is_waited_for_no_longer_than_said(
+    dmdpipe: Command, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dmdpipe.measuring.hub.SECONDS_TO_ANSWER", 0.01)
+    with in_the_hubs_place(monkeypatch, 20):
+        refused(dmdpipe("measure", "--teacher", "me/other", "--student", "x", *FEW), "me/other", "timed out")
+
+
+def test_the_commit_that_the_hub_names_is_fetched(dmdpipe: Command, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked_for(str(hub / "unet"))
+    wanted: list[Any] = []
+
+    def info(api: Any, repository: str, **asked: Any) -> Any:
+        assert asked["timeout"] == SECONDS_TO_ANSWER
+        return SimpleNamespace(sha=f"{repository} at {asked['revision']}")
+
+    def download(repository: str, **asked: Any) -> str:
+        wanted.append((repository, asked))
+        return str(hub)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    done = dmdpipe("measure", "--teacher", "me/mine/unet@v2", "--student", "me/mine/unet@v2", *FEW)
+    assert done.status == 0, done
+    files = [f"unet/{name}" for name in ("config.json", WEIGHTS, "adapter.json")]
+    assert wanted == 2 * [("me/mine", {"allow_patterns": files, "revision": "me/mine at v2"})]
 
 
 def test_what_was_measured_is_kept_where_its_folder_is_taken_meanwhile(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from dmdpipe.errors import UserError
 
 # owner/name, a folder in it or not, a revision or not.
 NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)((?:/\w[\w.-]*)*)(?:@([\w.-]+))?")
+SECONDS_TO_ANSWER = 10
 FILE_SUFFIXES = (".safetensors", ".json", ".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -27,13 +29,9 @@ def folder_from_hub(path: Path, names: tuple[str, ...]) -> Path:
     name = NAME.fullmatch(str(path))
     if name is None or path.suffix in FILE_SUFFIXES or Path(path.parts[0]).exists():
         raise UserError(f"{path}: there is no such file or folder")
-    import huggingface_hub
-
     repository, below, revision = name[1], name[2].lstrip("/"), name[3]
     try:
-        found = huggingface_hub.snapshot_download(
-            repository, revision=revision, allow_patterns=[str(Path(below, file)) for file in names]
-        )
+        found = _fetched(repository, revision, [str(Path(below, file)) for file in names])
     except Exception as error:
         # Whatever a network brings up, besides the hub's own refusals.
         reason = " ".join(str(error).split())[:160] or type(error).__name__
@@ -45,3 +43,27 @@ def folder_from_hub(path: Path, names: tuple[str, ...]) -> Path:
     if not (folder / names[0]).is_file():
         raise UserError(f"{path}: has no {names[0]} on the hub; name the folder that has, as in {repository}/unet")
     return folder
+
+
+def _fetched(repository: str, revision: str | None, files: list[str]) -> str:
+    """Return the folder in the cache that holds these files: the hub's, or if it does not answer, those that are there.
+
+    The hub is asked first whether it is there, once and for no longer than ``SECONDS_TO_ANSWER``: the download itself
+    would wait for ever, or repeat its question for half a minute.
+
+    Raises:
+        Exception: what kept the hub from answering, if the cache has none of them.
+    """
+    import huggingface_hub
+
+    def download(**options: Any) -> str:
+        return huggingface_hub.snapshot_download(repository, allow_patterns=files, **options)
+
+    try:
+        commit = huggingface_hub.HfApi().repo_info(repository, revision=revision, timeout=SECONDS_TO_ANSWER).sha
+    except Exception as no_answer:
+        try:
+            return download(revision=revision, local_files_only=True)
+        except Exception:
+            raise no_answer from None
+    return download(revision=commit)
