@@ -17,6 +17,7 @@ from dmdpipe.errors import UserError
 from snakemake_logger_plugin_dmdpipe.display import clock, headline, last_lines
 from snakemake_logger_plugin_dmdpipe.tracking import (
     FAILURES,
+    LAST_RUN,
     Failure,
     Job,
     Report,
@@ -63,7 +64,7 @@ def look_at(results: Path, seconds: float = SECONDS_BETWEEN_LOOKS) -> Progress:
     Raises:
         UserError: if no run has been planned there.
     """
-    plan = results / ".progress" / "plan.json"
+    plan = results / ".progress" / LAST_RUN
     reasons = read_reasons(plan)
     if not reasons:
         raise UserError(f"{plan}: not there yet, or names no step; start a run first")

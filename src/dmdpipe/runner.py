@@ -52,6 +52,7 @@ from dmdpipe.snakemake_arguments import (
 )
 from dmdpipe.specs.config import study_names
 from dmdpipe.tables import verdict_text
+from snakemake_logger_plugin_dmdpipe.tracking import LAST_RUN, LOOK
 
 PR_SET_PDEATHSIG = 1
 SLURM = "slurm"  # as Snakemake calls this executor
@@ -115,14 +116,17 @@ def _run_steps(arguments: list[str], steps: list[PlannedStep], results: Path, ex
         print("Nothing to be done: all steps are up to date.", file=sys.stderr)
         return 0
     for _ in range(MOST_ROUNDS):
-        _write_plan(statuses, results)
-        _say_what_is_out_of_date(statuses)
-        if is_forced:
-            os.environ.pop(PLAN)  # what is forced may lie behind steps that are current
         is_idle = runs_nothing(arguments) or (are_current(statuses) and not is_forced)
+        # What is known of the last run that ran anything stays as it is.
+        plan = _write_plan(statuses, results, LOOK if is_idle else LAST_RUN)
+        _say_what_is_out_of_date(statuses)
+        if not is_forced:  # what is forced may lie behind steps that are current
+            os.environ[PLAN] = str(plan)
         # The server starts steps on this machine only, outside of what a cluster's job may use.
         with fork_server() if executor == LOCAL and not is_idle else nullcontext():
             status = _snakemake(with_forced(arguments, to_force(statuses.values(), results)))
+        if is_idle:
+            plan.unlink()
         if status or is_idle or is_forced:
             break
         before, statuses = statuses, assess(steps, results, acceptances)
@@ -284,8 +288,8 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
-def _write_plan(statuses: Mapping[str, Status], results: Path) -> None:
-    """Tell the display how long steps take, and why each runs again, by its manifest."""
+def _write_plan(statuses: Mapping[str, Status], results: Path, name: str) -> Path:
+    """Tell the display how long steps take, and why each runs again, by its manifest; return the file."""
     folder = results / ".progress"
     folder.mkdir(parents=True, exist_ok=True)
     plan = {
@@ -297,8 +301,8 @@ def _write_plan(statuses: Mapping[str, Status], results: Path) -> None:
         },
     }
     with failures_told(results):
-        write_atomically(folder / "plan.json", json.dumps(plan).encode())
-    os.environ[PLAN] = str(folder / "plan.json")
+        write_atomically(folder / name, json.dumps(plan).encode())
+    return folder / name
 
 
 def _report(run_plan: RunPlan, results: Path, overrides: dict[str, Any]) -> None:

@@ -104,6 +104,8 @@ class LogHandler(LogHandlerBase):
         from snakemake_logger_plugin_dmdpipe.display import error_block, in_words
         from snakemake_logger_plugin_dmdpipe.tracking import (
             FAILURES,
+            LAST_RUN,
+            LOOK,
             Failure,
             make_job,
             read_prior,
@@ -116,8 +118,8 @@ class LogHandler(LogHandlerBase):
             tracker.cores = getattr(record, "cores", tracker.cores)
         elif event == LogEvent.RUN_INFO:
             tracker.planned = {rule: count for rule, count in record.stats.items() if rule != "total"}
-            tracker.prior = read_prior(self._progress / "plan.json")
-            self._reasons = read_reasons(self._progress / "plan.json")
+            plan = self._progress / (LOOK if is_dry else LAST_RUN)
+            tracker.prior, self._reasons = read_prior(plan), read_reasons(plan)
             tracker.started = tracker.started or record.created
             if not (is_dry or self._is_quiet):
                 display.start()

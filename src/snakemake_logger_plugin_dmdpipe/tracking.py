@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+# Plans: of the last run, and of a look at what would run, for as long as that takes.
+LAST_RUN, LOOK = "plan.json", "look.json"
 FAILURES = "failures.json"
 DIGEST = re.compile(r"-([0-9a-f]{16})$")
 
@@ -185,7 +187,7 @@ def read_failures(path: Path) -> dict[str, Failure]:
 
 
 def read_prior(path: Path) -> dict[str, float]:
-    """Return the expected seconds by rule of plan.json; none if it is missing or malformed."""
+    """Return the expected seconds by rule of a plan; none if it is missing or malformed."""
     try:
         return {str(rule): float(value) for rule, value in json.loads(path.read_text())["seconds"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -193,7 +195,7 @@ def read_prior(path: Path) -> dict[str, float]:
 
 
 def read_reasons(path: Path) -> dict[str, str]:
-    """Return why each step runs, by its manifest, from plan.json; none if it is missing or malformed."""
+    """Return why each step runs, by its manifest, from a plan; none if it is missing or malformed."""
     try:
         return {str(manifest): str(reason) for manifest, reason in json.loads(path.read_text())["reasons"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -15,9 +15,11 @@ import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
 from snakemake_interface_logger_plugins.tests import MockOutputSettings
 
+from dmdpipe import runner
 from dmdpipe.errors import UserError
 from dmdpipe.progress import look_at, progress_text
 from snakemake_logger_plugin_dmdpipe import LogHandler, LogHandlerSettings
+from snakemake_logger_plugin_dmdpipe.tracking import read_reasons
 
 DIGESTS = {"student": "a" * 16, "teacher": "b" * 16, "data": "c" * 16, "metrics": "d" * 16}
 FOLDERS = {"student": "students", "teacher": "teachers", "data": "data", "metrics": "metrics"}
@@ -132,3 +134,29 @@ def test_a_step_that_was_killed_has_failed_until_it_starts_again(results: Path) 
     assert "student x  1,200/4,000" in progress_text(look_at(results, seconds=0), time.time())
     (results / ".progress/failures.json").write_text("[1]")
     assert look_at(results, seconds=0).running
+
+
+@pytest.mark.parametrize("look", [("-n",), ("-n", "--forceall"), ("study_dimension", "--dry-run")], ids=" ".join)
+def test_a_look_at_what_would_run_leaves_what_is_known_of_the_last_run(
+    dmdpipe: Callable[..., Any], checkout: Any, monkeypatch: pytest.MonkeyPatch, look: tuple[str, ...]
+) -> None:
+    seen: list[Any] = []
+
+    def start(arguments: list[str]) -> int:
+        seen.append(read_reasons(Path("results/.progress/look.json")).keys())
+        return 0
+
+    monkeypatch.setattr(runner, "_snakemake", start)
+    small = ("--config", "scale=smoke", "studies=[low_dimension]")
+    assert dmdpipe("run", "study_low_dimension", *small).status == 0
+    progress = Path("results/.progress")
+    manifest, *_ = read_reasons(progress / "plan.json")
+    put(progress / "failures.json", json.dumps({manifest: [time.time() + 1, "planted"]}))
+    before, known = dmdpipe("status").out, {path: path.stat().st_mtime_ns for path in progress.iterdir()}
+    assert "\nfailed\n" in before and "planted" in before
+    assert dmdpipe("run", *look, "--config", "scale=smoke", "studies=[dimension]").status == 0
+    assert dmdpipe("status").out == before
+    assert {path: path.stat().st_mtime_ns for path in progress.iterdir()} == known
+    # It has a plan of its own, for the reasons that it shows.
+    of_run, of_look = seen
+    assert not of_run and of_look and not of_look <= read_reasons(progress / "plan.json").keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -89,6 +90,15 @@ def test_dry_run_lists_jobs_and_counts(workflow: Path) -> None:
     assert "teacher digits_seed0  (missing output files)" in lines
     assert lines[-3:] == ["     2  teacher", "     1  all", "     3  steps to do"]
     assert not (workflow / "results").exists()
+
+
+def test_a_dry_run_shows_the_reasons_of_its_own_plan(workflow: Path) -> None:
+    progress = workflow / "results/.progress"
+    progress.mkdir(parents=True)
+    for name in ("plan", "look"):
+        reasons = {f"results/teachers/{STEP}/manifest.json": f"of {name}"}
+        (progress / f"{name}.json").write_text(json.dumps({"reasons": reasons}))
+    assert "teacher digits_seed0  (of look)" in run(workflow, "-n").stdout
 
 
 def test_terminal_shows_running_jobs(workflow: Path) -> None:
