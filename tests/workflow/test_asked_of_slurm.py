@@ -42,9 +42,10 @@ for step in plan_run().steps.values():
 """
 # SLURM knows of no job, and takes none.
 PROGRAMS = {
+    # A line at once: several are asked beside each other.
     "sbatch": """
-        for word; do case "$word" in --wrap*) ;; *) printf '%s ' "$word";; esac; done >>asked
-        echo >>asked
+        for word; do case "$word" in --wrap*) ;; *) line="$line $word";; esac; done
+        printf '%s\\n' "$line" >>asked
         exit 1""",
     "squeue": "exit 0",
     "scontrol": "echo 'MinJobAge = 3600 sec'",
