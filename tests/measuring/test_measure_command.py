@@ -26,6 +26,8 @@ from dmdpipe.copying.standalone import READINGS
 from dmdpipe.figures import grids
 from dmdpipe.measuring.hub import SECONDS_TO_ANSWER
 from dmdpipe.networks.unet import WEIGHTS
+from dmdpipe.pairing.classes import Classes
+from dmdpipe.specs.adapter import Schedule
 from dmdpipe.specs.grid import expand
 from dmdpipe.specs.study import Scale, Study
 
@@ -237,16 +239,18 @@ def test_unets_go_through_all_of_it(dmdpipe: Command) -> None:
     assert over.status == 2 and "the schedule of t ends at" in over.err
 
 
-def saved_unet(folder: str, classes: int | None = None) -> None:
+def saved_unet(folder: str, classes: int | None = None) -> Any:
     from diffusers import UNet2DModel
 
     shape = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "norm_num_groups": 2, "layers_per_block": 1}
     blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [8]}
-    UNet2DModel(num_class_embeds=classes, **shape, **blocks).save_pretrained(folder, safe_serialization=True)
+    unet = UNet2DModel(num_class_embeds=classes, **shape, **blocks).eval()
+    unet.save_pretrained(folder, safe_serialization=True)
+    return unet
 
 
-def asked_for(folder: str, label: int | None = None) -> None:
-    network = {"kind": "unet", "label": label}
+def asked_for(folder: str, label: int | None = None, **network: Any) -> None:
+    network |= {"kind": "unet", "label": label}
     Path(folder, "adapter.json").write_text(json.dumps({"network": network, "prediction": "v", "schedule": {}}))
 
 
@@ -265,6 +269,48 @@ def test_unets_are_asked_for_the_same_class(dmdpipe: Command) -> None:
     for teacher, student, alone in (("t", "plain", "teacher"), ("plain", "t", "student")):
         done = dmdpipe("measure", "--teacher", teacher, "--student", student, *FEW, "--out", f"one {alone}")
         assert done.status == 0 and f"the {alone} alone was asked for class 1 of 3" in done.out, done
+
+
+def test_unets_are_asked_for_a_class_for_each_noise(dmdpipe: Command) -> None:
+    """Teacher and student for the same one, as where a network of another kind has classes."""
+    import torch
+
+    unets = {folder: saved_unet(folder, 5) for folder in "ts"}
+    for folder in "ts":
+        asked_for(folder, drawn_from=3)
+    asked = ["--teacher", "t", "--student", "s", "--noise", "12", "--held-out", "4", "--steps", "1", "--batch", "5"]
+    done = dmdpipe("measure", *asked)
+    assert done.status == 0 and "drawn from 3 of 5" in done.out and "rho_within_class" in done.out, done
+    samples = load_file("measured/samples.safetensors")
+    classes = Classes(5, drawn_from=3)
+    for name, purpose in (("classes", "paired"), ("classes_held_out", "held_out")):
+        np.testing.assert_array_equal(samples[name], classes.of_noises(len(samples[name]), 0, purpose))
+    assert len(set(samples["classes"])) == 3
+    sigma = Schedule().sigmas()[-1]
+    z = torch.from_numpy(samples["z"]).reshape(12, 1, 8, 8)
+    total = 1 + sigma**2
+    with torch.no_grad():
+        answer = unets["s"](sigma * z / total**0.5, 999, class_labels=torch.from_numpy(samples["classes"])).sample
+    expected = sigma * z / total - sigma / total**0.5 * answer
+    np.testing.assert_allclose(samples["student"], expected.reshape(12, -1), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("classes", "asked", "words"),
+    [
+        (3, {"label": 3}, ["network.label is 3", "3 classes: give one, 0 to 2"]),
+        (3, {"drawn_from": 4}, ["network.drawn_from is 4", "3 classes"]),
+        (None, {"label": 0}, ["network.label is 0", "no classes"]),
+        (None, {"drawn_from": 1}, ["network.drawn_from is 1", "no classes"]),
+        (3, {"label": 1, "drawn_from": 2}, ["exclude each other"]),
+    ],
+)
+def test_a_unet_is_asked_for_classes_that_it_has(
+    dmdpipe: Command, classes: int | None, asked: dict[str, int], words: list[str]
+) -> None:
+    saved_unet("t", classes)
+    asked_for("t", **asked)
+    refused(dmdpipe("measure", "--teacher", "t", "--student", "t", *FEW), "adapter.json", *words)
 
 
 @pytest.fixture
@@ -307,10 +353,12 @@ def in_the_hubs_place(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterat
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         thread = threading.Thread(target=hang_up)
         thread.start()
-        yield asked
-        is_over.set()
-        server.shutdown(socket.SHUT_RDWR)
-    thread.join()
+        try:
+            yield asked
+        finally:
+            is_over.set()
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 @pytest.fixture

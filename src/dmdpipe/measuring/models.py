@@ -64,7 +64,6 @@ class Model:
         teacher: the spec of the teacher that it was distilled from, or that it is, where that is known.
         ends_at: the largest σ of its training, where there is one.
         classes: what it is asked for, if its network has classes.
-        asks_itself: whether its denoiser takes no third argument, but asks for its one class by itself.
         unpinned: the checksums of weights which their adapter names and does not state, by that name.
         pictures: samples [n, d] → [n, side·side] or [n, side·side·3], a pixel's channels side by side; None where
             samples are no square images.
@@ -79,7 +78,6 @@ class Model:
     teacher: TeacherSpec | None = None
     ends_at: float | None = None
     classes: Classes | None = None
-    asks_itself: bool = False
     unpinned: dict[str, str] = field(default_factory=dict)
     pictures: Callable[[NDArray[Any]], NDArray[Any]] | None = field(default=None, compare=False)
 
@@ -91,7 +89,7 @@ class Model:
     def asked_for(self, classes: Tensor | None) -> DenoiserFunction:
         """Return the denoiser for rows of these classes [B], if it must be told; else as it is."""
         assert self.denoiser
-        if self.classes is None or self.asks_itself:
+        if self.classes is None:
             return self.denoiser
         told: Any = self.denoiser
         return lambda x, sigma: told(x, sigma, classes)
@@ -204,8 +202,14 @@ def _of_folder(path: Path, adapter_path: Path) -> Model:
     adapter = read_adapter(adapter_path)
     if adapter.network.kind != "unet":
         raise UserError(f"{adapter_path}: network.kind '{adapter.network.kind}': a folder with {CONFIG} is a 'unet'")
-    unet = load_unet(path, label := adapter.network.label)
-    known: Any = unet.unet.config
+    unet = load_unet(path)
+    asked = adapter.network
+    if max(asked.drawn_from or 0, -1 if asked.label is None else asked.label + 1, 0) > unet.classes:
+        key = "label" if asked.drawn_from is None else "drawn_from"
+        has = (
+            f"{unet.classes} classes: give one, 0 to {unet.classes - 1}" if unet.classes else "no classes: leave it out"
+        )
+        raise UserError(f"{adapter_path}: network.{key} is {getattr(asked, key)}, but the network of {path} has {has}")
     files = {str(file): _sha256(file) for file in (path / CONFIG, path / WEIGHTS, adapter_path)}
     return Model(
         path,
@@ -214,8 +218,7 @@ def _of_folder(path: Path, adapter_path: Path) -> Model:
         _range_of(adapter),
         denoiser=_adapted(unet, adapter),
         ends_at=_range_of(adapter).sigma_max if adapter.schedule else None,
-        classes=None if label is None else Classes(known["num_class_embeds"], label),
-        asks_itself=True,
+        classes=Classes(unet.classes, asked.label, asked.drawn_from) if unet.classes else None,
         unpinned=_unpinned(path / WEIGHTS, files[str(path / WEIGHTS)], adapter, adapter_path),
         pictures=_channels_last(unet.shape),
     )

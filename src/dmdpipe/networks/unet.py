@@ -10,7 +10,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 LARGEST_CONFIG = 2**20  # bytes
+MOST_CLASSES = 100_000
 # ln σ/4 at the ends of the usual Karras grid, σ = 0.002 and 80, and the time steps that they become.
 FIRST_LABEL, LAST_LABEL = math.log(0.002) / 4, math.log(80) / 4
 LAST_TIME_STEP = 1_000
@@ -126,24 +126,23 @@ class FlatUNet(nn.Module):
     Args:
         unet: the model.
         shape: (C, H, W).
-        label: the class that is asked for, if the model has classes.
+        classes: how many classes the model has; 0: none.
     """
 
-    def __init__(self, unet: nn.Module, shape: tuple[int, int, int], label: int | None):
+    def __init__(self, unet: nn.Module, shape: tuple[int, int, int], classes: int):
         super().__init__()
         self.unet = unet
         self.shape = shape
-        self.label = label
+        self.classes = classes
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """Map inputs [B, d] and a noise label or time step [1, 1] to outputs [B, d]."""
-        labels = None if self.label is None else torch.full((len(x),), self.label, device=x.device)
+    def forward(self, x: Tensor, time: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Map inputs [B, d], a noise label or time step [1, 1] and, if there are any, classes [B] to outputs [B, d]."""
         images = x.reshape(len(x), *self.shape)
-        answer: Tensor = self.unet(images, time.reshape(()), class_labels=labels, return_dict=False)[0]
+        answer: Tensor = self.unet(images, time.reshape(()), class_labels=classes, return_dict=False)[0]
         return answer.reshape(len(x), -1)
 
 
-def load_unet(folder: Path, label: int | None) -> FlatUNet:
+def load_unet(folder: Path) -> FlatUNet:
     """Return the U-Net of a folder with ``config.json`` and ``diffusion_pytorch_model.safetensors``, float32.
 
     Raises:
@@ -152,10 +151,9 @@ def load_unet(folder: Path, label: int | None) -> FlatUNet:
     """
     config = _read_config(folder / CONFIG)
     shape = _shape(config, folder / CONFIG)
-    classes = config.get("num_class_embeds")
-    if (classes is None) != (label is None) or (classes is not None and label is not None and label >= classes):
-        has = "no classes: leave it out" if classes is None else f"{classes} classes: give one, 0 to {classes - 1}"
-        raise UserError(f"{folder}: the adapter's network.label is {label}, but the network has {has}")
+    classes = config.get("num_class_embeds") or 0
+    if not isinstance(classes, int) or not 0 <= classes <= MOST_CLASSES:
+        raise UserError(f"{folder / CONFIG}: num_class_embeds must be a number of classes, got {classes}")
     if not (folder / WEIGHTS).is_file():
         raise UserError(
             f"{folder}: has no {WEIGHTS}; save it in its publisher's environment with"
@@ -177,7 +175,7 @@ def load_unet(folder: Path, label: int | None) -> FlatUNet:
     wrong = [name for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") for name in found[kind]]
     if wrong:
         raise UserError(f"{folder / WEIGHTS}: does not fit {CONFIG}: {len(wrong)} tensors, the first is {wrong[0]}")
-    return FlatUNet(unet.float().eval().requires_grad_(False), shape, label)
+    return FlatUNet(unet.float().eval().requires_grad_(False), shape, classes)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

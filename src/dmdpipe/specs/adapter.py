@@ -17,7 +17,14 @@ class UNet(Spec):
     """A ``UNet2DModel`` of the library diffusers, as its folder describes it."""
 
     kind: Literal["unet"] = "unet"
-    label: int | None = Field(None, ge=0, description="the class that is asked for; none: the network has no classes")
+    label: int | None = Field(None, ge=0, description="the class that is asked for; none: a drawn one for each noise")
+    drawn_from: int | None = Field(None, ge=1, description="so many classes are drawn from; none: from all of them")
+
+    @model_validator(mode="after")
+    def _asks_in_one_way(self) -> UNet:
+        if self.drawn_from is not None and self.label is not None:
+            raise ValueError("label and drawn_from exclude each other: give one of them")
+        return self
 
 
 class ADM(Spec):
