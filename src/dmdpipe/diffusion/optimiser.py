@@ -74,16 +74,20 @@ class FlatOptimiser:
         norm = kernel.norm(gradient) if compiled else float(torch.linalg.vector_norm(gradient))
         # What is not a number is clipped, too, and shows in all parameters.
         scale = self.clip / (norm + 1e-6) if self.clip is not None and not norm <= self.clip else 1.0
-        self.state["steps"] += 1
         if self.kind == "sgd":
+            self.state["steps"] += 1
             first.mul_(self.beta1).add_(gradient, alpha=scale).add_(values, alpha=self.weight_decay)
             values.add_(first, alpha=-learning_rate)
             return norm
-        rate, epsilon = bias_corrected(learning_rate, self.beta1, self.beta2, int(self.state["steps"]))
-        keep = 1 - learning_rate * self.weight_decay
-        sizes = kernel.AdamWSizes(scale, keep, self.beta1, self.beta2, rate, epsilon)
+        sizes = self.begin_step(learning_rate, scale)
         (kernel.adamw if compiled else plain_adamw)(values, gradient, first, self.state["second"], sizes)
         return norm
+
+    def begin_step(self, learning_rate: float, scale: float = 1.0) -> kernel.AdamWSizes:
+        """Count a step of AdamW; return the numbers with which to take it."""
+        self.state["steps"] += 1
+        rate, epsilon = bias_corrected(learning_rate, self.beta1, self.beta2, int(self.state["steps"]))
+        return kernel.AdamWSizes(scale, 1 - learning_rate * self.weight_decay, self.beta1, self.beta2, rate, epsilon)
 
 
 def bias_corrected(learning_rate: float, beta1: float, beta2: float, step: int) -> tuple[float, float]:

@@ -45,7 +45,7 @@ class CompiledMLP:
     def denoise(self, x: Tensor, given: Conditions) -> Tensor:
         """Return D(x) [B, d], given x [B, d] and its conditions."""
         x = x.contiguous()
-        answer, memory = torch.empty_like(x), self._memory()
+        answer, memory = torch.empty_like(x), self.memory()
         call = function("mlp", "mlp_denoise", None, *[MEMORY] * 3, SIZE, *[MEMORY] * 3)
         call(*self.question(x, given), len(x), x.data_ptr(), answer.data_ptr(), memory.data_ptr())
         return answer
@@ -53,7 +53,7 @@ class CompiledMLP:
     def with_pullback(self, x: Tensor, given: Conditions) -> tuple[Tensor, Callable[..., None]]:
         """Return D(x) [B, d] and its pullback (``dmdpipe.networks.pullback``), which may be called once."""
         x = x.contiguous()
-        answer, memory = torch.empty_like(x), self._memory()
+        answer, memory = torch.empty_like(x), self.memory()
         kept = self._kept(len(x))
         call = function("mlp", "mlp_denoise_and_keep", None, *[MEMORY] * 3, SIZE, *[MEMORY] * 4)
         places = x.data_ptr(), answer.data_ptr(), kept.data_ptr(), memory.data_ptr()
@@ -62,7 +62,7 @@ class CompiledMLP:
         def pullback(to_answer: Tensor, add: bool = False) -> None:
             shape, layers, conditions = self.question(x, given)
             _same_shape(to_answer, x)
-            to, memory = to_answer.contiguous(), self._memory()
+            to, memory = to_answer.contiguous(), self.memory()
             back = function("mlp", "mlp_pull_back", None, *[MEMORY] * 4, SIZE, MEMORY, MEMORY, SIZE, MEMORY)
             places = to.data_ptr(), kept.data_ptr(), add, memory.data_ptr()
             back(shape, layers, self.gradients(), conditions, len(x), *places)
@@ -83,7 +83,7 @@ class CompiledMLP:
         _same_shape(clean, x)
         if weight is not None:
             _same_shape(weight, given.c_in)
-        x, clean, memory = x.contiguous(), clean.contiguous(), self._memory()
+        x, clean, memory = x.contiguous(), clean.contiguous(), self.memory()
         call = function("mlp", "mlp_denoising_loss", ctypes.c_float, *[MEMORY] * 4, SIZE, *[MEMORY] * 4)
         places = x.data_ptr(), clean.data_ptr(), place(weight), memory.data_ptr()
         loss: float = call(shape, layers, self.gradients(), conditions, len(x), *places)
@@ -146,7 +146,7 @@ class CompiledMLP:
             known = self.known[of_gradients] = structure(*map(place, tensors))
         return known
 
-    def _memory(self) -> Tensor:
+    def memory(self) -> Tensor:
         return _memory(self.sizes)
 
     def _kept(self, rows: int) -> Tensor:

@@ -1,0 +1,178 @@
+"""What DMD does between two forward passes of the student, in one call of ``dmd.c`` each. Float32, on the CPU.
+
+The gradient at the student's samples is two denoisers' answers and a few numbers a row; between two generator steps the
+fake score takes several steps on samples that are there already. Piece by piece, calls from Python would take as long
+as half of what they compute.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dmdpipe.kernels.library import function
+from dmdpipe.kernels.mlp import MEMORY, SIZE, CompiledMLP, place, structure
+
+if TYPE_CHECKING:
+    from dmdpipe.kernels.conditions import Conditions
+    from dmdpipe.kernels.noise import Stream
+    from dmdpipe.kernels.optimiser import AdamWSizes
+
+WIDE, NUMBER = ctypes.c_double, ctypes.c_float
+
+
+class Noising(NamedTuple):
+    """Where samples get their noise: x + σ·ε.
+
+    Attributes:
+        stream: draws which levels, and then ε.
+        sigma: all noise levels σ [K, 1], float32.
+        first: of those that are drawn, all alike often.
+        end: the one after the last.
+    """
+
+    stream: Stream
+    sigma: Tensor
+    first: int
+    end: int
+
+    def told(self, table: Conditions) -> Any:
+        """Return this as C's structure.
+
+        Raises:
+            ValueError: if the levels aren't those of a table of conditions: C would read beyond their memory.
+        """
+        levels = self.sigma
+        if levels.shape != table.c_in.shape or levels.dtype != torch.float32 or not levels.is_contiguous():
+            raise ValueError(f"expected levels {list(table.c_in.shape)} in float32, got {list(levels.shape)}")
+        if not 0 <= self.first < self.end <= len(levels):
+            raise ValueError(f"no levels {self.first} to below {self.end} in {len(levels)}")
+        drawn = self.stream.position.data_ptr(), self.first, self.end - self.first, levels.data_ptr()
+        return structure(self.stream.seed, *drawn)
+
+
+class Flat(NamedTuple):
+    """All parameters of a network and AdamW's state, as flat vectors [P] in float32.
+
+    Attributes:
+        values: the parameters, in the order of the layers.
+        gradient: the loss's gradient.
+        first: its running mean.
+        second: that of its square.
+    """
+
+    values: Tensor
+    gradient: Tensor
+    first: Tensor
+    second: Tensor
+
+
+class Normaliser(NamedTuple):
+    """What of the recipe ``dmdpipe.distill.dmd.dm_gradient`` asks for, under its names."""
+
+    normalise: bool
+    normaliser_offset: float
+    normaliser_min: float
+
+
+def dm_gradient(
+    x: Tensor,
+    teacher: tuple[CompiledMLP, Conditions],
+    fake: tuple[CompiledMLP, Conditions],
+    noising: Noising,
+    normaliser: Normaliser,
+    scale: float,
+) -> tuple[Tensor, float]:
+    """Return scale·g [B, d] at samples x [B, d], and the root mean square of g (``dmdpipe.distill.dmd.dm_gradient``).
+
+    Args:
+        x: the student's samples.
+        teacher: D_teacher, and what it is told of all noise levels.
+        fake: D_fake, likewise.
+        noising: of both.
+        normaliser: of g.
+        scale: of the gradient that is returned.
+    """
+    x = x.contiguous()
+    row = torch.zeros(len(x), dtype=torch.int64)
+    noisy, real, answer, gradient = torch.empty(4, *x.shape)
+    networks = [_network(network, table, x, row) for network, table in (teacher, fake)]
+    call = function(
+        "dmd", "dmd_gradient", NUMBER, *[MEMORY] * 3, SIZE, MEMORY, SIZE, *[NUMBER] * 3, *[MEMORY] * 5
+    )  # fmt: skip
+    told = (network.pointers for network in networks)
+    places = (one.data_ptr() for one in (row, noisy, real, answer, gradient))
+    norm: float = call(*told, noising.told(teacher[1]), len(x), x.data_ptr(), *normaliser, scale, *places)
+    return gradient, norm
+
+
+def fake_steps(
+    x: Tensor,
+    fake: tuple[CompiledMLP, Conditions],
+    noising: Noising,
+    weight: Tensor | None,
+    flat: Flat,
+    sizes: Sequence[AdamWSizes],
+    clip: float | None,
+) -> float:
+    """Take the fake score's next steps, each ``CompiledMLP.denoising_loss`` on a batch and AdamW; return the last loss.
+
+    Args:
+        x: the batches, one after the other, as many as there are sizes: [steps·B, d].
+        fake: D_fake, and what it is told of all noise levels.
+        noising: of the samples.
+        weight: of the loss at each level [K, 1]; none for 1.
+        flat: of D_fake; changed in place.
+        sizes: of each step; all have the same β₁ and β₂, and what they say of ``scale`` does not count.
+        clip: bound on the gradient's norm, or None.
+
+    Raises:
+        ValueError: if these don't fit together.
+    """
+    network, table = fake
+    batch, left = divmod(len(x), len(sizes))
+    if left:
+        raise ValueError(f"{len(x)} samples can't be shared by {len(sizes)} steps")
+    size = sum(one.numel() for layer in network.layers for one in layer)
+    told = [noising.sigma if weight is None else weight, *flat]
+    if told[0].shape != table.c_in.shape or any(len(one) != size for one in flat):
+        raise ValueError(f"expected a weight for each level, and {size} parameters, got {[list(o.shape) for o in told]}")
+    if any(one.dtype != torch.float32 or not one.is_contiguous() for one in told):
+        raise ValueError("expected weights and parameters in float32")
+    x = x.contiguous()
+    row, noisy = torch.zeros(batch, dtype=torch.int64), torch.empty(batch, x.shape[1])
+    changing = (NUMBER * (3 * len(sizes)))(*(n for one in sizes for n in (one.rate, one.epsilon, one.keep)))
+    call = function(
+        "dmd", "dmd_fake_steps", NUMBER, *[MEMORY] * 6, WIDE, NUMBER, NUMBER, SIZE, SIZE, *[MEMORY] * 3
+    )  # fmt: skip
+    loss: float = call(
+        _network(network, table, noisy, row).pointers,
+        network.gradients(),
+        place(weight),
+        noising.told(table),
+        structure(*map(place, flat), size),
+        changing,
+        clip or 0.0,
+        sizes[0].beta1,
+        sizes[0].beta2,
+        len(sizes),
+        batch,
+        *(one.data_ptr() for one in (x, row, noisy)),
+    )
+    return loss
+
+
+class _Told(NamedTuple):
+    """C's structure of a network, and what it points to, which must live as long."""
+
+    pointers: Any
+    parts: tuple[Any, ...]
+
+
+def _network(network: CompiledMLP, table: Conditions, x: Tensor, row: Tensor) -> _Told:
+    parts = network.question(x, table.at(row))
+    return _Told(structure(*map(ctypes.addressof, parts), network.memory().data_ptr()), parts)
