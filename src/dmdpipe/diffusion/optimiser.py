@@ -8,6 +8,7 @@ the arithmetic is that of ``torch.optim.AdamW`` and ``torch.optim.SGD``, against
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -79,15 +80,20 @@ class FlatOptimiser:
             first.mul_(self.beta1).add_(gradient, alpha=scale).add_(values, alpha=self.weight_decay)
             values.add_(first, alpha=-learning_rate)
             return norm
-        sizes = self.begin_step(learning_rate, scale)
+        (sizes,) = self.begin_steps([learning_rate], scale)
         (kernel.adamw if compiled else plain_adamw)(values, gradient, first, self.state["second"], sizes)
         return norm
 
-    def begin_step(self, learning_rate: float, scale: float = 1.0) -> kernel.AdamWSizes:
-        """Count a step of AdamW; return the numbers with which to take it."""
-        self.state["steps"] += 1
-        rate, epsilon = bias_corrected(learning_rate, self.beta1, self.beta2, int(self.state["steps"]))
-        return kernel.AdamWSizes(scale, 1 - learning_rate * self.weight_decay, self.beta1, self.beta2, rate, epsilon)
+    def begin_steps(self, learning_rates: Sequence[float], scale: float = 1.0) -> list[kernel.AdamWSizes]:
+        """Count the next steps of AdamW; return the numbers with which to take them."""
+        before = int(self.state["steps"])
+        self.state["steps"] += len(learning_rates)
+        sizes = []
+        for count, learning_rate in enumerate(learning_rates, before + 1):
+            rate, epsilon = bias_corrected(learning_rate, self.beta1, self.beta2, count)
+            keep = 1 - learning_rate * self.weight_decay
+            sizes.append(kernel.AdamWSizes(scale, keep, self.beta1, self.beta2, rate, epsilon))
+        return sizes
 
 
 def bias_corrected(learning_rate: float, beta1: float, beta2: float, step: int) -> tuple[float, float]:

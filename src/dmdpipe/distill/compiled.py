@@ -74,8 +74,7 @@ def compiled_fake_steps(
     flat = kernel.Flat(parameters.values, parameters.gradient, state["first"], state["second"])
 
     def fake_steps(x: Tensor, rates: Sequence[float]) -> float:
-        sizes = [steps_by.begin_step(rate) for rate in rates]
-        return kernel.fake_steps(x, own, noising, weight, flat, sizes, steps_by.clip)
+        return kernel.fake_steps(x, own, noising, weight, flat, steps_by.begin_steps(rates), steps_by.clip)
 
     return fake_steps
 

@@ -49,7 +49,7 @@ class Noising(NamedTuple):
         levels = self.sigma
         if levels.shape != table.c_in.shape or levels.dtype != torch.float32 or not levels.is_contiguous():
             raise ValueError(f"expected levels {list(table.c_in.shape)} in float32, got {list(levels.shape)}")
-        if not 0 <= self.first < self.end <= len(levels):
+        if not 0 <= self.first < self.end <= levels.shape[0]:
             raise ValueError(f"no levels {self.first} to below {self.end} in {len(levels)}")
         drawn = self.stream.position.data_ptr(), self.first, self.end - self.first, levels.data_ptr()
         return structure(self.stream.seed, *drawn)
@@ -98,7 +98,7 @@ def dm_gradient(
         scale: of the gradient that is returned.
     """
     x = x.contiguous()
-    row = torch.zeros(len(x), dtype=torch.int64)
+    row = torch.zeros(x.shape[0], dtype=torch.int64)
     noisy, real, answer, gradient = torch.empty(4, *x.shape)
     networks = [_network(network, table, x, row) for network, table in (teacher, fake)]
     call = function(
@@ -106,7 +106,7 @@ def dm_gradient(
     )  # fmt: skip
     told = (network.pointers for network in networks)
     places = (one.data_ptr() for one in (row, noisy, real, answer, gradient))
-    norm: float = call(*told, noising.told(teacher[1]), len(x), x.data_ptr(), *normaliser, scale, *places)
+    norm: float = call(*told, noising.told(teacher[1]), x.shape[0], x.data_ptr(), *normaliser, scale, *places)
     return gradient, norm
 
 
@@ -134,12 +134,12 @@ def fake_steps(
         ValueError: if these don't fit together.
     """
     network, table = fake
-    batch, left = divmod(len(x), len(sizes))
+    batch, left = divmod(x.shape[0], len(sizes))
     if left:
         raise ValueError(f"{len(x)} samples can't be shared by {len(sizes)} steps")
     size = sum(one.numel() for layer in network.layers for one in layer)
     told = [noising.sigma if weight is None else weight, *flat]
-    if told[0].shape != table.c_in.shape or any(len(one) != size for one in flat):
+    if told[0].shape != table.c_in.shape or any(one.shape != (size,) for one in flat):
         raise ValueError(f"expected a weight for each level, and {size} parameters, got {[list(o.shape) for o in told]}")
     if any(one.dtype != torch.float32 or not one.is_contiguous() for one in told):
         raise ValueError("expected weights and parameters in float32")
@@ -149,8 +149,9 @@ def fake_steps(
     call = function(
         "dmd", "dmd_fake_steps", NUMBER, *[MEMORY] * 6, WIDE, NUMBER, NUMBER, SIZE, SIZE, *[MEMORY] * 3
     )  # fmt: skip
+    told_network = _network(network, table, noisy, row)
     loss: float = call(
-        _network(network, table, noisy, row).pointers,
+        told_network.pointers,
         network.gradients(),
         place(weight),
         noising.told(table),
