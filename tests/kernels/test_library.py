@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 
+from dmdpipe.diffusion.optimiser import FlatParameters
 from dmdpipe.errors import UserError
-from dmdpipe.kernels import distances, library, mlp, optimiser
+from dmdpipe.kernels import distances, dmd, library, mlp, optimiser
 from dmdpipe.kernels.assignment import optimal_assignment
 from dmdpipe.kernels.conditions import Conditions
 from dmdpipe.kernels.discriminator import CompiledDiscriminator
@@ -63,11 +64,16 @@ def draw(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
+def denoisers(count, width, dim, depth=2, embedding=8):
+    spec = SimpleNamespace(width=width, depth=depth, embedding=embedding, classes=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return [Denoiser(MLP(dim, spec)) for _ in range(count)]
+
+
 def of_networks():
     for width, dim, depth, embedding, batch in ((40, 3, 2, 8, 50), (130, 17, 1, 2, 7), (16, 2, 3, 32, 97)):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            denoiser = Denoiser(MLP(dim, SimpleNamespace(width=width, depth=depth, embedding=embedding, classes=0)))
+        (denoiser,) = denoisers(1, width, dim, depth, embedding)
         for parameter in denoiser.parameters():
             parameter.grad = torch.zeros_like(parameter)
         x, clean = draw(2, batch, dim)
@@ -96,6 +102,22 @@ def of_discriminators():
         yield from (one.grad for pair in (*pairs, *norms) for one in pair)
 
 
+def of_distillations():
+    for width, dim, batch in ((40, 3, 50), (130, 17, 7)):
+        teacher, fake = denoisers(2, width, dim)
+        flat = FlatParameters(fake)
+        sigma = torch.linspace(0.01, 50, 9)[:, None]
+        tables = [denoiser.conditions(sigma) for denoiser in (teacher, fake)]
+        networks = [(one.kernel, table) for one, table in zip((teacher, fake), tables, strict=True)]
+        noising = dmd.Noising(Stream(7), sigma, 1, 9)
+        gradient, norm = dmd.dm_gradient(draw(batch, dim), *networks, noising, dmd.Normaliser(True, 0.1, 0.2), 0.5)
+        yield from (gradient, torch.tensor(norm))
+        moments = dmd.Flat(flat.values, flat.gradient, *torch.zeros(2, len(flat.values)))
+        sizes = [optimiser.AdamWSizes(1.0, 0.9, 0.9, 0.99, rate, 1e-6) for rate in (0.01, 0.02)]
+        yield torch.tensor(dmd.fake_steps(draw(2 * batch, dim), networks[1], noising, sigma, moments, sizes, 0.5))
+        yield from moments
+
+
 def everything():
     """Return the bytes of what all C files compute."""
     stream = Stream(2**63 + 5)
@@ -105,7 +127,7 @@ def everything():
     x, y = draw(2, 70, 5).double().numpy()
     near = np.linspace(0.1, 9, 70)
     found = [
-        *of_networks(), *of_discriminators(), stream.normal(100_001), stream.integers(-5, 999, 1003),
+        *of_networks(), *of_discriminators(), *of_distillations(), stream.normal(100_001), stream.integers(-5, 999, 1003),
         values, first, second,
         torch.tensor([optimiser.norm(gradient), distances.sum_of_distances(x, y)], dtype=torch.float64),
         *map(torch.from_numpy, distances.count_within(x, y, near, 2 * near)),
@@ -148,6 +170,7 @@ def test_the_bytes_are_the_same_whatever_the_compiler(monkeypatch, request, othe
         "assignment",
         "discriminator",
         "distances",
+        "dmd",
         "mlp",
         "noise",
         "optimiser",
@@ -186,7 +209,8 @@ def test_a_file_is_compiled_once_and_found_again(monkeypatch, cache, afresh):
     ("name", "edited", "is_other"),
     [
         ("noise", "arithmetic.h", True), ("noise", "noise.c", True), ("noise", "products.h", False),
-        ("mlp", "arithmetic.h", True), ("mlp", "products.h", True), ("mlp", "mlp.c", True), ("mlp", "noise.c", False),
+        ("mlp", "arithmetic.h", True), ("mlp", "products.h", True), ("mlp", "mlp.c", True), ("mlp", "noise.h", False),
+        ("dmd", "noise.h", True), ("dmd", "denoiser.h", True), ("dmd", "mlp.c", False),
     ],
 )  # fmt: skip
 def test_an_edit_of_what_a_file_includes_makes_another_file(
@@ -208,9 +232,9 @@ def test_an_edit_of_what_a_file_includes_makes_another_file(
 
 def test_an_edited_file_is_what_runs(sources, afresh):
     """Another number of rounds in the copy, another answer."""
-    text = (sources / "noise.c").read_text()
+    text = (sources / "noise.h").read_text()
     assert "round < 10" in text
-    (sources / "noise.c").write_text(text.replace("round < 10", "round < 9"))
+    (sources / "noise.h").write_text(text.replace("round < 10", "round < 9"))
     assert philox((0, 0, 0, 0), 0)[0] != 0x6627E8D5
 
 

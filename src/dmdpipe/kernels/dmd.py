@@ -140,7 +140,9 @@ def fake_steps(
     size = sum(one.numel() for layer in network.layers for one in layer)
     told = [noising.sigma if weight is None else weight, *flat]
     if told[0].shape != table.c_in.shape or any(one.shape != (size,) for one in flat):
-        raise ValueError(f"expected a weight for each level, and {size} parameters, got {[list(o.shape) for o in told]}")
+        raise ValueError(
+            f"expected a weight for each level, and {size} parameters, got {[list(o.shape) for o in told]}"
+        )
     if any(one.dtype != torch.float32 or not one.is_contiguous() for one in told):
         raise ValueError("expected weights and parameters in float32")
     x = x.contiguous()
