@@ -127,8 +127,8 @@ def everything():
     x, y = draw(2, 70, 5).double().numpy()
     near = np.linspace(0.1, 9, 70)
     found = [
-        *of_networks(), *of_discriminators(), *of_distillations(), stream.normal(100_001), stream.integers(-5, 999, 1003),
-        values, first, second,
+        *of_networks(), *of_discriminators(), *of_distillations(),
+        stream.normal(100_001), stream.integers(-5, 999, 1003), values, first, second,
         torch.tensor([optimiser.norm(gradient), distances.sum_of_distances(x, y)], dtype=torch.float64),
         *map(torch.from_numpy, distances.count_within(x, y, near, 2 * near)),
         torch.from_numpy(distances.two_nearest(x, y)), torch.from_numpy(optimal_assignment(np.abs(x @ y.T))),

@@ -40,15 +40,15 @@ class Noising(NamedTuple):
     first: int
     end: int
 
-    def told(self, table: Conditions) -> Any:
+    def told(self, *tables: Conditions) -> Any:
         """Return this as C's structure.
 
         Raises:
-            ValueError: if the levels aren't those of a table of conditions: C would read beyond their memory.
+            ValueError: if the levels aren't those of the tables of conditions: C would read beyond their memory.
         """
         levels = self.sigma
-        if levels.shape != table.c_in.shape or levels.dtype != torch.float32 or not levels.is_contiguous():
-            raise ValueError(f"expected levels {list(table.c_in.shape)} in float32, got {list(levels.shape)}")
+        if any(levels.shape != table.c_in.shape for table in tables) or levels.dtype != torch.float32 or not levels.is_contiguous():
+            raise ValueError(f"expected levels {list(tables[0].c_in.shape)} in float32, got {list(levels.shape)}")
         if not 0 <= self.first < self.end <= levels.shape[0]:
             raise ValueError(f"no levels {self.first} to below {self.end} in {len(levels)}")
         drawn = self.stream.position.data_ptr(), self.first, self.end - self.first, levels.data_ptr()
@@ -100,13 +100,14 @@ def dm_gradient(
     x = x.contiguous()
     row = torch.zeros(x.shape[0], dtype=torch.int64)
     noisy, real, answer, gradient = torch.empty(4, *x.shape)
+    levels = noising.told(teacher[1], fake[1])
     networks = [_network(network, table, x, row) for network, table in (teacher, fake)]
     call = function(
         "dmd", "dmd_gradient", NUMBER, *[MEMORY] * 3, SIZE, MEMORY, SIZE, *[NUMBER] * 3, *[MEMORY] * 5
     )  # fmt: skip
     told = (network.pointers for network in networks)
     places = (one.data_ptr() for one in (row, noisy, real, answer, gradient))
-    norm: float = call(*told, noising.told(teacher[1]), x.shape[0], x.data_ptr(), *normaliser, scale, *places)
+    norm: float = call(*told, levels, x.shape[0], x.data_ptr(), *normaliser, scale, *places)
     return gradient, norm
 
 
@@ -151,7 +152,7 @@ def fake_steps(
     call = function(
         "dmd", "dmd_fake_steps", NUMBER, *[MEMORY] * 6, WIDE, NUMBER, NUMBER, SIZE, SIZE, *[MEMORY] * 3
     )  # fmt: skip
-    told_network = _network(network, table, noisy, row)
+    told_network = _network(network, table, x[:batch], row)
     loss: float = call(
         told_network.pointers,
         network.gradients(),
