@@ -1,4 +1,4 @@
-"""DMD's gradient and fake-score steps in C, against their plain versions piece by piece; what doesn't fit is refused."""
+"""DMD's gradient and fake-score steps in C, against their plain versions; what doesn't fit is refused."""
 
 from __future__ import annotations
 
@@ -92,12 +92,11 @@ def test_fake_steps_are_the_plain_ones_to_the_byte(weighted, clip):
     optimisers = [FlatOptimiser(FlatParameters(net), weight_decay=0.1, clip=clip) for net in (one, other)]
     samples = Stream(9).normal(5 * 48, 3)
     rates = [0.0, 0.01, 0.02, 0.003, 0.004]
-    parameters, state = optimisers[0].parameters, optimisers[0].state
-    flat = dmd.Flat(parameters.values, parameters.gradient, state["first"], state["second"])
+    parameters, state, flat = optimisers[0].parameters, optimisers[0].state, optimisers[0].flat()
     own, plain = noising(), Stream(5)
     for _ in range(2):
         sizes = optimisers[0].begin_steps(rates)
-        loss = dmd.fake_steps(samples, known(one), own, weight, flat, sizes, clip)
+        loss = dmd.fake_steps(samples, known(one), own, weight, flat, sizes)
         for x, rate in zip(samples.chunk(5), rates, strict=True):
             rows, sigma, noise = drawn(plain, 48, 3)
             noisy = torch.addcmul(x, sigma, noise)
@@ -114,22 +113,15 @@ def test_fake_steps_are_the_plain_ones_to_the_byte(weighted, clip):
 def test_a_gradient_that_is_no_number_shows_in_all_parameters_where_there_is_a_bound():
     denoiser = network(1, 2)
     optimiser = FlatOptimiser(FlatParameters(denoiser), clip=1.0)
-    parameters, state = optimiser.parameters, optimiser.state
-    flat = dmd.Flat(parameters.values, parameters.gradient, state["first"], state["second"])
     samples = torch.full((4, 2), torch.nan)
-    dmd.fake_steps(samples, known(denoiser), noising(), None, flat, optimiser.begin_steps([0.1]), 1.0)
-    assert parameters.values.isnan().all()
+    dmd.fake_steps(samples, known(denoiser), noising(), None, optimiser.flat(), optimiser.begin_steps([0.1]))
+    assert optimiser.parameters.values.isnan().all()
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_drawn():
     teacher, fake = network(1, 2), network(2, 2)
     optimiser = FlatOptimiser(FlatParameters(fake))
-    flat = dmd.Flat(
-        optimiser.parameters.values,
-        optimiser.parameters.gradient,
-        optimiser.state["first"],
-        optimiser.state["second"],
-    )
+    flat = optimiser.flat()
     sizes = optimiser.begin_steps([0.1, 0.1])
     x, own = torch.zeros(6, 2), noising()
     plain = dmd.Normaliser(True, 0.0, 0.0)
@@ -143,12 +135,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_drawn():
         lambda: dmd.dm_gradient(x, known(teacher), known(fake), own._replace(end=31), plain, 1.0),
         lambda: dmd.dm_gradient(x, known(teacher), known(fake), own._replace(first=-1), plain, 1.0),
         lambda: dmd.dm_gradient(x, known(teacher), (fake.kernel, fake.conditions(SIGMA[2:])), own, plain, 1.0),
-        lambda: dmd.fake_steps(x[:5], known(fake), own, None, flat, sizes, None),
-        lambda: dmd.fake_steps(x, known(fake), own, SIGMA[1:], flat, sizes, None),
-        lambda: dmd.fake_steps(x, known(fake), own, SIGMA.double(), flat, sizes, None),
-        lambda: dmd.fake_steps(x, known(fake), own, None, flat._replace(first=torch.zeros(3)), sizes, None),
-        lambda: dmd.fake_steps(x, known(fake), own._replace(first=28), None, flat, sizes, None),
-        lambda: dmd.fake_steps(x, known(teacher), own, None, flat, sizes, None),
+        lambda: dmd.fake_steps(x[:5], known(fake), own, None, flat, sizes),
+        lambda: dmd.fake_steps(x, known(fake), own, SIGMA[1:], flat, sizes),
+        lambda: dmd.fake_steps(x, known(fake), own, SIGMA.double(), flat, sizes),
+        lambda: dmd.fake_steps(x, known(fake), own, None, flat._replace(first=torch.zeros(3)), sizes),
+        lambda: dmd.fake_steps(x, known(fake), own._replace(first=28), None, flat, sizes),
+        lambda: dmd.fake_steps(x, known(teacher), own, None, flat, sizes),
     ):
         with pytest.raises(ValueError):  # noqa: PT011
             call()

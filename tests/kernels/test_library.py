@@ -17,11 +17,12 @@ import torch
 
 from dmdpipe.diffusion.optimiser import FlatParameters
 from dmdpipe.errors import UserError
-from dmdpipe.kernels import distances, dmd, library, mlp, optimiser
+from dmdpipe.kernels import distances, dmd, learning, library, mlp, optimiser
 from dmdpipe.kernels.assignment import optimal_assignment
 from dmdpipe.kernels.conditions import Conditions
 from dmdpipe.kernels.discriminator import CompiledDiscriminator
 from dmdpipe.kernels.noise import Stream, philox
+from dmdpipe.kernels.teacher import teacher_steps
 from dmdpipe.networks.denoiser import Denoiser
 from dmdpipe.networks.mlp import MLP
 
@@ -112,10 +113,15 @@ def of_distillations():
         noising = dmd.Noising(Stream(7), sigma, 1, 9)
         gradient, norm = dmd.dm_gradient(draw(batch, dim), *networks, noising, dmd.Normaliser(True, 0.1, 0.2), 0.5)
         yield from (gradient, torch.tensor(norm))
-        moments = dmd.Flat(flat.values, flat.gradient, *torch.zeros(2, len(flat.values)))
+        moments = learning.Flat(flat.values, flat.gradient, *torch.zeros(2, len(flat.values)), 0.5)
         sizes = [optimiser.AdamWSizes(1.0, 0.9, 0.9, 0.99, rate, 1e-6) for rate in (0.01, 0.02)]
-        yield torch.tensor(dmd.fake_steps(draw(2 * batch, dim), networks[1], noising, sigma, moments, sizes, 0.5))
-        yield from moments
+        yield torch.tensor(dmd.fake_steps(draw(2 * batch, dim), networks[1], noising, sigma, moments, sizes))
+        yield from moments[:4]
+        x, noisy = draw(2, 2 * batch, dim)
+        given = fake.conditions(draw(2 * batch, 1).exp())
+        weight, average = draw(2 * batch, 1).exp(), torch.zeros(len(flat.values))
+        yield teacher_steps(fake.kernel, noisy, given, x, weight, moments, sizes, average, [0.9, 0.2])
+        yield average
 
 
 def everything():
@@ -174,6 +180,7 @@ def test_the_bytes_are_the_same_whatever_the_compiler(monkeypatch, request, othe
         "mlp",
         "noise",
         "optimiser",
+        "teacher",
     }
     assert len(found) == len(expected) > 80
     assert found == expected

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dmdpipe.diffusion.determinism import square_root
 from dmdpipe.kernels import optimiser as kernel
+from dmdpipe.kernels.learning import Flat
 
 ADAM_EPSILON = 1e-8
 
@@ -94,6 +95,12 @@ class FlatOptimiser:
             keep = 1 - learning_rate * self.weight_decay
             sizes.append(kernel.AdamWSizes(scale, keep, self.beta1, self.beta2, rate, epsilon))
         return sizes
+
+    def flat(self) -> Flat:
+        """Return what training steps in C are told of the parameters and of AdamW's state."""
+        return Flat(
+            self.parameters.values, self.parameters.gradient, self.state["first"], self.state["second"], self.clip
+        )
 
 
 def bias_corrected(learning_rate: float, beta1: float, beta2: float, step: int) -> tuple[float, float]:

@@ -70,11 +70,10 @@ def compiled_fake_steps(
     if own is None or optimiser is None or optimiser.kind != "adamw" or adversary:
         return None
     noising, steps_by = noising_of(batches, "fake"), optimiser
-    parameters, state = optimiser.parameters, optimiser.state
-    flat = kernel.Flat(parameters.values, parameters.gradient, state["first"], state["second"])
+    flat = optimiser.flat()
 
     def fake_steps(x: Tensor, rates: Sequence[float]) -> float:
-        return kernel.fake_steps(x, own, noising, weight, flat, steps_by.begin_steps(rates), steps_by.clip)
+        return kernel.fake_steps(x, own, noising, weight, flat, steps_by.begin_steps(rates))
 
     return fake_steps
 

@@ -1,8 +1,7 @@
 /* What Distribution Matching Distillation does between two forward passes of the student: the gradient at its samples, and
  * the fake score's steps (dmdpipe.distill.loop). */
-#include "denoiser.h"
+#include "learning.h"
 #include "noise.h"
-#include "optimiser.h"
 
 /* Where noise comes from: a stream, and the entries first … first + choices − 1 of a table of noise levels σ. */
 typedef struct {
@@ -11,25 +10,6 @@ typedef struct {
     int64_t first, choices;
     const float *sigma;
 } Noising;
-
-/* An MLP denoiser, what it is told of the noise levels, without rows, and memory to work with. */
-typedef struct {
-    const Shape *shape;
-    const Layer *layers;
-    const Conditions *table;
-    float *memory;
-} Network;
-
-/* The parameters of all layers, their gradients and AdamW's moments, as one vector each. */
-typedef struct {
-    float *values, *gradient, *first, *second;
-    count size;
-} Flat;
-
-/* What changes from step to step: the learning rate and ε, both with bias corrections, and what multiplies parameters. */
-typedef struct {
-    float rate, epsilon, keep;
-} Sizes;
 
 /* Draw noise levels row [rows] and noise ε: noisy [rows × d] = x + σ·ε. */
 static void noise_samples(const Noising *n, count rows, count dim, const float *x, int64_t *row, float *noisy) {
@@ -42,7 +22,7 @@ static void noise_samples(const Noising *n, count rows, count dim, const float *
 }
 
 static void denoise_at(const Network *network, const int64_t *row, count rows, const float *noisy, float *answer) {
-    Conditions given = *network->table;
+    Conditions given = *network->given;
     given.rows = row;
     denoise(network->shape, network->layers, &given, rows, noisy, answer, network->memory);
 }
@@ -85,24 +65,18 @@ float dmd_gradient(const Network *teacher, const Network *fake_score, const Nois
     return root_of_mean(squares, rows * dim);
 }
 
-/* Take so many steps of the fake score, each on the next `batch` rows of x: noise them, take the gradient of the denoising
- * loss, step by AdamW. Return the last one's loss. clip: bound on the gradient's norm; 0: none. row [batch], noisy
- * [batch × d]: memory. */
+/* Take so many steps of the fake score, each on the next `batch` rows of x: noise them, and learn. Return the last one's
+ * loss. row [batch], noisy [batch × d]: memory. */
 float dmd_fake_steps(const Network *network, const Layer *gradients, const float *weight, const Noising *noising,
-                     const Flat *flat, const Sizes *sizes, double clip, float beta1, float beta2, count steps, count batch,
-                     const float *x, int64_t *row, float *noisy) {
+                     const Flat *flat, const Sizes *sizes, count steps, count batch, const float *x, int64_t *row,
+                     float *noisy) {
     const count dim = network->shape->dim;
     float loss = 0.0f;
-    Conditions given = *network->table;
+    Conditions given = *network->given;
     given.rows = row;
     for (count step = 0; step < steps; step++, x += batch * dim) {
         noise_samples(noising, batch, dim, x, row, noisy);
-        loss = denoising_loss(network->shape, network->layers, gradients, &given, batch, noisy, x, weight, network->memory);
-        double norm = norm_of(flat->size, flat->gradient);
-        /* What is not a number is clipped, too, and shows in all parameters. */
-        float scale = clip > 0 && !(norm <= clip) ? (float)(clip / (norm + 1e-6)) : 1.0f;
-        adamw(flat->size, flat->values, flat->gradient, flat->first, flat->second, scale, sizes[step].keep, beta1, beta2,
-              sizes[step].rate, sizes[step].epsilon);
+        loss = learn(network, gradients, &given, weight, flat, sizes + step, batch, noisy, x);
     }
     return loss;
 }

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dmdpipe.kernels.learning import told_network, told_sizes
 from dmdpipe.kernels.library import function
 from dmdpipe.kernels.mlp import MEMORY, SIZE, CompiledMLP, place, structure
 
 if TYPE_CHECKING:
     from dmdpipe.kernels.conditions import Conditions
+    from dmdpipe.kernels.learning import Flat
     from dmdpipe.kernels.noise import Stream
     from dmdpipe.kernels.optimiser import AdamWSizes
 
-WIDE, NUMBER = ctypes.c_double, ctypes.c_float
+NUMBER = ctypes.c_float
 
 
 class Noising(NamedTuple):
@@ -47,28 +49,16 @@ class Noising(NamedTuple):
             ValueError: if the levels aren't those of the tables of conditions: C would read beyond their memory.
         """
         levels = self.sigma
-        if any(levels.shape != table.c_in.shape for table in tables) or levels.dtype != torch.float32 or not levels.is_contiguous():
+        if (
+            any(levels.shape != table.c_in.shape for table in tables)
+            or levels.dtype != torch.float32
+            or not levels.is_contiguous()
+        ):
             raise ValueError(f"expected levels {list(tables[0].c_in.shape)} in float32, got {list(levels.shape)}")
         if not 0 <= self.first < self.end <= levels.shape[0]:
             raise ValueError(f"no levels {self.first} to below {self.end} in {len(levels)}")
         drawn = self.stream.position.data_ptr(), self.first, self.end - self.first, levels.data_ptr()
         return structure(self.stream.seed, *drawn)
-
-
-class Flat(NamedTuple):
-    """All parameters of a network and AdamW's state, as flat vectors [P] in float32.
-
-    Attributes:
-        values: the parameters, in the order of the layers.
-        gradient: the loss's gradient.
-        first: its running mean.
-        second: that of its square.
-    """
-
-    values: Tensor
-    gradient: Tensor
-    first: Tensor
-    second: Tensor
 
 
 class Normaliser(NamedTuple):
@@ -101,7 +91,7 @@ def dm_gradient(
     row = torch.zeros(x.shape[0], dtype=torch.int64)
     noisy, real, answer, gradient = torch.empty(4, *x.shape)
     levels = noising.told(teacher[1], fake[1])
-    networks = [_network(network, table, x, row) for network, table in (teacher, fake)]
+    networks = [told_network(network, x, table.at(row)) for network, table in (teacher, fake)]
     call = function(
         "dmd", "dmd_gradient", NUMBER, *[MEMORY] * 3, SIZE, MEMORY, SIZE, *[NUMBER] * 3, *[MEMORY] * 5
     )  # fmt: skip
@@ -118,7 +108,6 @@ def fake_steps(
     weight: Tensor | None,
     flat: Flat,
     sizes: Sequence[AdamWSizes],
-    clip: float | None,
 ) -> float:
     """Take the fake score's next steps, each ``CompiledMLP.denoising_loss`` on a batch and AdamW; return the last loss.
 
@@ -128,8 +117,7 @@ def fake_steps(
         noising: of the samples.
         weight: of the loss at each level [K, 1]; none for 1.
         flat: of D_fake; changed in place.
-        sizes: of each step; all have the same β₁ and β₂, and what they say of ``scale`` does not count.
-        clip: bound on the gradient's norm, or None.
+        sizes: of each step.
 
     Raises:
         ValueError: if these don't fit together.
@@ -137,46 +125,25 @@ def fake_steps(
     network, table = fake
     batch, left = divmod(x.shape[0], len(sizes))
     if left:
-        raise ValueError(f"{len(x)} samples can't be shared by {len(sizes)} steps")
-    size = sum(one.numel() for layer in network.layers for one in layer)
-    told = [noising.sigma if weight is None else weight, *flat]
-    if told[0].shape != table.c_in.shape or any(one.shape != (size,) for one in flat):
-        raise ValueError(
-            f"expected a weight for each level, and {size} parameters, got {[list(o.shape) for o in told]}"
-        )
-    if any(one.dtype != torch.float32 or not one.is_contiguous() for one in told):
-        raise ValueError("expected weights and parameters in float32")
+        raise ValueError(f"{x.shape[0]} samples can't be shared by {len(sizes)} steps")
+    levels = noising.told(table)
+    if weight is not None and (
+        weight.shape != table.c_in.shape or weight.dtype != torch.float32 or not weight.is_contiguous()
+    ):
+        raise ValueError(f"expected weights {list(table.c_in.shape)} in float32, got {list(weight.shape)}")
     x = x.contiguous()
     row, noisy = torch.zeros(batch, dtype=torch.int64), torch.empty(batch, x.shape[1])
-    changing = (NUMBER * (3 * len(sizes)))(*(n for one in sizes for n in (one.rate, one.epsilon, one.keep)))
-    call = function(
-        "dmd", "dmd_fake_steps", NUMBER, *[MEMORY] * 6, WIDE, NUMBER, NUMBER, SIZE, SIZE, *[MEMORY] * 3
-    )  # fmt: skip
-    told_network = _network(network, table, x[:batch], row)
+    call = function("dmd", "dmd_fake_steps", NUMBER, *[MEMORY] * 6, SIZE, SIZE, *[MEMORY] * 3)
+    told = told_network(network, x[:batch], table.at(row))
     loss: float = call(
-        told_network.pointers,
+        told.pointers,
         network.gradients(),
         place(weight),
-        noising.told(table),
-        structure(*map(place, flat), size),
-        changing,
-        clip or 0.0,
-        sizes[0].beta1,
-        sizes[0].beta2,
+        levels,
+        flat.told(network),
+        told_sizes(sizes),
         len(sizes),
         batch,
         *(one.data_ptr() for one in (x, row, noisy)),
     )
     return loss
-
-
-class _Told(NamedTuple):
-    """C's structure of a network, and what it points to, which must live as long."""
-
-    pointers: Any
-    parts: tuple[Any, ...]
-
-
-def _network(network: CompiledMLP, table: Conditions, x: Tensor, row: Tensor) -> _Told:
-    parts = network.question(x, table.at(row))
-    return _Told(structure(*map(ctypes.addressof, parts), network.memory().data_ptr()), parts)

@@ -1,0 +1,66 @@
+"""What the training steps in C are told: a network, its parameters as flat vectors, and AdamW's numbers."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dmdpipe.kernels.mlp import CompiledMLP, place, structure
+
+if TYPE_CHECKING:
+    from dmdpipe.kernels.conditions import Conditions
+    from dmdpipe.kernels.optimiser import AdamWSizes
+
+
+class Flat(NamedTuple):
+    """All parameters of a network and AdamW's state, as flat vectors [P] in float32.
+
+    Attributes:
+        values: the parameters, in the order of the layers.
+        gradient: the loss's gradient.
+        first: its running mean.
+        second: that of its square.
+        clip: bound on the gradient's norm, or None.
+    """
+
+    values: Tensor
+    gradient: Tensor
+    first: Tensor
+    second: Tensor
+    clip: float | None
+
+    def told(self, network: CompiledMLP) -> Any:
+        """Return this as C's structure.
+
+        Raises:
+            ValueError: unless these are as many numbers as the network's layers have.
+        """
+        size = sum(one.numel() for layer in network.layers for one in layer)
+        vectors = self[:4]
+        if any(one.shape != (size,) or one.dtype != torch.float32 or not one.is_contiguous() for one in vectors):
+            raise ValueError(f"expected {size} parameters in float32, got {[list(one.shape) for one in vectors]}")
+        clip = ctypes.c_int64.from_buffer(ctypes.c_double(self.clip or 0.0)).value
+        return structure(*map(place, vectors), size, clip)
+
+
+class Told(NamedTuple):
+    """C's structure of a network, and what it points to, which must live as long."""
+
+    pointers: Any
+    parts: tuple[Any, ...]
+
+
+def told_network(network: CompiledMLP, x: Tensor, given: Conditions) -> Told:
+    """Return a network and its conditions for C, checked against samples x [B, d]."""
+    parts = network.question(x, given)
+    return Told(structure(*map(ctypes.addressof, parts), network.memory().data_ptr()), parts)
+
+
+def told_sizes(sizes: Sequence[AdamWSizes]) -> Any:
+    """Return the numbers of each step for C; what they say of ``scale`` does not count: C clips."""
+    numbers = [n for one in sizes for n in (one.beta1, one.beta2, one.rate, one.epsilon, one.keep)]
+    return (ctypes.c_float * len(numbers))(*numbers)
