@@ -13,8 +13,8 @@ from torch.testing import assert_close
 
 from dmdpipe.artifacts.checkpoint import save_checkpoint
 from dmdpipe.diffusion import state as state_module
-from dmdpipe.diffusion.losses import edm_weight, weighted_squared_error
 from dmdpipe.diffusion import training
+from dmdpipe.diffusion.losses import edm_weight, weighted_squared_error
 from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.diffusion.teacher import load_teacher
 from dmdpipe.diffusion.training import HISTORY_EVERY, train_denoiser, train_teacher, zero_output_layer
