@@ -9,6 +9,7 @@ import torch
 
 from dmdpipe.diffusion.losses import edm_weight
 from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
+from dmdpipe.kernels.learning import Learner
 from dmdpipe.kernels.noise import Stream
 from dmdpipe.kernels.teacher import teacher_steps
 from dmdpipe.networks.denoiser import Denoiser
@@ -38,9 +39,9 @@ def test_steps_together_are_those_one_by_one_to_the_byte(batch, dim, clip):
     averages = [torch.zeros_like(own.parameters.values) for _ in range(2)]
     x, sigma, noisy = batches(batch, dim)
     for _ in range(2):
-        sizes, given = own.begin_steps(RATES), one.conditions(sigma)
-        told = noisy, given, x, edm_weight(sigma), own.flat(), sizes, averages[0], SHARES
-        losses = teacher_steps(one.kernel, *told)
+        learner = Learner(one.kernel, one.conditions(sigma), own.flat())
+        told = noisy, x, edm_weight(sigma), own.begin_steps(RATES), averages[0], SHARES
+        losses = teacher_steps(learner, *told)
         for k, (rate, share) in enumerate(zip(RATES, SHARES, strict=True)):
             clean, level, noised = (each[k * batch : (k + 1) * batch] for each in (x, sigma, noisy))
             wanted = other.kernel.denoising_loss(noised, other.conditions(level), clean, edm_weight(level))
@@ -56,23 +57,29 @@ def test_steps_together_are_those_one_by_one_to_the_byte(batch, dim, clip):
 def test_what_does_not_fit_is_refused():
     denoiser, optimiser = in_training(2)
     x, sigma, noisy = batches(4, 2)
-    given, flat, sizes = denoiser.conditions(sigma), optimiser.flat(), optimiser.begin_steps(RATES)
+    flat, sizes = optimiser.flat(), optimiser.begin_steps(RATES)
+    teacher = Learner(denoiser.kernel, denoiser.conditions(sigma), flat)
     weight, average = edm_weight(sigma), torch.zeros_like(flat.values)
+
+    def of(given):
+        return teacher._replace(given=given)
+
     good = {
-        "network": denoiser.kernel, "noisy": noisy, "given": given, "clean": x, "weight": weight,
-        "flat": flat, "sizes": sizes, "average": average, "shares": SHARES,
+        "teacher": teacher, "noisy": noisy, "clean": x, "weight": weight,
+        "sizes": sizes, "average": average, "shares": SHARES,
     }  # fmt: skip
     for wrong in (
         {"clean": x[:11]},
         {"clean": x.double()},
         {"clean": x.T.contiguous().T},
-        {"noisy": noisy[:11], "clean": x[:11], "weight": weight[:11], "given": denoiser.conditions(sigma[:11])},
-        {"given": denoiser.conditions(sigma[:1])},
-        {"given": given.at(torch.arange(12))},
+        {"noisy": noisy[:11], "clean": x[:11], "weight": weight[:11], "teacher": of(denoiser.conditions(sigma[:11]))},
+        {"teacher": of(denoiser.conditions(sigma[:1]))},
+        {"teacher": of(teacher.given.at(torch.arange(12)))},
         {"weight": weight[:1]},
         {"average": average[1:]},
         {"shares": SHARES[:2]},
-        {"flat": flat._replace(second=torch.zeros(2))},
+        {"teacher": teacher._replace(flat=flat._replace(second=torch.zeros(2)))},
+        {"teacher": teacher._replace(flat=None)},
     ):
         with pytest.raises(ValueError, match=r"fit|one piece|parameters"):
             teacher_steps(**good | wrong)

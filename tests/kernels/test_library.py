@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from dmdpipe.diffusion.optimiser import FlatParameters
+from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.errors import UserError
-from dmdpipe.kernels import distances, dmd, learning, library, mlp, optimiser
+from dmdpipe.kernels import distances, dmd, library, mlp, optimiser
 from dmdpipe.kernels.assignment import optimal_assignment
 from dmdpipe.kernels.conditions import Conditions
 from dmdpipe.kernels.discriminator import CompiledDiscriminator
+from dmdpipe.kernels.learning import Learner
 from dmdpipe.kernels.noise import Stream, philox
 from dmdpipe.kernels.teacher import teacher_steps
 from dmdpipe.networks.denoiser import Denoiser
@@ -103,25 +104,28 @@ def of_discriminators():
         yield from (one.grad for pair in (*pairs, *norms) for one in pair)
 
 
-def of_distillations():
+def of_trainings():
     for width, dim, batch in ((40, 3, 50), (130, 17, 7)):
-        teacher, fake = denoisers(2, width, dim)
-        flat = FlatParameters(fake)
+        student, teacher, fake = denoisers(3, width, dim)
+        optimisers = [FlatOptimiser(FlatParameters(one), clip=0.5) for one in (student, fake)]
+        flats = [one.flat() for one in optimisers]
         sigma = torch.linspace(0.01, 50, 9)[:, None]
-        tables = [denoiser.conditions(sigma) for denoiser in (teacher, fake)]
-        networks = [(one.kernel, table) for one, table in zip((teacher, fake), tables, strict=True)]
-        noising = dmd.Noising(Stream(7), sigma, 1, 9)
-        gradient, norm = dmd.dm_gradient(draw(batch, dim), *networks, noising, dmd.Normaliser(True, 0.1, 0.2), 0.5)
-        yield from (gradient, torch.tensor(norm))
-        moments = learning.Flat(flat.values, flat.gradient, *torch.zeros(2, len(flat.values)), 0.5)
-        sizes = [optimiser.AdamWSizes(1.0, 0.9, 0.9, 0.99, rate, 1e-6) for rate in (0.01, 0.02)]
-        yield torch.tensor(dmd.fake_steps(draw(2 * batch, dim), networks[1], noising, sigma, moments, sizes))
-        yield from moments[:4]
+        learners = [
+            Learner(one.kernel, one.conditions(levels), flat)
+            for one, levels, flat in zip(
+                (student, teacher, fake), (sigma[-1:], sigma, sigma), (flats[0], None, flats[1]), strict=True
+            )
+        ]
+        noisings = [dmd.Noising(Stream(seed), sigma, 1, 9) for seed in (7, 8)]
+        matching = dmd.Matching(True, 0.1, 0.2, 0.5)
+        rounds = dmd.CompiledRounds(*learners, Stream(9), 50.0, *noisings, matching, sigma, batch, 3)
+        sizes = [one.begin_steps(rates) for one, rates in zip(optimisers, ([0.01], [0.01, 0.02]), strict=True)]
+        yield torch.tensor(rounds(sizes[0][0], sizes[1], True), dtype=torch.float64)
         x, noisy = draw(2, 2 * batch, dim)
-        given = fake.conditions(draw(2 * batch, 1).exp())
-        weight, average = draw(2 * batch, 1).exp(), torch.zeros(len(flat.values))
-        yield teacher_steps(fake.kernel, noisy, given, x, weight, moments, sizes, average, [0.9, 0.2])
-        yield average
+        learner = learners[2]._replace(given=fake.conditions(draw(2 * batch, 1).exp()))
+        average = torch.zeros(len(flats[1].values))
+        yield teacher_steps(learner, noisy, x, draw(2 * batch, 1).exp(), sizes[1], average, [0.9, 0.2])
+        yield from (average, *flats[0][:4], *flats[1][:4])
 
 
 def everything():
@@ -133,7 +137,7 @@ def everything():
     x, y = draw(2, 70, 5).double().numpy()
     near = np.linspace(0.1, 9, 70)
     found = [
-        *of_networks(), *of_discriminators(), *of_distillations(),
+        *of_networks(), *of_discriminators(), *of_trainings(),
         stream.normal(100_001), stream.integers(-5, 999, 1003), values, first, second,
         torch.tensor([optimiser.norm(gradient), distances.sum_of_distances(x, y)], dtype=torch.float64),
         *map(torch.from_numpy, distances.count_within(x, y, near, 2 * near)),

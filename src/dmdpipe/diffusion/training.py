@@ -13,6 +13,7 @@ from dmdpipe.diffusion.losses import denoising_loss, edm_weight
 from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.shards import ALONE, Ranks, Shards, ranks_of
 from dmdpipe.diffusion.state import TrainingState
+from dmdpipe.kernels.learning import Learner
 from dmdpipe.kernels.noise import Stream
 from dmdpipe.kernels.teacher import teacher_steps
 from dmdpipe.networks.denoiser import Denoiser, build_network
@@ -106,9 +107,10 @@ def train_denoiser(
         steps = range(done, min(done + (TOGETHER if compiled else 1), spec.steps))
         x, sigma, noisy, *asked = map(torch.cat, zip(*(draw() for _ in steps), strict=True))
         if compiled:
-            given, sizes = denoiser.conditions(sigma, *asked), optimiser.begin_steps([rate(i) for i in steps])
-            told = noisy, given, x, edm_weight(sigma), optimiser.flat(), sizes, average, [share(i) for i in steps]
-            of_steps: list[float | Tensor] = [*teacher_steps(compiled, *told).tolist()]
+            learner = Learner(compiled, denoiser.conditions(sigma, *asked), optimiser.flat())
+            sizes = optimiser.begin_steps([rate(i) for i in steps])
+            told = noisy, x, edm_weight(sigma), sizes, average, [share(i) for i in steps]
+            of_steps: list[float | Tensor] = [*teacher_steps(learner, *told).tolist()]
         else:
             of_shards = (denoising(*(each[own] for each in (x, sigma, noisy, *asked))) for own in shards.own)
             of_steps = [shards.mean(optimiser.parameters.gradient, of_shards)["loss"]]

@@ -32,7 +32,7 @@ from dmdpipe.diffusion.shards import ALONE, WHOLE, Ranks, Shards, ranks_of
 from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.diffusion.teacher import load_teacher, placed
 from dmdpipe.distill.batches import make_batches
-from dmdpipe.distill.compiled import compiled_fake_steps, compiled_gradient
+from dmdpipe.distill.compiled import compiled_rounds
 from dmdpipe.distill.initialisation import initialise
 from dmdpipe.distill.student import Student, student_to_train
 from dmdpipe.networks.denoiser import Denoiser
@@ -146,12 +146,10 @@ class Distillation:
         if adversary:
             learning.append(adversary.trained)
         self.fake_optimiser = make_optimiser(recipe.fake_score, learning) if learning else None
-        self.compiled_gradient = self.compiled_fake_steps = None
-        if fake and shards.count == 1:
-            self.compiled_gradient = compiled_gradient(recipe, teacher, fake, batches)
-            self.compiled_fake_steps = compiled_fake_steps(
-                fake, self.fake_optimiser, batches, self.fake_weight, adversary
-            )
+        self.compiled = None
+        if shards.count == 1:
+            optimisers = self.student_optimiser, self.fake_optimiser
+            self.compiled = compiled_rounds(recipe, student, teacher, fake, batches, self.fake_weight, optimisers)
 
     @torch.no_grad()
     def advance(self, generator_step: int) -> Log:
@@ -160,14 +158,22 @@ class Distillation:
         Returns:
             What it logs, by the names in ``HISTORY``: gradient norms at the generator's step, and the last losses.
         """
-        log: Log = {}
         iteration = generator_step * self.recipe.generator_every
         following = min(self.recipe.generator_every, self.iterations - iteration) - 1
-        made = self._generator_step(iteration, log)
+        shared = self.recipe.fake_trains_with_generator
+        learning = range(iteration if shared else iteration + 1, iteration + following + 1)
+        rate = learning_rate(self.recipe.generator, iteration, self.iterations)
+        rates = [learning_rate(self.recipe.fake_score, each, self.iterations) for each in learning]
+        if self.compiled and self.fake_optimiser:
+            (sizes,) = self.student_optimiser.begin_steps([rate])
+            logged = self.compiled(sizes, self.fake_optimiser.begin_steps(rates), shared)._asdict()
+            return {name: value for name, value in logged.items() if rates or name != "fake_loss"}
+        log: Log = {}
+        made = self._generator_step(generator_step, rate, log)
         if self.fake_optimiser:
-            batches = [made] if self.recipe.fake_trains_with_generator else []
-            batches += self._make_batches(following)
-            self._learn(batches, iteration + following, self.fake_optimiser, log)
+            batches = [*([made] if shared else []), *self._make_batches(following)]
+            for batch, fake_rate in zip(batches, rates, strict=True):
+                self._fake_step(batch, self.fake_optimiser, fake_rate, log)
         return log
 
     def _parts(self) -> Iterator[slice]:
@@ -187,13 +193,12 @@ class Distillation:
         of_shards = [zip(*(each.chunk(count) for each in self._make(count)), strict=True) for _ in self._parts()]
         return [list(batch) for batch in zip(*of_shards, strict=True)]
 
-    def _generator_step(self, iteration: int, log: Log) -> list[Samples]:
+    def _generator_step(self, generator_step: int, rate: float, log: Log) -> list[Samples]:
         """Take the generator's step; return the samples at which its gradient was taken, by shard."""
-        fake = self._fake_to_follow(iteration)
+        fake = self._fake_to_follow(generator_step)
         made: list[Samples] = []
         of_shards = (self._generator_gradient(fake, made) for _ in self._parts())
         log |= self.shards.mean(self.student_optimiser.parameters.gradient, of_shards, ROOTS)
-        rate = learning_rate(self.recipe.generator, iteration, self.iterations)
         log["student_gradient"] = self.student_optimiser.step(rate)
         if self.fake and self.recipe.fake == "oracle":
             self.fake.refresh()
@@ -215,9 +220,9 @@ class Distillation:
             pullback(gradient * self.recipe.regression_weight, add=bool(fake or self.adversary))
         return log
 
-    def _fake_to_follow(self, iteration: int) -> Any:
+    def _fake_to_follow(self, generator_step: int) -> Any:
         if self.lagged and self.fake_optimiser:
-            return self.lagged.at(iteration // self.recipe.generator_every, self.fake_optimiser.parameters.values)
+            return self.lagged.at(generator_step, self.fake_optimiser.parameters.values)
         return self.fake
 
     def _gradient_at_samples(self, made: Samples, fake: DenoiserFunction | None, log: Log) -> Tensor:
@@ -225,14 +230,9 @@ class Distillation:
         x, *asked = made
         gradients = []
         if fake:
-            scale = self.recipe.dm_weight / x.numel()
-            if self.compiled_gradient:
-                gradient, log["dm_gradient"] = self.compiled_gradient(x, fake, scale)
-                gradients.append(gradient)
-            else:
-                gradient = self._dm_gradient(made, fake)
-                gradients.append(gradient * scale)
-                log["dm_gradient"] = root_mean_square(gradient)
+            gradient = self._dm_gradient(made, fake)
+            gradients.append(gradient * (self.recipe.dm_weight / gradient.numel()))
+            log["dm_gradient"] = root_mean_square(gradient)
         if self.adversary:
             log["adversarial_loss"], gradient = self.adversary.gradient(x, *asked)
             gradients.append(gradient)
@@ -256,18 +256,10 @@ class Distillation:
             normaliser_min=self.recipe.normaliser_min,
         )
 
-    def _learn(self, batches: list[list[Samples]], last: int, optimiser: FlatOptimiser, log: Log) -> None:
-        """Take a step of fake score and discriminator on each batch; ``last`` is the last one's iteration."""
-        iterations = range(last - len(batches) + 1, last + 1)
-        rates = [learning_rate(self.recipe.fake_score, iteration, self.iterations) for iteration in iterations]
-        if self.compiled_fake_steps and batches:
-            x = torch.cat([samples for ((samples,),) in batches])
-            log["fake_loss"] = self.compiled_fake_steps(x, rates)
-            return
-        for made, rate in zip(batches, rates, strict=True):
-            of_shards = (self._fake_gradient(*own) for own, _ in zip(made, self._parts(), strict=True))
-            log |= self.shards.mean(optimiser.parameters.gradient, of_shards)
-            optimiser.step(rate)
+    def _fake_step(self, made: list[Samples], optimiser: FlatOptimiser, rate: float, log: Log) -> None:
+        of_shards = (self._fake_gradient(*own) for own, _ in zip(made, self._parts(), strict=True))
+        log |= self.shards.mean(optimiser.parameters.gradient, of_shards)
+        optimiser.step(rate)
 
     def _fake_gradient(self, x: Tensor, *asked: Tensor) -> Log:
         """Set the gradient at all that trains beside the student, at one shard's samples; return its log."""
@@ -354,7 +346,7 @@ def distil(
     loop = Distillation(recipe, student, teacher, fake, batches, pool, iterations, adversary, shards)
 
     current = loop.student_optimiser.parameters.values
-    evaluated = current.clone()
+    evaluated = current.clone() if recipe.ema else current
     steps = snapshot_steps(spec.generator_steps, spec.snapshots)
     snapshots = current.new_zeros(len(steps), len(current))
     history = torch.full((spec.generator_steps, len(HISTORY)), math.nan, dtype=torch.float64)
@@ -380,7 +372,8 @@ def distil(
     for generator_step in range(first, spec.generator_steps):
         for name, value in loop.advance(generator_step).items():
             written[generator_step, HISTORY.index(name)] = float(value)
-        evaluated.lerp_(current, 1 - (recipe.ema or 0.0))
+        if recipe.ema:
+            evaluated.lerp_(current, 1 - recipe.ema)
         done = generator_step + 1
         if done in steps:
             snapshots[steps.index(done)] = evaluated

@@ -68,6 +68,50 @@ static void denoise(const Shape *s, const Layer *layers, const Conditions *given
     }
 }
 
+/* How many floats `denoise_and_keep` keeps. */
+static count kept_size(const Shape *s, count rows) { return (rows + ROWS - 1) / ROWS * block_size(s); }
+
+/* answer [rows × d] = D(x), and what the way back needs goes to `kept`. */
+static void denoise_and_keep(const Shape *s, const Layer *layers, const Conditions *given, count rows, const float *x,
+                             float *answer, float *kept, float *memory) {
+    Memory m = memory_at(s, memory);
+    pack_forward(s, layers, m.forward);
+    for (count first = 0; first < rows; first += ROWS, kept += block_size(s)) {
+        count here = smaller(ROWS, rows - first);
+        const float *own = x + first * s->dim;
+        Block b = block_at(s, kept);
+        forward(s, layers, m.forward, given, first, here, own, b, 1);
+        combine(s, given, first, here, own, b.answer, answer + first * s->dim);
+    }
+}
+
+/* Turn the gradient at D of a block into that at F, with padded columns. */
+static void through_preconditioning(const Shape *s, const Conditions *given, count first, count rows, const float *to_d,
+                                    float *to) {
+    count dim = stride(s->dim);
+    for (count i = 0; i < rows; i++) {
+        float out = given->c_out[entry_of(given, first + i)];
+        for (count j = 0; j < s->dim; j++) to[i * dim + j] = out * to_d[i * s->dim + j];
+        for (count j = s->dim; j < dim; j++) to[i * dim + j] = 0.0f;
+    }
+}
+
+/* Set, or add to, the gradients at the layers, given the loss's gradient at D [rows × d]. `kept` is overwritten. */
+static void pull_back(const Shape *s, const Layer *layers, const Layer *gradients, const Conditions *given, count rows,
+                      const float *to_d, float *kept, count add, float *memory) {
+    Memory m = memory_at(s, memory);
+    pack_backward(s, layers, m.backward);
+    memset(m.sums, 0, (size_t)sums_at(s, output_of(s) + 1) * sizeof *m.sums);
+    Block b = block_at(s, kept);
+    for (count first = 0; first < rows; first += ROWS, kept += block_size(s)) {
+        count here = smaller(ROWS, rows - first);
+        b = block_at(s, kept);
+        through_preconditioning(s, given, first, here, to_d + first * s->dim, m.to_answer);
+        backward(s, m.backward, given, here, b, m.to_answer, m.to_h, m.to_e, m.sums);
+    }
+    finish(s, given, b, m.to_e, m.sums, gradients, 0, add != 0);
+}
+
 /* Set the gradients of the denoising loss, mean of weight·(D(x) − target)², and return the loss. weight: a table like
  * the conditions', or none for 1. */
 static float denoising_loss(const Shape *s, const Layer *layers, const Layer *gradients, const Conditions *given, count rows,

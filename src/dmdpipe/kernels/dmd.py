@@ -1,8 +1,7 @@
-"""What DMD does between two forward passes of the student, in one call of ``dmd.c`` each. Float32, on the CPU.
+"""One round of DMD, a generator step and the fake score's steps up to the next, in one call of ``dmd.c``.
 
-The gradient at the student's samples is two denoisers' answers and a few numbers a row; between two generator steps the
-fake score takes several steps on samples that are there already. Piece by piece, calls from Python would take as long
-as half of what they compute.
+Float32, on the CPU, for MLPs. Piece by piece, calls from Python would take a third as long as what they compute, and
+leave the cache to each other.
 """
 
 from __future__ import annotations
@@ -14,17 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dmdpipe.kernels.learning import told_network, told_sizes
+from dmdpipe.kernels.learning import Learner, told_network, told_sizes
 from dmdpipe.kernels.library import function
-from dmdpipe.kernels.mlp import MEMORY, SIZE, CompiledMLP, place, structure
+from dmdpipe.kernels.mlp import MEMORY, SIZE, place, structure
 
 if TYPE_CHECKING:
-    from dmdpipe.kernels.conditions import Conditions
-    from dmdpipe.kernels.learning import Flat
     from dmdpipe.kernels.noise import Stream
     from dmdpipe.kernels.optimiser import AdamWSizes
-
-NUMBER = ctypes.c_float
 
 
 class Noising(NamedTuple):
@@ -42,108 +37,136 @@ class Noising(NamedTuple):
     first: int
     end: int
 
-    def told(self, *tables: Conditions) -> Any:
+    def told(self) -> Any:
         """Return this as C's structure.
 
         Raises:
-            ValueError: if the levels aren't those of the tables of conditions: C would read beyond their memory.
+            ValueError: if there are no such levels: C would read beyond their memory.
         """
-        levels = self.sigma
-        if (
-            any(levels.shape != table.c_in.shape for table in tables)
-            or levels.dtype != torch.float32
-            or not levels.is_contiguous()
-        ):
-            raise ValueError(f"expected levels {list(tables[0].c_in.shape)} in float32, got {list(levels.shape)}")
-        if not 0 <= self.first < self.end <= levels.shape[0]:
-            raise ValueError(f"no levels {self.first} to below {self.end} in {len(levels)}")
-        drawn = self.stream.position.data_ptr(), self.first, self.end - self.first, levels.data_ptr()
+        count = _column(self.sigma)
+        if not 0 <= self.first < self.end <= count:
+            raise ValueError(f"no levels {self.first} to below {self.end} in {count}")
+        drawn = self.stream.position.data_ptr(), self.first, self.end - self.first, self.sigma.data_ptr()
         return structure(self.stream.seed, *drawn)
 
 
-class Normaliser(NamedTuple):
-    """What of the recipe ``dmdpipe.distill.dmd.dm_gradient`` asks for, under its names."""
+class Matching(NamedTuple):
+    """What ``dmdpipe.distill.dmd.dm_gradient`` is asked for, under its names.
+
+    Attributes:
+        normalise: whether g is divided by mean|x − μ_real|.
+        normaliser_offset: added to that.
+        normaliser_min: its lower clamp.
+        scale: of the gradient that the student gets, scale·g.
+    """
 
     normalise: bool
     normaliser_offset: float
     normaliser_min: float
+    scale: float
 
 
-def dm_gradient(
-    x: Tensor,
-    teacher: tuple[CompiledMLP, Conditions],
-    fake: tuple[CompiledMLP, Conditions],
-    noising: Noising,
-    normaliser: Normaliser,
-    scale: float,
-) -> tuple[Tensor, float]:
-    """Return scale·g [B, d] at samples x [B, d], and the root mean square of g (``dmdpipe.distill.dmd.dm_gradient``).
+class Logged(NamedTuple):
+    """What a round tells: the root mean square of g, the norm of the student's gradient, the fake score's last loss."""
+
+    dm_gradient: float
+    student_gradient: float
+    fake_loss: float
+
+
+class CompiledRounds:
+    """The rounds of one distillation. All that it is given is read and changed where it is, in every round.
 
     Args:
-        x: the student's samples.
-        teacher: D_teacher, and what it is told of all noise levels.
+        student: G, with the conditions of its one level.
+        teacher: D_teacher, with those of all K noise levels; it does not learn.
         fake: D_fake, likewise.
-        noising: of both.
-        normaliser: of g.
-        scale: of the gradient that is returned.
-    """
-    x = x.contiguous()
-    row = torch.zeros(x.shape[0], dtype=torch.int64)
-    noisy, real, answer, gradient = torch.empty(4, *x.shape)
-    levels = noising.told(teacher[1], fake[1])
-    networks = [told_network(network, x, table.at(row)) for network, table in (teacher, fake)]
-    call = function(
-        "dmd", "dmd_gradient", NUMBER, *[MEMORY] * 3, SIZE, MEMORY, SIZE, *[NUMBER] * 3, *[MEMORY] * 5
-    )  # fmt: skip
-    told = (network.pointers for network in networks)
-    places = (one.data_ptr() for one in (row, noisy, real, answer, gradient))
-    norm: float = call(*told, levels, x.shape[0], x.data_ptr(), *normaliser, scale, *places)
-    return gradient, norm
-
-
-def fake_steps(
-    x: Tensor,
-    fake: tuple[CompiledMLP, Conditions],
-    noising: Noising,
-    weight: Tensor | None,
-    flat: Flat,
-    sizes: Sequence[AdamWSizes],
-) -> float:
-    """Take the fake score's next steps, each ``CompiledMLP.denoising_loss`` on a batch and AdamW; return the last loss.
-
-    Args:
-        x: the batches, one after the other, as many as there are sizes: [steps·B, d].
-        fake: D_fake, and what it is told of all noise levels.
-        noising: of the samples.
-        weight: of the loss at each level [K, 1]; none for 1.
-        flat: of D_fake; changed in place.
-        sizes: of each step.
+        latent: where the student's noise z comes from.
+        level: σ_max; the student is G(σ_max·z, σ_max).
+        at_generator: noises samples for the generator's step.
+        at_fake: noises them for the fake score's.
+        matching: the gradient.
+        weight: of the fake score's loss at each level [K, 1]; none for 1.
+        batch: rows B of a batch.
+        most: most steps of the fake score in a round.
 
     Raises:
-        ValueError: if these don't fit together.
+        ValueError: if these don't fit together: C would read or write beyond their memory.
     """
-    network, table = fake
-    batch, left = divmod(x.shape[0], len(sizes))
-    if left:
-        raise ValueError(f"{x.shape[0]} samples can't be shared by {len(sizes)} steps")
-    levels = noising.told(table)
-    if weight is not None and (
-        weight.shape != table.c_in.shape or weight.dtype != torch.float32 or not weight.is_contiguous()
+
+    def __init__(
+        self,
+        student: Learner,
+        teacher: Learner,
+        fake: Learner,
+        latent: Stream,
+        level: float,
+        at_generator: Noising,
+        at_fake: Noising,
+        matching: Matching,
+        weight: Tensor | None,
+        batch: int,
+        most: int,
     ):
-        raise ValueError(f"expected weights {list(table.c_in.shape)} in float32, got {list(weight.shape)}")
-    x = x.contiguous()
-    row, noisy = torch.zeros(batch, dtype=torch.int64), torch.empty(batch, x.shape[1])
-    call = function("dmd", "dmd_fake_steps", NUMBER, *[MEMORY] * 6, SIZE, SIZE, *[MEMORY] * 3)
-    told = told_network(network, x[:batch], table.at(row))
-    loss: float = call(
-        told.pointers,
-        network.gradients(),
-        place(weight),
-        levels,
-        flat.told(network),
-        told_sizes(sizes),
-        len(sizes),
-        batch,
-        *(one.data_ptr() for one in (x, row, noisy)),
-    )
-    return loss
+        dim = student.network.sizes[0]
+        known = {_column(each) for each in (at_generator.sigma, at_fake.sigma, *([] if weight is None else [weight]))}
+        if {len(one.given.c_in) for one in (teacher, fake)} | known != {len(at_fake.sigma)}:
+            raise ValueError("conditions, noise levels and weights are not of the same levels")
+        if len(student.given.c_in) != 1 or batch < 1 or most < 0:
+            raise ValueError(f"{len(student.given.c_in)} levels of the student, batches of {batch}, {most} steps")
+        row = torch.zeros(batch, dtype=torch.int64)
+        floats = [*torch.empty(4, batch, dim), torch.empty(most + 1, batch, dim), torch.empty(max(most, 1), batch, dim)]
+        of_levels = [one._replace(given=one.given.at(row)) for one in (teacher, fake)]
+        networks = [told_network(one, floats[0]) for one in (student, *of_levels)]
+        shape = structure(*student.network.sizes)
+        floats.append(torch.empty(function("dmd", "dmd_kept_size", SIZE, MEMORY, SIZE)(shape, batch)))
+        self.batch, self.most = batch, most
+        self.log = (ctypes.c_double * 3)()
+        self._before = [
+            *(network.pointers for network in networks),
+            _mixed(latent.seed, latent.position.data_ptr(), float(level)),
+            at_generator.told(),
+            at_fake.told(),
+            (ctypes.c_float * len(matching))(*matching),
+            place(weight),
+        ]
+        self._flats = [one.told_flat() for one in (student, fake)]
+        self._room = structure(row.data_ptr(), *map(place, floats))
+        # C is told places in memory: what lies there must stay.
+        self._held = student, teacher, fake, latent, at_generator, at_fake, weight, row, floats, networks
+        self._call = function("dmd", "dmd_round", None, *[MEMORY] * 12, SIZE, SIZE, SIZE, MEMORY, MEMORY)
+
+    def __call__(self, generator: AdamWSizes, fakes: Sequence[AdamWSizes], shared: bool) -> Logged:
+        """Go one round.
+
+        Args:
+            generator: of the generator's step; its ``scale`` does not count, here and below: C clips.
+            fakes: of each step of the fake score.
+            shared: whether the first of these is on the generator's batch; each of the others has one of its own.
+
+        Returns:
+            Its log; without a step of the fake score, its loss is that of the round before.
+
+        Raises:
+            ValueError: if these are more steps than the round has room for.
+        """
+        if not shared <= len(fakes) <= self.most:
+            raise ValueError(f"{len(fakes)} steps of the fake score, there may be {int(shared)} to {self.most}")
+        of_student, of_fake = self._flats
+        sizes = told_sizes([generator]), told_sizes(fakes)
+        steps = of_student, sizes[0], of_fake, sizes[1], len(fakes), shared
+        self._call(*self._before, *steps, self.batch, self._room, self.log)
+        return Logged(*self.log)
+
+
+def _column(column: Tensor) -> int:
+    """Return the number of rows of a column [K, 1]."""
+    if column.ndim != 2 or column.shape[1] != 1 or column.dtype != torch.float32 or not column.is_contiguous():
+        raise ValueError(f"expected a column in float32, got {list(column.shape)} in {column.dtype}")
+    return len(column)
+
+
+def _mixed(key: int, position: int, level: float) -> Any:
+    """Return C's structure of a stream and a level."""
+    bits = ctypes.c_uint32.from_buffer(ctypes.c_float(level)).value
+    return structure(key, position, bits)

@@ -33,17 +33,26 @@ class Flat(NamedTuple):
     second: Tensor
     clip: float | None
 
-    def told(self, network: CompiledMLP) -> Any:
-        """Return this as C's structure.
+
+class Learner(NamedTuple):
+    """An MLP denoiser, what it is told of the noise levels, and, if it learns, its parameters as flat vectors."""
+
+    network: CompiledMLP
+    given: Conditions
+    flat: Flat | None = None
+
+    def told_flat(self) -> Any:
+        """Return the flat vectors as C's structure.
 
         Raises:
-            ValueError: unless these are as many numbers as the network's layers have.
+            ValueError: unless they are there, and are as many numbers as the network's layers have.
         """
-        size = sum(one.numel() for layer in network.layers for one in layer)
-        vectors = self[:4]
-        if any(one.shape != (size,) or one.dtype != torch.float32 or not one.is_contiguous() for one in vectors):
+        size = sum(one.numel() for layer in self.network.layers for one in layer)
+        vectors = self.flat[:4] if self.flat else ()
+        good = [one.shape == (size,) and one.dtype == torch.float32 and one.is_contiguous() for one in vectors]
+        if self.flat is None or not all(good):
             raise ValueError(f"expected {size} parameters in float32, got {[list(one.shape) for one in vectors]}")
-        clip = ctypes.c_int64.from_buffer(ctypes.c_double(self.clip or 0.0)).value
+        clip = ctypes.c_int64.from_buffer(ctypes.c_double(self.flat.clip or 0.0)).value
         return structure(*map(place, vectors), size, clip)
 
 
@@ -54,9 +63,15 @@ class Told(NamedTuple):
     parts: tuple[Any, ...]
 
 
-def told_network(network: CompiledMLP, x: Tensor, given: Conditions) -> Told:
-    """Return a network and its conditions for C, checked against samples x [B, d]."""
-    parts = network.question(x, given)
+def told_network(learner: Learner, x: Tensor) -> Told:
+    """Return a network for C, with its conditions checked against samples x [B, d].
+
+    Raises:
+        ValueError: if these don't fit, or a parameter of a network that learns has no place for its gradient.
+    """
+    network = learner.network
+    shape, layers, given = network.question(x, learner.given)
+    parts = (shape, layers, network.gradients() if learner.flat else structure(0), given)
     return Told(structure(*map(ctypes.addressof, parts), network.memory().data_ptr()), parts)
 
 
