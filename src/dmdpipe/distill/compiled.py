@@ -52,25 +52,32 @@ def compiled_rounds(
         return None
     generator, grid, level = student.generator, batches.grid, student.levels[0]
     one_level = torch.full((1, 1), level, dtype=grid.dtype, device=grid.device)
-    learners = []
-    for denoiser, sigma, optimiser in (
-        (generator, one_level, of_student),
-        (teacher, grid, None),
-        (fake, grid, of_fake),
-    ):
-        known = denoiser.compiled(grid) if isinstance(denoiser, Denoiser) else None
-        if known is None:
-            return None
-        learners.append(Learner(known, denoiser.conditions(sigma), optimiser.flat() if optimiser else None))
+    own = _learner(generator, one_level, of_student)
+    real, false = _learner(teacher, grid, None), _learner(fake, grid, of_fake)
+    if not (own and real and false):
+        return None
     batch, dim = batches.shape
+    at_generator, at_fake = (
+        Noising(batches.streams[purpose], grid, *batches.ranges[purpose]) for purpose in ("dm", "fake")
+    )
     switches = recipe.normalise, recipe.normaliser_offset, recipe.normaliser_min
     return CompiledRounds(
-        *learners,
+        own,
+        real,
+        false,
         batches.streams["latent"],
         level,
-        *(Noising(batches.streams[purpose], grid, *batches.ranges[purpose]) for purpose in ("dm", "fake")),
+        at_generator,
+        at_fake,
         Matching(*switches, recipe.dm_weight / (batch * dim)),
         weight,
         batch,
         recipe.generator_every,
     )
+
+
+def _learner(denoiser: object, sigma: Tensor, optimiser: FlatOptimiser | None) -> Learner | None:
+    """Return what C is told of a denoiser, of its conditions at levels σ [K, 1] and of what trains it, if it knows it."""
+    if not isinstance(denoiser, Denoiser) or not (kernel := denoiser.compiled(sigma)):
+        return None
+    return Learner(kernel, denoiser.conditions(sigma), optimiser.flat() if optimiser else None)
