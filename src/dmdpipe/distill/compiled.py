@@ -77,7 +77,7 @@ def compiled_rounds(
 
 
 def _learner(denoiser: object, sigma: Tensor, optimiser: FlatOptimiser | None) -> Learner | None:
-    """Return what C is told of a denoiser, of its conditions at levels σ [K, 1] and of what trains it, if it knows it."""
+    """Return what C is told of a denoiser, its conditions at levels σ [K, 1] and its optimiser, if that can be."""
     if not isinstance(denoiser, Denoiser) or not (kernel := denoiser.compiled(sigma)):
         return None
     return Learner(kernel, denoiser.conditions(sigma), optimiser.flat() if optimiser else None)
