@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import plant
+from conftest import plant, pretend_older_code
 
 from dmdpipe.artifacts.checked import json_text
 from dmdpipe.artifacts.dag import plan_study, steps_below
@@ -23,7 +23,6 @@ from dmdpipe.audit.tree import Artifact
 from dmdpipe.audit.verify import verify_tree
 from dmdpipe.audit.words import audit_page, audit_text
 from dmdpipe.errors import UserError
-from dmdpipe.specs.base import digest
 
 # Written by dmdpipe before an entry could say anything of parents.
 OLD_ENTRY = """\
@@ -110,15 +109,20 @@ def test_an_entry_says_which_parent_counts_as_which(own: Any) -> None:
 def test_one_entry_covers_code_and_parents(own: Any) -> None:
     """Both of a step that was itself made by older code, from parents that were made again."""
     make_again(own, "teachers")
-    path = own.folder("students") / "manifest.json"
-    manifest = json.loads(path.read_text())
-    modules = manifest["provenance"]["modules"]
-    modules["dmdpipe.distill.dmd"]["dm_gradient"] = "0" * 16
-    manifest["provenance"]["code"] = digest(modules)
-    manifest["provenance"] = sealed(manifest["provenance"], "provenance_digest")
-    path.write_text(json_text(manifest))
+    pretend_older_code(own.folder("students"))
     (entry,) = accept([own.artifact("students")], "why").entries
     assert entry.changes and entry.parents and entry.made_by != entry.accepted
+
+
+def test_an_entry_about_parents_claims_nothing_of_code_that_is_accepted_already(own: Any) -> None:
+    pretend_older_code(own.folder("students"))
+    accept([own.artifact("students")], "a name")
+    make_again(own, "teachers")
+    (entry,) = accept([own.artifact("students")], "equal bytes").entries
+    assert entry.parents and entry.changes == () and entry.accepted == entry.made_by
+    student = own.artifact("students")
+    reasons = {note.said.rpartition(": ")[2] for note in verify_tree(own.results, [student.folder]).notes}
+    assert reasons == {"a name", "equal bytes"}
 
 
 def test_a_second_acceptance_writes_nothing(own: Any, log: Path) -> None:
@@ -284,7 +288,10 @@ def test_explain_tells_of_an_accepted_parent(own: Any) -> None:
     accept(everything(own), "equal bytes")
     explanation = explain_artifact(own.artifact("students"))
     assert explanation.would_run == ()
-    assert "parent in teachers made again, with the same bytes" in explanation.accepted and "equal bytes" in explanation.accepted
+    assert (
+        "parent in teachers made again, with the same bytes" in explanation.accepted
+        and "equal bytes" in explanation.accepted
+    )
     assert "would not run again: parent in teachers made again" in explanation_text(explanation)
 
 

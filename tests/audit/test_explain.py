@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import pretend_older_code
 
 from dmdpipe.audit.accepted import accept, read_acceptances
 from dmdpipe.audit.differences import code_differences, spec_differences
@@ -32,20 +33,6 @@ def everything(step: Explanation) -> dict[str, Explanation]:
     for parent in step.parents.values():
         found |= everything(parent)
     return found
-
-
-def pretend_older_code(folder: Path) -> None:
-    """As if the step had been made before dm_gradient was edited; its children are told nothing."""
-    from dmdpipe.artifacts.checked import json_text
-    from dmdpipe.artifacts.manifest import sealed
-    from dmdpipe.specs.base import digest
-
-    manifest = json.loads((folder / "manifest.json").read_text())
-    modules = manifest["provenance"]["modules"]
-    modules["dmdpipe.distill.dmd"]["dm_gradient"] = "0" * 16
-    manifest["provenance"]["code"] = digest(modules)
-    manifest["provenance"] = sealed(manifest["provenance"], "provenance_digest")
-    (folder / "manifest.json").write_text(json_text(manifest))
 
 
 def test_a_lineage_goes_down_to_data_and_noise(own: Any) -> None:

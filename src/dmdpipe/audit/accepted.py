@@ -1,7 +1,7 @@
 """The log of accepted changes: who said of which step, and why, that a change cannot alter its result.
 
-What changed is the code that makes the step, or parents that were made again and came out with the same bytes. That they
-did is not for a person to say: digests of the results are compared when a change is accepted, and at every use.
+What changed is the code that makes the step, or parents that were made again and came out with the same bytes. That
+they did is not for a person to say: digests of the results are compared when a change is accepted, and at every use.
 
 ``audit/accepted.jsonl`` below the root of the results holds one entry a line. Each entry carries the SHA-256 of the one
 before it and of itself, so that none can be changed or taken out of the middle unnoticed. One that is cut off the end
@@ -60,7 +60,7 @@ class Acceptance(Record):
     Attributes:
         step: the step's folder below the root of the results.
         made_by: the code digest in the step's manifest.
-        accepted: the code digest that counts as the same for this step.
+        accepted: the code digest that counts as the same for this step; ``made_by`` if this is about parents alone.
         changes: what differs between the two, by name.
         parents: those that were made again, by role; entries of older versions have none.
         reason: why all that cannot alter the result.
@@ -120,9 +120,9 @@ class Acceptances:
         return next((entry for entry in of_step if (entry.made_by, entry.accepted) == (made_by, code)), None)
 
     def find_parent(self, step: str, manifest: Manifest, role: str, now: Manifest) -> Acceptance | None:
-        """Return the latest entry by which a parent that is there counts as the one that a step was made from, or None.
+        """Return the latest entry by which a parent that is there counts as the one that a step was made from.
 
-        None as well if other bytes came out of the two, whatever the log says.
+        None if there is none, and if other bytes came out of the two, whatever the log says.
 
         Args:
             step: the step's folder.
@@ -131,7 +131,8 @@ class Acceptances:
             now: the manifest of the parent that is there.
         """
         pair = _the_same(manifest, role, now)
-        return next((entry for entry in self._of_step.get(step, []) if pair and entry.parents.get(role) == pair), None)
+        of_step = self._of_step.get(step, []) if pair else []
+        return next((entry for entry in of_step if entry.parents.get(role) == pair), None)
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Outcome:
 
     Attributes:
         entries: those that were written into the logs.
-        refused: for each step that needs to be made again, whatever anybody says, which of its parents have other bytes.
+        refused: for each step that must be made again, whatever anybody says, which of its parents have other bytes.
     """
 
     entries: tuple[Acceptance, ...]
@@ -148,7 +149,7 @@ class Outcome:
 
 
 def is_made_again(manifest: Manifest, role: str, now: Manifest) -> bool:
-    """Whether a parent that is there has the same bytes as the one that a step was made from, but another provenance."""
+    """Whether the parent that is there has the bytes of the one that a step was made from, but another provenance."""
     has_same_result = manifest.result.parents[role].result_digest == now.result.result_digest
     return has_same_result and manifest.provenance.parents.get(role) != now.provenance.provenance_digest
 
@@ -191,8 +192,8 @@ def read_acceptances(results: Path) -> Acceptances:
 def accept(artifacts: Iterable[Artifact], reason: str) -> Outcome:
     """Write into the log that these artifacts count as made by today's code, from the parents that are there.
 
-    Artifacts of which both is so, or accepted already, need no entry. One that was made from a parent with other bytes than
-    those that are there is refused. A parent that is not there, or is damaged, is passed over.
+    Artifacts of which both is so, or accepted already, need no entry. One that was made from a parent with other bytes
+    than the one that is there is refused. A parent that is not there, or is damaged, is passed over.
 
     Raises:
         UserError: if the reason is empty, or the log is damaged; nothing is written then.
@@ -218,7 +219,7 @@ def accept(artifacts: Iterable[Artifact], reason: str) -> Outcome:
 
 
 def _judge(steps: Mapping[str, Manifest], results: Path, reason: str) -> Outcome:
-    """Return the entries that the log of one tree needs for steps, given as manifests by folder, and what is refused."""
+    """Return the entries that the log of one tree needs for steps, their manifests by folder, and what is refused."""
     known = read_acceptances(results)
     previous = known.entries[-1].seal if known.entries else BEFORE_THE_FIRST
     there: dict[str, Manifest | None] = dict(steps)
@@ -235,7 +236,7 @@ def _judge(steps: Mapping[str, Manifest], results: Path, reason: str) -> Outcome
                 continue
             if now.result.result_digest != recorded.result_digest:
                 others.append(f"{recorded.folder} has other bytes than it was made from")
-            elif (pair := _the_same(manifest, role, now)) and not known.find_parent(folder, manifest, role, now):
+            elif not known.find_parent(folder, manifest, role, now) and (pair := _the_same(manifest, role, now)):
                 parents[role] = pair.model_dump()
         if others:
             refused[folder] = few(others)
@@ -243,13 +244,14 @@ def _judge(steps: Mapping[str, Manifest], results: Path, reason: str) -> Outcome
         stage = STAGES[manifest.result.stage]
         code = stage.code(stage.parse(manifest.result.spec))
         made_by = manifest.provenance.code
-        if not parents and (made_by == code.digest or known.find(folder, made_by, code.digest)):
+        is_code_known = made_by == code.digest or bool(known.find(folder, made_by, code.digest))
+        if is_code_known and not parents:
             continue
         entry = {
             "step": folder,
             "made_by": made_by,
-            "accepted": code.digest,
-            "changes": code_differences(manifest.provenance.modules, code.modules),
+            "accepted": made_by if is_code_known else code.digest,
+            "changes": [] if is_code_known else code_differences(manifest.provenance.modules, code.modules),
             "parents": parents,
             "reason": " ".join(reason.split()),
             "who": f"{user_name()}@{socket.gethostname()}",

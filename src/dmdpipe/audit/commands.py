@@ -117,8 +117,8 @@ def accept(
 ) -> None:
     """Record that a change alters nothing of a step: it counts as current, and does not run again.
 
-    A change of its code, if you know that; or parents that were made again since, by other code or elsewhere, and have the
-    same bytes. A step of which a parent has other bytes is refused: exit status 1, after the others are accepted.
+    A change of its code, if you know that; or parents that were made again since, by other code or elsewhere, and have
+    the same bytes. A step of which a parent has other bytes is refused: exit status 1, after the others are accepted.
 
     The entry says who, when, why and what changed, and stays in audit/accepted.jsonl in the results for good; verify
     and explain show it. A later change of the same code, or another making of a parent, needs an entry of its own.
