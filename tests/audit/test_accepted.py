@@ -163,6 +163,15 @@ def test_a_parent_with_other_bytes_is_never_accepted(own: Any, log: Path, lock: 
     assert stale(own) >= {child.partition("/")[0] for child in children}
 
 
+def test_nothing_is_accepted_of_a_step_with_a_parent_of_other_bytes(own: Any) -> None:
+    make_again(own, "teachers")
+    pretend_older_code(own.folder("students"))
+    other_bytes(own)
+    student = own.artifact("students")
+    outcome = accept([student], "why")
+    assert outcome.entries == () and outcome.refused.keys() == {student.folder}
+
+
 def parents(artifact: Artifact) -> set[str]:
     return {parent.folder for parent in artifact.manifest.result.parents.values()}
 
@@ -222,7 +231,9 @@ def test_a_forged_log_cannot_accept_other_bytes(own: Any, log: Path) -> None:
             parent["result_digest"] = now
 
     rewrite(log, claim)
-    read_acceptances(own.results)
+    known, data, teacher = read_acceptances(own.results), own.artifact("data"), own.artifact("teachers")
+    assert all(parent.result_digest == now for entry in known.entries for parent in entry.parents.values())
+    assert known.find_parent(teacher.folder, teacher.manifest, "data", data.manifest) is None
     assert {"teachers", "metrics"} <= stale(own) and {"teachers", "metrics"} <= to_run(own)
 
 
