@@ -32,3 +32,52 @@ float mlp_denoising_loss(const Shape *s, const Layer *layers, const Layer *gradi
                          const float *x, const float *target, const float *weight, float *memory) {
     return denoising_loss(s, layers, gradients, given, rows, x, target, weight, memory);
 }
+
+/* start + share·(end − start), from the nearer end, as PyTorch's lerp. */
+EACH float between(float start, float end, float share) {
+    float way = end - start;
+    return share < 0.5f ? fma1(share, way, start) : fma1(-way, 1.0f - share, end);
+}
+
+/* One entry of tables, for all rows. */
+static Conditions level_of(const Conditions *levels, const Shape *s, count k) {
+    const float *skip = levels->c_skip ? levels->c_skip + k : 0;
+    return (Conditions){levels->c_in + k, levels->c_out + k, skip, levels->features + k * s->embedding, 0, 0};
+}
+
+/* An interval of Heun's method: what Euler's step keeps of x, and how much of the way that is left over at its end is taken. */
+typedef struct {
+    float keep, back;
+} Interval;
+
+/* How many floats `mlp_flow` wants. */
+count mlp_flow_size(const Shape *s) { return working_size(s) + 2 * ROWS * s->dim; }
+
+/* Send x [rows × d] along the probability flow, as probability_flow of dmdpipe.diffusion.sampler; `levels` has an entry for the
+ * beginning of each interval, and the last one ends at σ = 0. */
+void mlp_flow(const Shape *s, const Layer *layers, const Conditions *levels, const Interval *intervals, count steps,
+              count rows, float *x, float *memory) {
+    Memory m = memory_at(s, memory);
+    Block b = block_at(s, m.block);
+    float *denoised = memory + working_size(s), *euler = denoised + ROWS * s->dim;
+    pack_forward(s, layers, m.forward);
+    for (count first = 0; first < rows; first += ROWS, x += ROWS * s->dim) {
+        const count here = smaller(ROWS, rows - first), size = here * s->dim;
+        for (count k = 0; k < steps; k++) {
+            Conditions given = level_of(levels, s, k);
+            forward(s, layers, m.forward, &given, 0, here, x, b, 0);
+            combine(s, &given, 0, here, x, b.answer, denoised);
+            const Interval own = intervals[k];
+            SIDE_BY_SIDE for (count i = 0; i < size; i++) euler[i] = between(denoised[i], x[i], own.keep);
+            if (k + 1 == steps) {
+                memcpy(x, euler, (size_t)size * sizeof *x);
+                break;
+            }
+            given = level_of(levels, s, k + 1);
+            forward(s, layers, m.forward, &given, 0, here, euler, b, 0);
+            combine(s, &given, 0, here, euler, b.answer, denoised);
+            SIDE_BY_SIDE for (count i = 0; i < size; i++)
+                x[i] = fma1(own.back, euler[i] - denoised[i], between(x[i], euler[i], 0.5f));
+        }
+    }
+}

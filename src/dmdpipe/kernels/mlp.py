@@ -9,15 +9,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dmdpipe.kernels.conditions import Conditions
 from dmdpipe.kernels.library import function
 
-if TYPE_CHECKING:
-    from dmdpipe.kernels.conditions import Conditions
 
 SIZE, MEMORY = ctypes.c_int64, ctypes.c_void_p
 
@@ -88,6 +87,30 @@ class CompiledMLP:
         places = x.data_ptr(), clean.data_ptr(), place(weight), memory.data_ptr()
         loss: float = call(shape, layers, self.gradients(), conditions, x.shape[0], *places)
         return loss
+
+    def flow(self, x: Tensor, levels: Conditions, intervals: Sequence[tuple[float, float]]) -> Tensor:
+        """Return where the probability flow sends x [B, d] (``dmdpipe.diffusion.sampler.probability_flow``).
+
+        Args:
+            x: start points.
+            levels: conditions of the noise levels at which the intervals begin, one each [K, 1].
+            intervals: for each, σ_next/σ, and what the difference of both slopes is multiplied by; of no effect in the
+                last one, which ends at σ_next = 0.
+
+        Raises:
+            ValueError: if there are not as many levels as intervals.
+        """
+        if not len(levels.c_in) == len(intervals) > 0 or levels.rows is not None:
+            raise ValueError(f"{len(levels.c_in)} levels of {len(intervals)} intervals")
+        end = x.clone(memory_format=torch.contiguous_format)
+        shape, layers, _ = self.question(end, Conditions(*(column[:1] for column in levels[:4])))
+        told = structure(*(place(column) for column in levels[:2]), place(levels.c_skip) if self.skip else 0,
+                         place(levels.features), 0, 0)  # fmt: skip
+        memory = torch.empty(function("mlp", "mlp_flow_size", SIZE, MEMORY)(shape))
+        heun = torch.tensor(intervals, dtype=torch.float32)
+        call = function("mlp", "mlp_flow", None, *[MEMORY] * 4, SIZE, SIZE, MEMORY, MEMORY)
+        call(shape, layers, told, heun.data_ptr(), len(heun), end.shape[0], end.data_ptr(), memory.data_ptr())
+        return end
 
     def question(self, x: Tensor, given: Conditions) -> tuple[Any, Any, Any]:
         """Return the network's shape, its layers and the conditions, as C's structures.
