@@ -17,7 +17,6 @@ from torch import Tensor
 from dmdpipe.kernels.conditions import Conditions
 from dmdpipe.kernels.library import function
 
-
 SIZE, MEMORY = ctypes.c_int64, ctypes.c_void_p
 
 
