@@ -17,9 +17,9 @@ from dmdpipe.diffusion import training
 from dmdpipe.diffusion.losses import edm_weight, weighted_squared_error
 from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.diffusion.teacher import load_teacher
-from dmdpipe.diffusion.training import HISTORY_EVERY, train_denoiser, train_teacher, zero_output_layer
+from dmdpipe.diffusion.training import HISTORY_EVERY, train_denoiser, train_teacher
 from dmdpipe.kernels.noise import Stream
-from dmdpipe.networks.denoiser import Denoiser, build_network
+from dmdpipe.networks.denoiser import Denoiser, build_network, zero_output_layer
 from dmdpipe.specs.data import Gaussian, Moons
 from dmdpipe.specs.diffusion import TeacherSpec, TrainedScore
 from dmdpipe.specs.network import MLP

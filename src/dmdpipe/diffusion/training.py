@@ -16,7 +16,7 @@ from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.kernels.learning import Learner
 from dmdpipe.kernels.noise import Stream
 from dmdpipe.kernels.teacher import teacher_steps
-from dmdpipe.networks.denoiser import Denoiser, build_network
+from dmdpipe.networks.denoiser import Denoiser, build_network, zero_output_layer
 from dmdpipe.networks.precision import in_precision
 from dmdpipe.seeds import derive_seed
 
@@ -29,12 +29,6 @@ HISTORY_EVERY = 50
 TOGETHER = 16
 """So many steps go to C at once: their draws and noise levels are a few large calls instead of many small ones."""
 PURPOSES = ("batches", "levels", "noise")
-
-
-def zero_output_layer(network: nn.Module) -> None:
-    """Set the output layer to zero, EDM's default start: D(x, σ) is then c_skip·x."""
-    for parameter in network.get_submodule("output").parameters():
-        nn.init.zeros_(parameter)
 
 
 @torch.no_grad()
