@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,14 +75,18 @@ app.command()(measure)
 app.command()(cost)
 app.command()(convert)
 
+NO_MEMORY = ("can't allocate memory", "out of memory")  # PyTorch's words: of the machine's, of a GPU's
+
 ScaleOption = Annotated[str | None, typer.Option("--scale", help="smoke, laptop, …; the configured one if left out")]
 FormatOption = Annotated[Format, typer.Option("--format", help="how to print")]
 
 
 def main() -> None:
-    """Run the command line; a mistake of the user's or a failing disk is one line on stderr and exit status 2."""
+    """Run the command line; a mistake of the user's, a failing disk or too little memory is one line on stderr and exit
+    status 2.
+    """
     try:
-        with failures_told(Path("standard output")):
+        with failures_told(Path("standard output")), _limits_told():
             app()
     except UserError as error:
         print(f"dmdpipe: {error}", file=sys.stderr)
@@ -87,6 +94,27 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+
+
+@contextmanager
+def _limits_told() -> Iterator[None]:
+    """Turn what no machine, or not this one, can hold into one line for the user.
+
+    Raises:
+        UserError: instead of the error of a name that is too long, or of memory that is not there.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise UserError(f"{str(error.filename)[:80]}…: no file can have so long a name; choose a shorter one") from None
+    except (MemoryError, RuntimeError) as error:
+        # Of the machine's memory PyTorch has a RuntimeError like any other, of a GPU's a kind of its own.
+        said = " ".join(str(error).split())
+        if not (isinstance(error, MemoryError) or any(words in said for words in NO_MEMORY)):
+            raise
+        raise UserError(f"there is not enough memory for that ({said[:120]}); ask for less at a time") from None
 
 
 @app.command(

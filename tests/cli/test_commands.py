@@ -52,6 +52,33 @@ def test_there_are_the_commands_that_were_promised() -> None:
     assert promised <= {" ".join(path) for path in ALL}
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "training --seconds inf",
+        *(
+            f"{command} --{option} {'9' * 30}"
+            for command, option in (
+                ("training", "width"),
+                ("training", "batch"),
+                ("training", "turns"),
+                ("sampling", "dim"),
+                ("sampling", "samples"),
+                ("sampling", "steps"),
+                ("gpu", "members"),
+                ("gpu", "steps"),
+                ("growth", "values"),
+                ("growth", "turns"),
+            )
+        ),
+    ],
+)
+def test_a_benchmark_of_more_than_any_machine_can_do_is_one_line(dmdpipe: Callable[..., Any], words: str) -> None:
+    done = dmdpipe("bench", *words.split())
+    assert (done.status, done.out) == (2, "")
+    assert words.split()[1] in done.err.splitlines()[-1] and "less than" in done.err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
 def test_the_help_of_every_command_teaches_by_example(dmdpipe: Callable[..., Any], path: tuple[str, ...]) -> None:
     for flag in ("--help", "-h"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any, get_args
 
@@ -460,6 +462,29 @@ def test_the_citation_has_what_its_format_requires_and_the_packages_version() ->
 def test_the_readme_has_a_place_for_the_verdicts() -> None:
     page = text_of("README.md")
     assert page.index("<!-- verdicts:begin -->") < page.index("<!-- verdicts:end -->")
+
+
+def test_every_package_that_is_imported_is_named_in_the_environment() -> None:
+    """Not only brought along by another, which may leave it out some day."""
+    lines = text_of("envs/base.in").splitlines()
+    named = {re.split("[=<>]", line)[0] for line in lines if line and not line.startswith("#")} | {"torch"}
+    distributions = packages_distributions()
+    imported: set[str] = set()
+    for file in [
+        ROOT / "run",
+        *(file for folder in ("src", "tests", "workflow") for file in ROOT.glob(f"{folder}/**/*.py")),
+    ]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
+    assert {"torch", "yaml", "huggingface_hub"} <= imported
+    owners = {
+        name: {owner.lower().replace("_", "-") for owner in distributions[name]}
+        for name in imported & distributions.keys()
+    }
+    assert [name for name, of_name in owners.items() if not of_name & {*named, "dmdpipe"}] == []
 
 
 def test_pages_are_in_git_or_may_be() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -148,6 +149,40 @@ def test_files_that_cannot_be_are_one_line(dmdpipe: Command) -> None:
     Path("there.safetensors").write_bytes(b"mine")
     refused(dmdpipe("convert", "in.bin", "there.safetensors"), "is there already")
     assert Path("there.safetensors").read_bytes() == b"mine"
+
+
+def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that knows no second name for a file, as some of a network's."""
+
+    def refused(*names: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refused)
+
+
+@pytest.mark.parametrize("out", ["/proc/x.safetensors", f"{'a' * 240}.safetensors", "no links"])
+def test_a_place_that_cannot_be_written_is_one_line(
+    dmdpipe: Command, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    """Before the weights are read, where that can be known."""
+    if out == "no links":
+        Path("in.bin").write_bytes(by_torch(TENSORS))
+        no_links(monkeypatch)
+        out = "out.safetensors"
+    refused(dmdpipe("convert", "in.bin", out), f"{out[:50]}", "cannot be written", "name a file elsewhere")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("convert", "in.bin", f"{'a' * 300}/out.safetensors"),
+        ("measure", "--teacher", "a" * 300, "--student", "b"),
+        ("measure", "--pairs", "a.npy", "b.npy", "--out", f"{'a' * 300}/b"),
+    ],
+    ids=["convert", "teacher", "out"],
+)
+def test_a_name_that_no_file_can_have_is_one_line(dmdpipe: Command, words: tuple[str, ...]) -> None:
+    refused(dmdpipe(*words), "aaa", "so long a name")
 
 
 @pytest.mark.parametrize("taken", [lambda path: path.write_bytes(b"mine"), lambda path: path.symlink_to("nowhere")])

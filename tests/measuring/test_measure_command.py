@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from pretended_gpu import pretended_gpu
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 
 from dmdpipe.artifacts.dag import steps_below
 from dmdpipe.artifacts.plan import plan
@@ -451,6 +451,115 @@ def test_wrong_models_are_refused(dmdpipe: Command, results: Path) -> None:
         (["--teacher", teacher, "--student", student, "--z", "z.npy"], ["--z", "--pairs"]),
     ):
         refused(dmdpipe("measure", *arguments), *words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--noise", "99999999999"], ["--noise 99999999999, --held-out 399999999996", "GB of memory", "take fewer"]),
+        (["--noise", "4", "--held-out", "99999999999"], ["--held-out 99999999999", "take fewer"]),
+        (["--noise", "9" * 30], ["'--noise'", "less than"]),
+        (["--noise", "-1"], ["'--noise'", "greater than"]),
+        (["--held-out", "9" * 30], ["'--held-out'", "less than"]),
+        (["--steps", "9" * 30], ["'--steps'", "less than"]),
+        (["--batch", "9" * 30], ["'--batch'", "less than"]),
+        (["--sigma-max", "nan"], ["'--sigma-max'"]),
+        (["--sigma-max", "inf"], ["'--sigma-max'"]),
+        (["--sigma-max", "1e300"], ["'--sigma-max'"]),
+        (["--sigma-max", "-80"], ["'--sigma-max'"]),
+    ],
+    ids=lambda value: " ".join(value)[:30],
+)
+def test_a_number_that_cannot_be_is_one_line(
+    dmdpipe: Command, results: Path, options: list[str], words: list[str]
+) -> None:
+    """Of those that the machine decides, with what it lacks; of all others, with the bound."""
+    folders = made(member(), results)
+    done = dmdpipe("measure", *models(folders), *options)
+    assert (done.status, done.out) == (2, ""), done
+    assert done.err[-1] == "\n" and all(word in done.err.splitlines()[-1] for word in words), done.err
+    assert not Path("measured").exists() and not list(Path().glob(".measured*"))
+
+
+def test_what_the_memory_cannot_hold_is_refused_to_the_byte(
+    dmdpipe: Command, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float32 of noise and samples, and double precision of what metrics make of them: see `dmdpipe cost`."""
+    folders = made(member(), results)
+    n, d = 12, 4
+    needed = 4 * d * (4 * n + 2 * 7) + 8 * d * (2 * d + 4 * n + 7)
+    for there in (needed, needed - 1):
+        monkeypatch.setattr("dmdpipe.measuring.commands.memory_of_the_machine", lambda there=there: there)
+        sizes = ("--noise", str(n), "--held-out", "7", "--steps", "1")
+        done = dmdpipe("measure", *models(folders), *sizes, "--out", f"of {there}")
+        assert (done.status == 0) is (there == needed), done
+    assert "--noise 12, --held-out 7: samples and metrics take" in done.err and not Path(f"of {there}").exists()
+
+
+def of_a_gpu() -> None:
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nGPU 0 has 1 GiB")
+
+
+def of_torch() -> None:
+    import torch
+
+    torch.empty(BEYOND_ADDRESSES, dtype=torch.uint8)
+
+
+BEYOND_ADDRESSES = 2**55  # bytes: no machine promises them, however free it is with promises
+WITHOUT_MEMORY = {"numpy": lambda: np.empty(BEYOND_ADDRESSES, np.uint8), "torch": of_torch, "gpu": of_a_gpu}
+
+
+@pytest.mark.parametrize("library", WITHOUT_MEMORY)
+def test_memory_that_is_not_there_is_one_line_whoever_finds_out(
+    dmdpipe: Command, results: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    folders = made(member(), results)
+    monkeypatch.setattr("dmdpipe.measuring.sampling.teacher_map", lambda *given: WITHOUT_MEMORY[library]())
+    done = dmdpipe("measure", *models(folders), *FEW)
+    assert (done.status, done.out) == (2, "")
+    assert "dmdpipe: there is not enough memory for that" in done.err.splitlines()[-1]
+
+
+def test_a_mistake_of_ours_is_not_called_a_lack_of_memory(
+    dmdpipe: Command, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: Any) -> Any:
+        raise RuntimeError("a mistake of ours")
+
+    folders = made(member(), results)
+    monkeypatch.setattr("dmdpipe.measuring.sampling.teacher_map", fails)
+    with pytest.raises(RuntimeError, match="of ours"):
+        dmdpipe("measure", *models(folders), *FEW)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "adm"])
+def test_weights_of_ones_own_that_are_damaged_have_no_step_to_run_again(dmdpipe: Command, kind: str) -> None:
+    whole = save({"output.bias": np.zeros(4, np.float32)})
+    Path("mine.json").write_text(json.dumps({"network": {"kind": kind}}))
+    for data in (b"", whole[:-1], b"\0" * 64):
+        Path("mine.safetensors").write_bytes(data)
+        done = dmdpipe("measure", "--teacher", "mine.safetensors", "--student", "mine.safetensors")
+        refused(done, "mine.safetensors: is no valid safetensors file", "copy it again")
+        assert "step" not in done.err
+
+
+def test_an_mlp_in_a_type_that_numpy_lacks_is_read(dmdpipe: Command, results: Path) -> None:
+    import torch
+    from safetensors import torch as by_torch
+
+    weights_of(made(member(), results)["teacher"], Path("full.safetensors"))
+    tensors = by_torch.load_file("full.safetensors")
+    by_torch.save_file({name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}, "half.safetensors")
+    rounded = {name: tensor.to(torch.bfloat16).float() for name, tensor in tensors.items()}
+    by_torch.save_file(rounded, "full.safetensors")
+    Path("half.json").write_bytes(Path("full.json").read_bytes())
+    for name in ("full", "half"):
+        asked = ["--teacher", f"{name}.safetensors", "--student", f"{name}.safetensors"]
+        assert dmdpipe("measure", *asked, *FEW, "--out", name).status == 0
+    assert Path("full/samples.safetensors").read_bytes() == Path("half/samples.safetensors").read_bytes()
 
 
 def test_particles_are_refused_since_they_answer_to_their_own_noise_alone(dmdpipe: Command, results: Path) -> None:

@@ -321,6 +321,15 @@ def test_the_cost_of_a_small_network_is_timed(dmdpipe: Command, monkeypatch: pyt
     rate = 7 * cost.call(Sizes(**SMALL)).operations / 1e6
     assert f"at {rate:.3g} TFLOP/s (measured" in done.out, done
     Path("mlp.json").write_text('{"network": {"kind": "mlp"}}')
-    for words, asked in (("'adm' alone", ["mlp.json"]), ("tpu", ["small.json", "--time", "--device", "tpu"])):
+    for words, asked in (
+        ("'--tflops'", ["small.json", "--tflops", "inf"]),
+        ("'--tflops'", ["small.json", "--tflops", "nan"]),
+        ("'--noise'", ["small.json", "--noise", "9" * 400]),
+        ("'--held-out'", ["small.json", "--held-out", "9" * 400]),
+        ("'--batch'", ["small.json", "--batch", "9" * 400]),
+        ("'--steps'", ["small.json", "--steps", "9" * 400]),
+        ("'adm' alone", ["mlp.json"]),
+        ("tpu", ["small.json", "--time", "--device", "tpu"]),
+    ):
         failed = dmdpipe("cost", *asked)
         assert failed.status == 2 and words in failed.err

@@ -9,6 +9,7 @@ daemons on 127.0.0.1 that claim more than the machine has; no cgroups, so memory
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
@@ -27,6 +28,8 @@ import psutil
 
 # Snakemake's job steps drop SLURM_CONF, so the file must be where the programs look by themselves.
 SYSTEM_CONFIG = Path("/etc/slurm/slurm.conf")
+# Of a cluster's files. Short, for a Unix socket, and open to munge's own user: pytest's folders are neither.
+FOLDERS, PREFIX, LOCK = Path("/tmp"), "slurm-", "lock"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 PROGRAMS_OF_ACCOUNTS = ("slurmdbd", "sacctmgr", "sacct", "mariadbd", "mariadb-install-db", "my_print_defaults")
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
@@ -166,6 +169,24 @@ def missing(programs: Iterable[str]) -> list[str]:
     return [program for program in programs if not shutil.which(program, path=PATH)]
 
 
+def taken_by(config: Path) -> str:
+    """Return whose cluster the machine's configuration is: its own, or that of tests which are still running.
+
+    Nobody's, and empty, if there is none, or a link into the folder of tests that were killed, there still or not.
+    """
+    if not os.path.lexists(config):
+        return ""
+    folder = Path(os.readlink(config)).parent if config.is_symlink() else config
+    if folder.parent != FOLDERS or not folder.name.startswith(PREFIX):
+        return "a SLURM of its own"
+    with suppress(FileNotFoundError), (folder / LOCK).open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return "the SLURM of other tests, which are still running"
+    return ""
+
+
 @contextmanager
 def running_cluster(has_accounts: bool = False) -> Iterator[Cluster]:
     """Bring a cluster up, and take it down after the block, jobs first.
@@ -181,12 +202,13 @@ def running_cluster(has_accounts: bool = False) -> Iterator[Cluster]:
     if absent := missing(PROGRAMS + (PROGRAMS_OF_ACCOUNTS if has_accounts else ())):
         option = " --accounts" if has_accounts else ""
         raise NoSlurmError(f"SLURM is not installed ({', '.join(absent)}): tests/slurm/install{option} does it")
-    if SYSTEM_CONFIG.exists():
-        raise NoSlurmError(f"this machine has a SLURM of its own: {SYSTEM_CONFIG}")
-    # Short, for a Unix socket, and open to munge's own user: pytest's folders are neither.
-    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    if whose := taken_by(SYSTEM_CONFIG):
+        raise NoSlurmError(f"this machine has {whose}: {SYSTEM_CONFIG}")
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=FOLDERS))
     folder.chmod(0o755)
     with ExitStack() as stack:
+        # The kernel lets go of it when this process ends, however it does.
+        fcntl.flock(stack.enter_context((folder / LOCK).open("w")), fcntl.LOCK_EX)
 
         def start_node(node: str) -> None:
             daemons[node] = _start(stack, folder, "slurmd", "-D", "-N", node)
@@ -197,7 +219,7 @@ def running_cluster(has_accounts: bool = False) -> Iterator[Cluster]:
         _start_munge(stack, folder)
         accounts = _start_accounts(stack, folder) if has_accounts else NO_ACCOUNTS
         _write_config(folder, accounts, "linux" if has_accounts else "none")
-        SYSTEM_CONFIG.unlink(missing_ok=True)  # a link that a killed test left behind
+        SYSTEM_CONFIG.unlink(missing_ok=True)
         SYSTEM_CONFIG.symlink_to(folder / "slurm.conf")
         stack.callback(SYSTEM_CONFIG.unlink, missing_ok=True)
         if has_accounts:

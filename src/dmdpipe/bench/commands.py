@@ -10,6 +10,9 @@ import typer
 
 from dmdpipe.tables import Format, render
 
+MOST = 10**6  # of anything that is counted
+LONGEST = 86_400  # seconds of a turn
+
 bench_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -24,10 +27,10 @@ bench_app = typer.Typer(
     """,
 )
 
-Widths = Annotated[list[int] | None, typer.Option("--width", min=1, help="of the network; 64, 128 and 256")]
-Dim = Annotated[int, typer.Option("--dim", min=1, help="number of coordinates d")]
-Batch = Annotated[int, typer.Option("--batch", min=1, help="samples a step")]
-Turns = Annotated[int, typer.Option("--turns", min=1, help="how often each is timed")]
+Widths = Annotated[list[int] | None, typer.Option("--width", min=1, max=MOST, help="of the network; 64, 128 and 256")]
+Dim = Annotated[int, typer.Option("--dim", min=1, max=MOST, help="number of coordinates d")]
+Batch = Annotated[int, typer.Option("--batch", min=1, max=MOST, help="samples a step")]
+Turns = Annotated[int, typer.Option("--turns", min=1, max=MOST, help="how often each is timed")]
 Form = Annotated[Format, typer.Option("--format", help="table, json or csv")]
 
 
@@ -37,7 +40,9 @@ def training(
     dim: Dim = 64,
     batch: Batch = 256,
     turns: Turns = 5,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.01, help="about how long one turn trains")] = 2.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.01, max=LONGEST, help="about how long one turn trains")
+    ] = 2.0,
     form: Form = Format.table,
 ) -> None:
     """Train on one thread, everything included, and time the bare matrix products of that training beside it.
@@ -65,8 +70,8 @@ def training(
 def sampling(
     widths: Widths = None,
     dim: Dim = 64,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="number of noises N")] = 4_096,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="intervals of the sampler")] = 32,
+    samples: Annotated[int, typer.Option("--samples", min=1, max=MOST, help="number of noises N")] = 4_096,
+    steps: Annotated[int, typer.Option("--steps", min=1, max=MOST, help="intervals of the sampler")] = 32,
     turns: Turns = 5,
     form: Form = Format.table,
 ) -> None:
@@ -115,13 +120,15 @@ def gate(
 
 @bench_app.command("gpu")
 def gpu(
-    members: Annotated[list[int] | None, typer.Option("--members", min=2, help="at once; 128 and 512")] = None,
+    members: Annotated[
+        list[int] | None, typer.Option("--members", min=2, max=MOST, help="at once; 128 and 512")
+    ] = None,
     precisions: Annotated[list[str] | None, typer.Option("--precision", help="full, tf32, bf16; on a GPU all")] = None,
     device: Annotated[str, typer.Option("--device", help="cuda, or cpu to see what it prints")] = "cuda",
-    width: Annotated[int, typer.Option("--width", min=1, help="of the network")] = 64,
+    width: Annotated[int, typer.Option("--width", min=1, max=MOST, help="of the network")] = 64,
     dim: Dim = 64,
     batch: Batch = 256,
-    steps: Annotated[int, typer.Option("--steps", min=2, help="generator steps that are timed")] = 100,
+    steps: Annotated[int, typer.Option("--steps", min=2, max=MOST, help="generator steps that are timed")] = 100,
     turns: Turns = 3,
     form: Form = Format.table,
 ) -> None:
@@ -158,8 +165,12 @@ def gpu(
 
 @bench_app.command("growth")
 def growth(
-    turns: Annotated[int, typer.Option("--turns", min=1, help="how often each is timed; the shortest counts")] = 3,
-    values: Annotated[int | None, typer.Option("--values", min=2, help="how many values of each, from below")] = None,
+    turns: Annotated[
+        int, typer.Option("--turns", min=1, max=MOST, help="how often each is timed; the shortest counts")
+    ] = 3,
+    values: Annotated[
+        int | None, typer.Option("--values", min=2, max=MOST, help="how many values of each, from below")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", help="a folder for growth.png, .pdf and .csv")] = None,
     form: Form = Format.table,
 ) -> None:

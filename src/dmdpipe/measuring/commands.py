@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,10 @@ GIGA, TERA, PETA = 1e9, 1e12, 1e15
 BYTES, DOUBLE = 4, 8  # of a number: in networks and samples, in metrics
 LARGEST_NUMBER = 1e38  # of a sample: as of the float32 that models answer in; squares of more can overflow
 HELD_OUT = 4  # times as many noises as pairs go to the teacher alone
+MOST = 10**12  # of anything that is counted: what can be computed with is far below
+MOST_STEPS = 10**6
+MOST_TFLOPS = 1e6
+HIGHEST_SIGMA = 1e6  # the largest of a schedule is 2·10⁴, that of a cosine
 
 
 def measure(
@@ -29,17 +34,22 @@ def measure(
         tuple[Path, Path] | None, typer.Option("--pairs", help="instead: two .npy files of paired samples")
     ] = None,
     z: Annotated[Path | None, typer.Option("--z", help="with --pairs: a .npy file of their noise")] = None,
-    noise: Annotated[int, typer.Option("--noise", min=2, help="number of noises that both get")] = 1_000,
+    noise: Annotated[int, typer.Option("--noise", min=2, max=MOST, help="number of noises that both get")] = 1_000,
     held_out: Annotated[
-        int | None, typer.Option("--held-out", min=0, help="further noises for the teacher; 4 times as many")
+        int | None, typer.Option("--held-out", min=0, max=MOST, help="further noises for the teacher; 4 times as many")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="intervals of the teacher's sampler")] = 64,
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, max=MOST_STEPS, help="intervals of the teacher's sampler")
+    ] = 64,
     sigma_max: Annotated[
-        float | None, typer.Option("--sigma-max", min=1e-3, help="noise level at the start; the student's own (80)")
+        float | None,
+        typer.Option(
+            "--sigma-max", min=1e-3, max=HIGHEST_SIGMA, help="noise level at the start; the student's own (80)"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="of the noise")] = 0,
     adapter: Annotated[Path | None, typer.Option("--adapter", help="JSON that says what weights mean")] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="samples at a time")] = 1_024,
+    batch: Annotated[int, typer.Option("--batch", min=1, max=MOST, help="samples at a time")] = 1_024,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda")] = "cpu",
     out: Annotated[Path, typer.Option("--out", help="a new folder for tables and figure")] = Path("measured"),
 ) -> None:
@@ -72,12 +82,15 @@ def measure(
 
 def cost(
     adapter: Annotated[Path, typer.Argument(help="JSON that says what the weights mean; network.kind adm")],
-    noise: Annotated[int, typer.Option("--noise", min=2, help="as of dmdpipe measure")] = 1_000,
-    held_out: Annotated[int | None, typer.Option("--held-out", min=0, help="likewise; 4 times as many")] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="likewise")] = 64,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="likewise: samples at a time")] = 64,
+    noise: Annotated[int, typer.Option("--noise", min=2, max=MOST, help="as of dmdpipe measure")] = 1_000,
+    held_out: Annotated[
+        int | None, typer.Option("--held-out", min=0, max=MOST, help="likewise; 4 times as many")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, max=MOST_STEPS, help="likewise")] = 64,
+    batch: Annotated[int, typer.Option("--batch", min=1, max=MOST, help="likewise: samples at a time")] = 64,
     rate: Annotated[
-        float, typer.Option("--tflops", min=1e-6, help="operations a second that are kept up, in 1e12")
+        float,
+        typer.Option("--tflops", min=1e-6, max=MOST_TFLOPS, help="operations a second that are kept up, in 1e12"),
     ] = 25,
     device: Annotated[str, typer.Option("--device", help="with --time: cpu or cuda")] = "cpu",
     timed: Annotated[bool, typer.Option("--time", help="measure the rate here, by random weights at --batch")] = False,
@@ -117,12 +130,24 @@ def cost(
     weights, live = BYTES * one.parameters, BYTES * batch * one.living
     typer.echo(f"memory       {2 * weights / GIGA:.2f} GB for the weights of two networks")
     typer.echo(f"             about {live / GIGA:.2f} GB for {batch} samples in one network, libraries' own aside")
-    typer.echo(f"             {BYTES * d * (4 * noise + 2 * extra) / GIGA:.2f} GB of the machine for the samples")
-    fits = extra >= PAIRS_PER_DIMENSION * d
-    metrics = DOUBLE * d * (2 * d + 4 * noise + extra + (3 * extra + 2 * d if fits else 0))
+    samples, metrics = bytes_of_pairs(d, noise, extra)
+    typer.echo(f"             {samples / GIGA:.2f} GB of the machine for the samples")
     typer.echo(f"             about {metrics / GIGA:.1f} GB of the machine for the metrics")
-    if not fits:
+    if extra < PAIRS_PER_DIMENSION * d:
         typer.echo(f"note         rho_affine needs --held-out {PAIRS_PER_DIMENSION * d}")
+
+
+def bytes_of_pairs(d: int, noise: int, held_out: int) -> tuple[int, int]:
+    """Return what samples of d numbers take of the machine's memory and, about, what their metrics take beside them."""
+    from dmdpipe.copying.baselines import PAIRS_PER_DIMENSION
+
+    fitted = 3 * held_out + 2 * d if held_out >= PAIRS_PER_DIMENSION * d else 0
+    return BYTES * d * (4 * noise + 2 * held_out), DOUBLE * d * (2 * d + 4 * noise + held_out + fitted)
+
+
+def memory_of_the_machine() -> int:
+    """Return how many bytes of memory there are, others' included."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _measure_pairs(files: tuple[Path, Path], z_file: Path | None, out: Path) -> None:
@@ -190,6 +215,11 @@ def _measure_models(
     levels = common_range(teacher, student, sigma_max)
     n = options["noise"]
     extra = HELD_OUT * n if held_out is None else held_out
+    if (needed := sum(bytes_of_pairs(teacher.dim, n, extra))) > (there := memory_of_the_machine()):
+        raise UserError(
+            f"--noise {n}, --held-out {extra}: samples and metrics take {needed / GIGA:,.0f} GB of memory, but this"
+            f" machine has {there / GIGA:,.0f}; take fewer"
+        )
     sampled = sample_both(
         teacher,
         student,

@@ -11,7 +11,8 @@ import hashlib
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,34 +44,48 @@ def convert(
         raise UserError(f"{out}: is there already; name a new file, or remove it")
     if not out.absolute().parent.is_dir():
         raise UserError(f"{out.absolute().parent}: is no folder; make it first")
-    tensors, digest = _read(source, within)
-    try:
-        data = safetensors.torch.save(tensors)
-    except (ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{source}: cannot be kept as safetensors ({reason}); save plain tensors") from None
-    _publish(data, out)
+    with _folder_beside(out) as private:
+        tensors, digest = _read(source, within)
+        try:
+            data = safetensors.torch.save(tensors)
+        except (ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{source}: cannot be kept as safetensors ({reason}); save plain tensors") from None
+        _publish(data, private / out.name, out)
     typer.echo(f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} numbers")
     typer.echo(f"{digest}  {source}\n{hashlib.sha256(data).hexdigest()}  {out}")
 
 
-def _publish(data: bytes, out: Path) -> None:
+@contextmanager
+def _folder_beside(out: Path) -> Iterator[Path]:
+    """Make a folder of its own for what is to become ``out``, and remove it after the block.
+
+    Raises:
+        UserError: if nothing can be written there, at first or in the block.
+    """
+    try:
+        with (
+            failures_told(out),
+            tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent) as private,
+        ):
+            yield Path(private)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error}); name a file elsewhere") from None
+
+
+def _publish(data: bytes, whole: Path, out: Path) -> None:
     """Make a file that is whole from its first moment, and never in another's place.
 
     Raises:
-        UserError: if there is one by then, or the disk fails.
+        UserError: if there is one by then.
+        OSError: if the disk fails.
     """
-    with (
-        failures_told(out),
-        tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.absolute().parent) as private,
-    ):
-        whole = Path(private) / out.name
-        write_synced(whole, data)
-        try:
-            # A second name for the file: unlike a new name, refused where somebody has taken it in the meantime.
-            os.link(whole, out)
-        except FileExistsError:
-            raise UserError(f"{out}: was made by another program meanwhile; name a new file, or remove it") from None
+    write_synced(whole, data)
+    try:
+        # A second name for the file: unlike a new name, refused where somebody has taken it in the meantime.
+        os.link(whole, out)
+    except FileExistsError:
+        raise UserError(f"{out}: was made by another program meanwhile; name a new file, or remove it") from None
     sync_folder(out.absolute().parent)
 
 

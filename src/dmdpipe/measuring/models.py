@@ -232,9 +232,10 @@ def _of_file(path: Path, adapter_path: Path) -> Model:
     checksum = hashlib.sha256(data).hexdigest()
     unpinned = _unpinned(path, checksum, adapter, adapter_path)
     files = {str(path): checksum, str(adapter_path): _sha256(adapter_path)}
+    tensors = _decoded(data, path)
     if adapter.network.kind == "adm":
         sizes = adapter.network
-        adm = load_adm(sizes, _decoded(data, path), str(path))
+        adm = load_adm(sizes, tensors, str(path))
         return Model(
             path,
             math.prod(adm.shape),
@@ -246,10 +247,9 @@ def _of_file(path: Path, adapter_path: Path) -> Model:
             pictures=_channels_last(adm.shape),
         )
     try:
-        tensors = decode_tensors(data, str(path))
         dim = len(tensors["output.bias"])
         network = build(dim, adapter.network)
-        load_weights(network, tensors)
+        network.load_state_dict(tensors)
     except (KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: its tensors are not those of the network in {adapter_path} ({reason})") from None
