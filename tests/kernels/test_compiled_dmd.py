@@ -113,6 +113,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_drawn() -> None:
         {"fake": fake._replace(flat=None)},
         {"fake": fake._replace(flat=fake.flat._replace(first=torch.zeros(3)))},
         {"fake": fake._replace(flat=fake.flat._replace(second=fake.flat.second.double()))},
+        {"fake": fake._replace(flat=given["student"].flat)},
+        {"fake": fake._replace(flat=fake.flat._replace(gradient=fake.flat.gradient.clone()))},
         {"student": given["student"]._replace(given=networks[0].conditions(SIGMA))},
         {"student": given["student"]._replace(flat=None)},
         {"at_fake": noising._replace(sigma=SIGMA[1:])},

@@ -45,13 +45,15 @@ class Learner(NamedTuple):
         """Return the flat vectors as C's structure.
 
         Raises:
-            ValueError: unless they are there, and are as many numbers as the network's layers have.
+            ValueError: unless they are there, and hold the parameters and gradients of the network's layers.
         """
         size = sum(one.numel() for layer in self.network.layers for one in layer)
         vectors = self.flat[:4] if self.flat else ()
         good = [one.shape == (size,) and one.dtype == torch.float32 and one.is_contiguous() for one in vectors]
         if self.flat is None or not all(good):
             raise ValueError(f"expected {size} parameters in float32, got {[list(one.shape) for one in vectors]}")
+        if [places[0] for places in map(self.network.places, (False, True))] != [*map(place, vectors[:2])]:
+            raise ValueError("the network's parameters and gradients lie elsewhere: make its FlatParameters last")
         clip = ctypes.c_int64.from_buffer(ctypes.c_double(self.flat.clip or 0.0)).value
         return structure(*map(place, vectors), size, clip)
 
