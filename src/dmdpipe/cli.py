@@ -108,7 +108,8 @@ def _limits_told() -> Iterator[None]:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        raise UserError(f"{str(error.filename)[:80]}…: no file can have so long a name; choose a shorter one") from None
+        name = max(Path(str(error.filename)).parts, key=len)
+        raise UserError(f"{name[:40]}…: no file can have so long a name; choose a shorter one") from None
     except (MemoryError, RuntimeError) as error:
         # Of the machine's memory PyTorch has a RuntimeError like any other, of a GPU's a kind of its own.
         said = " ".join(str(error).split())

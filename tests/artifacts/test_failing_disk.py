@@ -125,7 +125,7 @@ STUDENT = plan(
         {
             "teacher": TEACHER,
             "network": {"kind": "mlp", "width": 8, "depth": 1, "embedding": 4},
-            "generator_steps": 8,
+            "generator_steps": 24,
             "batch": 8,
             "snapshots": 3,
         }
@@ -169,7 +169,7 @@ def test_a_student_goes_on_when_the_disk_has_room_again(
     with monkeypatch.context() as patched:
         patched.setattr(Step, "progress", lambda step, done, total: told.append(done))
         run_step(STUDENT.canonical(), results)
-    # It went on with the 20th round, the first whose checkpoint did not fit.
+    # It went on with the 20th step, the first whose checkpoint did not fit.
     assert told[0] > 1
     assert published(results) == published(tmp_path / "whole")
     assert capsys.readouterr().err == ""

@@ -16,6 +16,7 @@ from checkouts import add_tiny_scale
 from dmdpipe.artifacts.checked import json_text
 from dmdpipe.artifacts.manifest import sealed
 from dmdpipe.audit.tree import Artifact, read_artifact
+from dmdpipe.specs.base import digest
 
 ROOT = Path(__file__).parents[2]
 MAKE = """
@@ -51,6 +52,16 @@ def plant(folder: Path, name: str, content: bytes) -> None:
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
     manifest["result"]["payload"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
     manifest["result"] = sealed(manifest["result"], "result_digest")
+    (folder / "manifest.json").write_text(json_text(manifest))
+
+
+def pretend_older_code(folder: Path) -> None:
+    """As if the step had been made before dm_gradient was edited; its children are told nothing."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    modules = manifest["provenance"]["modules"]
+    modules["dmdpipe.distill.dmd"]["dm_gradient"] = "0" * 16
+    manifest["provenance"]["code"] = digest(modules)
+    manifest["provenance"] = sealed(manifest["provenance"], "provenance_digest")
     (folder / "manifest.json").write_text(json_text(manifest))
 
 

@@ -62,8 +62,9 @@ def test_the_plain_loop_is_the_same_algorithm() -> None:
     student, fake = (Denoiser(build_network(spec.network, 3, 1).double()) for _ in range(2))
     loop = Distillation(spec.recipe, Student(student, [80.0]), teacher, fake, RandomBatches(spec, 3), None, 41)
     noise = RandomBatches(spec, 3)
+    for generator_step in range(9):
+        loop.advance(generator_step)
     for iteration in range(41):
-        loop.iterate(iteration)
         z = noise.latent()
         dm = noise.diffusion("dm")[1:] if iteration % 5 == 0 else None
         beside.iterate(iteration, z, dm, noise.diffusion("fake")[1:])

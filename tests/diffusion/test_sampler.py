@@ -122,3 +122,40 @@ def test_more_rows_than_a_chunk_come_back_in_order():
     mapped = teacher_map(exact(Gaussian(dim=1, n_train=4)), z, NoiseRange(), 4)
     assert mapped.shape == z.shape and not mapped.requires_grad
     assert torch.equal(mapped.argsort(0), z.argsort(0))  # in one dimension the flow is increasing
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize(("rows", "dim", "skip"), [(1, 2, True), (97, 3, True), (200, 17, False)])
+def test_the_whole_flow_in_c_is_that_of_its_denoiser_to_the_byte(rows, dim, skip, steps):
+    denoiser = Denoiser(build_network(MLP(width=24, depth=2), dim, seed=1), skip)
+    x = 80 * torch.randn(rows, dim, generator=torch.Generator().manual_seed(2))
+    before = x.clone()
+    asked = []
+
+    def by_hand(at, sigma):
+        asked.append(len(at))
+        return denoiser(at, sigma)
+
+    whole = probability_flow(denoiser, x, NoiseRange(), steps)
+    assert torch.equal(whole, probability_flow(by_hand, x, NoiseRange(), steps))
+    assert len(asked) == 2 * steps - 1 and torch.equal(x, before)
+    asked.clear()
+    # Every second row, in a tensor that is not in one piece.
+    assert torch.equal(probability_flow(denoiser, x[::2], NoiseRange(), steps), whole[::2])
+
+
+def test_a_flow_through_which_gradients_are_wanted_is_pytorchs():
+    denoiser = Denoiser(build_network(MLP(width=8, depth=1), 2, seed=1))
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(2)).requires_grad_(True)
+    probability_flow(denoiser, x, NoiseRange(), 3).sum().backward()
+    assert x.grad is not None and x.grad.abs().min() > 0
+
+
+@torch.no_grad()
+def test_a_flow_needs_a_level_for_each_interval():
+    denoiser = Denoiser(build_network(MLP(width=8, depth=1), 2, seed=1))
+    levels = denoiser.conditions(torch.tensor([[80.0], [1.0]]))
+    for told, intervals in ((levels, [(0.5, 0.1)]), (levels.at(torch.tensor([0, 1])), [(0.5, 0.1)] * 2), (levels, [])):
+        with pytest.raises(ValueError, match="intervals"):
+            denoiser.kernel.flow(torch.zeros(3, 2), told, intervals)

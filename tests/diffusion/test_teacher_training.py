@@ -13,12 +13,13 @@ from torch.testing import assert_close
 
 from dmdpipe.artifacts.checkpoint import save_checkpoint
 from dmdpipe.diffusion import state as state_module
+from dmdpipe.diffusion import training
 from dmdpipe.diffusion.losses import edm_weight, weighted_squared_error
 from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.diffusion.teacher import load_teacher
-from dmdpipe.diffusion.training import HISTORY_EVERY, train_denoiser, train_teacher, zero_output_layer
+from dmdpipe.diffusion.training import HISTORY_EVERY, train_denoiser, train_teacher
 from dmdpipe.kernels.noise import Stream
-from dmdpipe.networks.denoiser import Denoiser, build_network
+from dmdpipe.networks.denoiser import Denoiser, build_network, zero_output_layer
 from dmdpipe.specs.data import Gaussian, Moons
 from dmdpipe.specs.diffusion import TeacherSpec, TrainedScore
 from dmdpipe.specs.network import MLP
@@ -112,6 +113,7 @@ def test_the_teacher_is_the_average_of_the_weights(tmp_path, monkeypatch):
         seen.append((state.tensors["parameters"].clone(), state.tensors["average"].clone()))
 
     monkeypatch.setattr(TrainingState, "save_now_and_then", look)
+    monkeypatch.setattr(training, "TOGETHER", 1)
     network, _ = train_denoiser(spec, moons(), step)
     average = seen[0][1]
     for i in range(1, 12):
@@ -126,8 +128,8 @@ def test_the_rate_rises_over_the_warm_up(tmp_path, monkeypatch):
     from dmdpipe.diffusion.optimiser import FlatOptimiser
 
     rates = []
-    original = FlatOptimiser.step
-    monkeypatch.setattr(FlatOptimiser, "step", lambda self, rate: rates.append(rate) or original(self, rate))
+    original = FlatOptimiser.begin_steps
+    monkeypatch.setattr(FlatOptimiser, "begin_steps", lambda self, some: rates.extend(some) or original(self, some))
     spec = TrainedScore(network=SMALL, steps=8, batch=4, learning_rate=1e-2, warmup=4)
     train_denoiser(spec, moons(), Step(tmp_path))
     assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01, 0.01, 0.01])
@@ -140,11 +142,15 @@ def trained(spec, step):
 
 @pytest.mark.parametrize("every", [1, 7])
 def test_a_killed_training_ends_in_the_same_bytes(tmp_path, monkeypatch, every):
-    """Killed twice; with a checkpoint every seven steps the work since the last one is done again."""
+    """Killed twice; with a checkpoint every seven steps the work since the last one is done again.
+
+    Steps that go to C together, as in the whole training here, are the steps one by one.
+    """
     spec = TrainedScore(network=SMALL, steps=60, batch=16, warmup=20)
     whole = trained(spec, Step(tmp_path / "whole"))
     assert trained(TrainedScore(**{**spec.model_dump(), "seed": 1}), Step(tmp_path / "other")) != whole
 
+    monkeypatch.setattr(training, "TOGETHER", 1)
     monkeypatch.setattr(TrainingState, "save_now_and_then", lambda state, i: state.save(i) if i % every == 0 else None)
     for interrupt_at, resumed_at in ((10, 1), (52, 9 // every * every + 1)):
         step = Step(tmp_path / "killed", interrupt_at)

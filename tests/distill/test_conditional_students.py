@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.data.prepare import prepare
-from dmdpipe.diffusion import state
+from dmdpipe.diffusion import state, training
 from dmdpipe.diffusion.sampler import teacher_map
 from dmdpipe.diffusion.teacher import load_teacher
 from dmdpipe.diffusion.training import train_denoiser
@@ -94,8 +94,9 @@ def test_a_killed_teacher_ends_in_the_same_bytes(tmp_path, monkeypatch):
 
     whole = bytes_of(Step(tmp_path / "whole"))
     monkeypatch.setattr(state, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(training, "TOGETHER", 3)
     with pytest.raises(KilledError):
-        bytes_of(Step(tmp_path / "killed", 9))
+        bytes_of(Step(tmp_path / "killed", 4))
     assert bytes_of(Step(tmp_path / "killed")) == whole
 
 
@@ -107,7 +108,7 @@ def test_a_killed_distillation_ends_in_the_same_bytes(tmp_path, monkeypatch, nam
     spec = student_spec(name)
     whole = trained(spec)
     monkeypatch.setattr(state, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    for killed_at in (3, 8):
+    for killed_at in (2, 3):
         with pytest.raises(KilledError):
             trained(spec, Step(tmp_path, killed_at))
     assert trained(spec, Step(tmp_path)) == whole

@@ -25,14 +25,14 @@ pytestmark = pytest.mark.slow
 TINY = UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(1,))
 QUICK = {"learning_rate": 1e-3, "warmup": 0}
 RECIPE = {"name": "dmd2-gan", "generator": QUICK, "fake_score": QUICK, "generator_every": 2}
-LAST = 5  # of the iterations of a student's training of three generator steps
+LAST = 6  # generator steps of a student's training
 
 
 def steps(device: str = "cpu") -> dict[str, PlannedStep]:
     shared = {"shards": 4, "batch": 8, "device": device}
     score = TrainedScore(network=TINY, steps=6, **shared)
     teacher = TeacherSpec(data=Digits(side=4, n_train=100, n_held_out=20), score=score)
-    student = StudentSpec(teacher=teacher, network=TINY, generator_steps=3, snapshots=3, recipe=RECIPE, **shared)
+    student = StudentSpec(teacher=teacher, network=TINY, generator_steps=LAST, snapshots=3, recipe=RECIPE, **shared)
     return {step.stage: step for step in steps_below(plan("student", student))}
 
 
@@ -51,11 +51,11 @@ def results(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def disturbed(monkeypatch):
-    """Have every iteration saved, and a process sent a signal in the third, given which."""
+    """Have every generator step saved, and a process sent a signal in the third, given which."""
     started: list = []
     monkeypatch.setattr(state, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     start, progress = ranks.Followers.__init__, Step.progress
-    iterations: list[int] = []
+    told: list[int] = []
 
     def noted(followers: ranks.Followers, step: Step, folder: Path) -> None:
         start(followers, step, folder)
@@ -64,12 +64,12 @@ def disturbed(monkeypatch):
     def disturb(number: int, to: int) -> tuple[list, list[int]]:
         def progressed(step: Step, done: int, total: int) -> None:
             progress(step, done, total)
-            iterations.append(done)
-            if len(iterations) == 3:
+            told.append(done)
+            if len(told) == 3:
                 os.kill(started[to - 1].pid if to else os.getpid(), number)
 
         monkeypatch.setattr(Step, "progress", progressed)
-        return started, iterations
+        return started, told
 
     monkeypatch.setattr(ranks.Followers, "__init__", noted)
     return disturb
@@ -85,25 +85,25 @@ def test_one_two_and_four_processes_make_the_same_bytes(results: Path) -> None:
 def test_a_killed_process_ends_the_step_in_one_line_and_any_number_of_them_goes_on(results: Path, disturbed) -> None:
     made(results, "teacher", 1)
     alone = made(results, "student", 1)
-    started, iterations = disturbed(signal.SIGKILL, to=1)
+    started, told = disturbed(signal.SIGKILL, to=1)
     line = r"^\S+: process 2 of the 2 that share this training was killed by SIGKILL; run again, it goes on"
     with pytest.raises(UserError, match=line):
         made(results, "student", 2)
     assert len(started) == 1 and started[0].returncode is not None
     assert made(results, "student", 1) == alone
-    assert len(iterations) < 3 + LAST  # those before the last checkpoint were not made again
+    assert len(told) < 3 + LAST  # those before the last checkpoint were not made again
 
 
 def test_a_stopped_step_takes_its_processes_with_it_and_goes_on(results: Path, disturbed) -> None:
     made(results, "teacher", 1)
     alone = made(results, "student", 1)
-    started, iterations = disturbed(signal.SIGTERM, to=0)
+    started, told = disturbed(signal.SIGTERM, to=0)
     with pytest.raises(SystemExit) as ended:
         made(results, "student", 2)
     assert ended.value.code == 128 + signal.SIGTERM
     assert len(started) == 1 and started[0].returncode is not None
     assert made(results, "student", 4) == alone
-    assert len(iterations) < 3 + LAST  # those before the last checkpoint were not made again
+    assert len(told) < 3 + LAST  # those before the last checkpoint were not made again
 
 
 def test_what_a_process_says_before_it_ends_is_told(results: Path, monkeypatch) -> None:

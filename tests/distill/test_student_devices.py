@@ -88,7 +88,7 @@ def test_a_killed_training_on_a_gpu_ends_in_the_same_bytes(tmp_path, monkeypatch
     spec = student_spec("dmd2 with regression", device="cuda")
     with pretended_gpu():
         whole = trained(spec)
-        for killed_at in (7, 12):
+        for killed_at in (2, 3):
             with pytest.raises(KilledError):
                 trained(spec, Step(tmp_path, killed_at))
         again = trained(spec, Step(tmp_path))

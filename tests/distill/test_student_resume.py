@@ -33,7 +33,7 @@ SPECS = {
     "fastgen-gan": {"recipe": {"name": "fastgen-gan", **LEARNED, "ema": 0.8}},
     "gan with regression": {"recipe": {"name": "gan", **LEARNED, **POOL}},
     "dmd2 with regression": {"recipe": {"name": "dmd2", **LEARNED, **POOL}},
-    "regression": {"recipe": {"name": "regression", "regression_pairs": 64}, "generator_steps": 31},
+    "regression": {"recipe": {"name": "regression", "regression_pairs": 64}},
     "kd-rotated": {"init": {"kind": "kd-rotated", "regression_steps": 3}, "recipe": {**LEARNED, **POOL}},
     "lagged fake": {"recipe": {**LEARNED, "fake_lag": 2, "fake_start": "fresh"}},
     "noise in the score": {"recipe": {**LEARNED, "score_noise": 0.5}},
@@ -50,7 +50,6 @@ SPECS = {
         "teacher": EXACT,
         "network": {"kind": "linear"},
         "dtype": "float64",
-        "generator_steps": 31,
         "recipe": {"fake": "oracle", "generator_every": 1, "generator": {"kind": "sgd", **QUICK, "decay": "cosine"}},
     },
 }
@@ -61,20 +60,20 @@ class KilledError(Exception):
 
 
 class Step:
-    """A step that is killed at its n-th iteration of this process."""
+    """A step that is killed at its n-th generator step of this process."""
 
-    def __init__(self, folder, iterations=None):
-        self.resume, self.iterations, self.calls = folder, iterations, 0
+    def __init__(self, folder, steps=None):
+        self.resume, self.steps, self.calls = folder, steps, 0
 
     def progress(self, done, total):
         assert 1 <= done <= total
         self.calls += 1
-        if self.calls == self.iterations:
+        if self.calls == self.steps:
             raise KilledError
 
 
 def student_spec(name, **fields):
-    fields = {"teacher": TRAINED, "network": SMALL, "batch": 8, "generator_steps": 7, "snapshots": 6} | fields
+    fields = {"teacher": TRAINED, "network": SMALL, "batch": 8, "generator_steps": 16, "snapshots": 6} | fields
     return StudentSpec(**fields | SPECS[name])
 
 
@@ -99,35 +98,31 @@ def test_a_training_that_nobody_watches_is_the_same(tmp_path):
 
 @pytest.mark.parametrize("name", SPECS)
 def test_a_killed_distillation_ends_in_the_same_bytes(tmp_path, monkeypatch, name):
-    """31 iterations, killed in the 3rd, then 12 and 14 later: within the recipe's cycle and at its end."""
+    """16 generator steps, killed in the 3rd, then in the 5th and in the 6th after the checkpoint."""
     spec = student_spec(name)
     whole = trained(spec)
     monkeypatch.setattr(state, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     done = 0
-    for iterations in (3, 12, 14):
-        step = Step(tmp_path, iterations)
+    for steps in (3, 5, 6):
         with pytest.raises(KilledError):
-            trained(spec, step)
-        done += iterations - 1  # the one in which it died is not in the checkpoint
-        # nor any after which samples of the student wait
-        while spec.recipe.fake == "learned" and done % spec.recipe.generator_every > 1:
-            done -= 1
+            trained(spec, Step(tmp_path, steps))
+        done += steps - 1  # the one in which it died is not in the checkpoint
     last = Step(tmp_path)
     assert trained(spec, last) == whole
-    assert last.calls == 31 - done
+    assert last.calls == 16 - done
 
 
 @pytest.mark.parametrize("name", ["dmd2", "fastgen"])
 def test_work_since_the_last_checkpoint_is_done_again(tmp_path, monkeypatch, name):
     spec = student_spec(name)
     whole = trained(spec)
-    monkeypatch.setattr(TrainingState, "save_now_and_then", lambda s, i: s.save(i) if i == 10 else None)
+    monkeypatch.setattr(TrainingState, "save_now_and_then", lambda s, i: s.save(i) if i == 4 else None)
     for _ in range(2):
         with pytest.raises(KilledError):
-            trained(spec, Step(tmp_path, 20))
+            trained(spec, Step(tmp_path, 10))
     last = Step(tmp_path)
     assert trained(spec, last) == whole
-    assert last.calls == 31 - 10
+    assert last.calls == 16 - 4
 
 
 def test_a_training_killed_before_its_first_checkpoint_starts_over(tmp_path):
@@ -137,7 +132,7 @@ def test_a_training_killed_before_its_first_checkpoint_starts_over(tmp_path):
     assert not list(tmp_path.iterdir())
     last = Step(tmp_path)
     assert trained(spec, last) == trained(spec)
-    assert last.calls == 31
+    assert last.calls == 16
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -53,6 +53,21 @@ def test_a_planted_permutation_is_found():
     assert (optimal_assignment(costs) == planted).all()
 
 
+@pytest.mark.parametrize("n", [1, 7, 100])
+def test_prices_decide_nothing_and_end_as_the_problems_own(n):
+    x, y = draw(n, 2), draw(2, n).T
+    costs = np.square(x[:, None] - y).sum(-1)
+    alone = optimal_assignment(costs)
+    for start in (np.zeros(n), 100 * draw(1, n)[0], np.square(x[:, None] - (y + 0.01)).sum(-1).min(axis=0)):
+        prices = start.copy()
+        assert (optimal_assignment(costs, prices) == alone).all()
+        over = costs - prices
+        np.testing.assert_allclose(over[np.arange(n), alone], over.min(axis=1), atol=1e-12)
+        again = prices.copy()
+        assert (optimal_assignment(costs, again) == alone).all()
+        np.testing.assert_allclose(again, prices, atol=1e-12)
+
+
 def test_where_everything_costs_the_same_rows_keep_their_places():
     assert (optimal_assignment(np.zeros((500, 500))) == np.arange(500)).all()
 
@@ -70,3 +85,9 @@ def test_where_everything_costs_the_same_rows_keep_their_places():
 def test_what_is_no_square_of_finite_costs_is_refused(costs):
     with pytest.raises(ValueError, match="a square matrix of finite costs"):
         optimal_assignment(costs)
+
+
+@pytest.mark.parametrize("prices", [np.zeros(3), np.full(4, np.nan), np.full(4, np.inf), np.full(4, 1e300)])
+def test_prices_that_are_none_are_refused(prices):
+    with pytest.raises(ValueError, match="finite prices of 4 columns"):
+        optimal_assignment(draw(4, 4), prices)

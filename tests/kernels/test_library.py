@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 import torch
 
+from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.errors import UserError
-from dmdpipe.kernels import distances, library, mlp, optimiser
+from dmdpipe.kernels import distances, dmd, library, mlp, optimiser
 from dmdpipe.kernels.assignment import optimal_assignment
 from dmdpipe.kernels.conditions import Conditions
 from dmdpipe.kernels.discriminator import CompiledDiscriminator
+from dmdpipe.kernels.learning import Learner
 from dmdpipe.kernels.noise import Stream, philox
+from dmdpipe.kernels.teacher import teacher_steps
 from dmdpipe.networks.denoiser import Denoiser
 from dmdpipe.networks.mlp import MLP
 
@@ -63,11 +66,16 @@ def draw(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
+def denoisers(count, width, dim, depth=2, embedding=8):
+    spec = SimpleNamespace(width=width, depth=depth, embedding=embedding, classes=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return [Denoiser(MLP(dim, spec)) for _ in range(count)]
+
+
 def of_networks():
     for width, dim, depth, embedding, batch in ((40, 3, 2, 8, 50), (130, 17, 1, 2, 7), (16, 2, 3, 32, 97)):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            denoiser = Denoiser(MLP(dim, SimpleNamespace(width=width, depth=depth, embedding=embedding, classes=0)))
+        (denoiser,) = denoisers(1, width, dim, depth, embedding)
         for parameter in denoiser.parameters():
             parameter.grad = torch.zeros_like(parameter)
         x, clean = draw(2, batch, dim)
@@ -96,6 +104,30 @@ def of_discriminators():
         yield from (one.grad for pair in (*pairs, *norms) for one in pair)
 
 
+def of_trainings():
+    for width, dim, batch in ((40, 3, 50), (130, 17, 7)):
+        student, teacher, fake = denoisers(3, width, dim)
+        optimisers = [FlatOptimiser(FlatParameters(one), clip=0.5) for one in (student, fake)]
+        flats = [one.flat() for one in optimisers]
+        sigma = torch.linspace(0.01, 50, 9)[:, None]
+        learners = [
+            Learner(one.kernel, one.conditions(levels), flat)
+            for one, levels, flat in zip(
+                (student, teacher, fake), (sigma[-1:], sigma, sigma), (flats[0], None, flats[1]), strict=True
+            )
+        ]
+        noisings = [dmd.Noising(Stream(seed), sigma, 1, 9) for seed in (7, 8)]
+        matching = dmd.Matching(True, 0.1, 0.2, 0.5)
+        rounds = dmd.CompiledRounds(*learners, Stream(9), 50.0, *noisings, matching, sigma, batch, 3)
+        sizes = [one.begin_steps(rates) for one, rates in zip(optimisers, ([0.01], [0.01, 0.02]), strict=True)]
+        yield torch.tensor(rounds(sizes[0][0], sizes[1], True), dtype=torch.float64)
+        x, noisy = draw(2, 2 * batch, dim)
+        learner = learners[2]._replace(given=fake.conditions(draw(2 * batch, 1).exp()))
+        average = torch.zeros(len(flats[1].values))
+        yield teacher_steps(learner, noisy, x, draw(2 * batch, 1).exp(), sizes[1], average, [0.9, 0.2])
+        yield from (average, *flats[0][:4], *flats[1][:4])
+
+
 def everything():
     """Return the bytes of what all C files compute."""
     stream = Stream(2**63 + 5)
@@ -105,8 +137,8 @@ def everything():
     x, y = draw(2, 70, 5).double().numpy()
     near = np.linspace(0.1, 9, 70)
     found = [
-        *of_networks(), *of_discriminators(), stream.normal(100_001), stream.integers(-5, 999, 1003),
-        values, first, second,
+        *of_networks(), *of_discriminators(), *of_trainings(),
+        stream.normal(100_001), stream.integers(-5, 999, 1003), values, first, second,
         torch.tensor([optimiser.norm(gradient), distances.sum_of_distances(x, y)], dtype=torch.float64),
         *map(torch.from_numpy, distances.count_within(x, y, near, 2 * near)),
         torch.from_numpy(distances.two_nearest(x, y)), torch.from_numpy(optimal_assignment(np.abs(x @ y.T))),
@@ -148,9 +180,11 @@ def test_the_bytes_are_the_same_whatever_the_compiler(monkeypatch, request, othe
         "assignment",
         "discriminator",
         "distances",
+        "dmd",
         "mlp",
         "noise",
         "optimiser",
+        "teacher",
     }
     assert len(found) == len(expected) > 80
     assert found == expected
@@ -186,7 +220,8 @@ def test_a_file_is_compiled_once_and_found_again(monkeypatch, cache, afresh):
     ("name", "edited", "is_other"),
     [
         ("noise", "arithmetic.h", True), ("noise", "noise.c", True), ("noise", "products.h", False),
-        ("mlp", "arithmetic.h", True), ("mlp", "products.h", True), ("mlp", "mlp.c", True), ("mlp", "noise.c", False),
+        ("mlp", "arithmetic.h", True), ("mlp", "products.h", True), ("mlp", "mlp.c", True), ("mlp", "noise.h", False),
+        ("dmd", "noise.h", True), ("dmd", "denoiser.h", True), ("dmd", "mlp.c", False),
     ],
 )  # fmt: skip
 def test_an_edit_of_what_a_file_includes_makes_another_file(
@@ -208,9 +243,9 @@ def test_an_edit_of_what_a_file_includes_makes_another_file(
 
 def test_an_edited_file_is_what_runs(sources, afresh):
     """Another number of rounds in the copy, another answer."""
-    text = (sources / "noise.c").read_text()
+    text = (sources / "noise.h").read_text()
     assert "round < 10" in text
-    (sources / "noise.c").write_text(text.replace("round < 10", "round < 9"))
+    (sources / "noise.h").write_text(text.replace("round < 10", "round < 9"))
     assert philox((0, 0, 0, 0), 0)[0] != 0x6627E8D5
 
 

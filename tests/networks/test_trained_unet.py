@@ -14,9 +14,8 @@ from dmdpipe.data.layout import image_shape
 from dmdpipe.data.photos import patches
 from dmdpipe.diffusion.optimiser import FlatParameters
 from dmdpipe.diffusion.teacher import load_teacher
-from dmdpipe.diffusion.training import zero_output_layer
 from dmdpipe.networks.bf16 import Bf16Denoiser
-from dmdpipe.networks.denoiser import Denoiser, build_network
+from dmdpipe.networks.denoiser import Denoiser, build_network, zero_output_layer
 from dmdpipe.networks.pullback import with_pullback
 from dmdpipe.specs.data import Digits, Photos
 from dmdpipe.specs.diffusion import TeacherSpec, TrainedScore

@@ -195,8 +195,9 @@ def accounted(cluster: Cluster, local: Tree, tmp_path_factory: pytest.TempPathFa
 
 
 def processes(run: Run, rule: str) -> list[psutil.Process]:
-    """The processes that run a rule's script in the one job of a run."""
-    (job,) = submitted(run)
+    """The processes that run a rule's script in the latest job of a run."""
+    # On a busy machine a job may have been tried again already.
+    job = submitted(run)[-1]
     found = []
     for process in psutil.process_iter(["environ", "cmdline"]):
         words, variables = process.info["cmdline"] or [], process.info["environ"] or {}

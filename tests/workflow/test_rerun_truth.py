@@ -202,6 +202,30 @@ def test_everything_runs_again_if_that_is_forced(finished: Tree) -> None:
     assert f" {len(EVERYTHING) + 1}  steps to do" in shown.stdout + shown.stderr  # and the target
 
 
+def make(tree: Tree, stage: str) -> None:
+    """Make the steps of one stage that must run, and nothing that is made from them."""
+    manifests = [
+        str(path.relative_to(tree.checkout.folder)) for path in (tree / "results" / stage).glob("*/manifest.json")
+    ]
+    done = tree.checkout.dmdpipe(*RUN, *manifests)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_parents_made_again_with_the_same_bytes_rerun_nothing_once_that_is_accepted(finished: Tree) -> None:
+    """From teachers down to pages; what is made again itself names other parents from then on."""
+    for module, stage, children in (
+        ("diffusion/training.py", "teachers", below("teacher") - steps("teacher")),
+        ("copying/pairing_metrics.py", "metrics", REPORT),
+    ):
+        code(module)(finished)
+        make(finished, stage)
+        assert finished.must_run() == children
+        accepted = finished.checkout.dmdpipe("audit", "accept", "results", "--reason", "equal bytes")
+        assert accepted.returncode == 0, accepted.stdout + accepted.stderr
+        assert finished.must_run() == finished.would_run() == set()
+        assert finished.verify() == []
+
+
 # Results that were copied, moved, touched
 
 

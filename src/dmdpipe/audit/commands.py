@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -32,7 +33,7 @@ audit_app = typer.Typer(
     dmdpipe audit explain results/report/smoke/overview     what it was made from, and why it would run again
     dmdpipe audit reproduce --sample 10                     run ten random steps again and compare the bytes
     dmdpipe audit diff results elsewhere                    two trees of results, artifact by artifact
-    dmdpipe audit accept results/students --reason cosmetic  for the record: a change of the code alters nothing
+    dmdpipe audit accept results/students --reason cosmetic  for the record: a change alters nothing
     dmdpipe audit export dimension                          a study as a Workflow Run RO-Crate
     """,
 )
@@ -114,20 +115,33 @@ def accept(
     steps: Annotated[list[Path], typer.Argument(help="steps' folders, or folders of steps such as results/students")],
     reason: Annotated[str, typer.Option("--reason", help="why the change cannot alter the result; for the log")],
 ) -> None:
-    """Record that a change of the code is cosmetic for a step: it counts as current, and does not run again.
+    """Record that a change alters nothing of a step: it counts as current, and does not run again.
+
+    A change of its code, if you know that; or parents that were made again since, by other code or elsewhere, and have
+    the same bytes. A step of which a parent has other bytes is refused: exit status 1, after the others are accepted.
 
     The entry says who, when, why and what changed, and stays in audit/accepted.jsonl in the results for good; verify
-    and explain show it. A later change of the same code needs an entry of its own.
+    and explain show it. A later change of the same code, or another making of a parent, needs an entry of its own.
 
-    Example: dmdpipe audit accept results/students --reason "renamed a variable in dm_gradient"
+    \b
+    dmdpipe audit accept results/students --reason "renamed a variable in dm_gradient"
+    dmdpipe audit accept results --reason "teachers were made again by newer code, with the same bytes"
     """
     from dmdpipe.audit.accepted import accept as write_acceptances
+    from dmdpipe.audit.differences import few
+    from dmdpipe.audit.words import printable, some
 
-    entries = write_acceptances(artifacts_at(steps), reason)
-    for entry in entries:
-        typer.echo(f"accepted for {entry.step}: {'; '.join(entry.changes)}")
-    if not entries:
-        typer.echo("nothing to accept: today's code made these steps, or is accepted for them already")
+    outcome = write_acceptances(artifacts_at(steps), reason)
+    accepted: dict[str, list[str]] = defaultdict(list)
+    for entry in outcome.entries:
+        accepted[few(list(entry.differences))].append(entry.step)
+    for differences, places in accepted.items():
+        typer.echo(printable(f"accepted for {some(places)}: {differences}"))
+    for step, others in outcome.refused.items():
+        typer.echo(printable(f"not accepted for {step}: {others}; ./run makes it again"))
+    if not (outcome.entries or outcome.refused):
+        typer.echo("nothing to accept: all of it is as today's code and these parents make it, or accepted already")
+    raise typer.Exit(int(bool(outcome.refused)))
 
 
 @audit_app.command("diff")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
@@ -11,7 +11,7 @@ from typing import Any
 from dmdpipe.artifacts.dag import steps_below
 from dmdpipe.artifacts.manifest import Manifest
 from dmdpipe.artifacts.plan import PlannedStep
-from dmdpipe.audit.accepted import read_acceptances
+from dmdpipe.audit.accepted import Acceptances, made_again, read_acceptances
 from dmdpipe.audit.differences import few, leaves, spec_differences
 from dmdpipe.audit.inspection import Inspection, inspect_steps
 from dmdpipe.audit.status import assess
@@ -34,7 +34,7 @@ class Explanation:
         folder: below the root of the results.
         stage: which kind of step; empty if its manifest cannot be read.
         would_run: why it would run again now, by name; empty if it would not.
-        accepted: the acceptance by which a change of its code does not count, if there is one.
+        accepted: the acceptances by which changes of its code and its parents do not count, if there are any.
         parameters: of its spec, those that are its own and not its parents', by dotted key.
         seeds: every seed, by dotted key.
         result_digest, code: of its manifest.
@@ -87,22 +87,40 @@ def explain_artifact(artifact: Artifact, config: Path = CONFIG_FOLDER) -> Explan
             return Explanation(folder, would_run=tuple(f"{p.where}: {p.what}" for p in inspection.problems))
         step = planned.get(folder)
         made_by = manifest.provenance.code
-        accepted = acceptances.find(folder, made_by, step.code_digest) if step else None
+        parents = manifest.result.parents
         return Explanation(
             folder=folder,
             stage=manifest.result.stage,
             would_run=statuses[folder].reasons if step else _why_unwanted(manifest, planned.values()),
-            accepted=f"{accepted.reason} ({accepted.who}, {accepted.when[:10]})" if accepted else "",
-            parameters=own_parameters(manifest, [inspections[p.folder] for p in manifest.result.parents.values()]),
+            accepted=_accepted(folder, manifest, step, inspections, acceptances),
+            parameters=own_parameters(manifest, [inspections[parent.folder] for parent in parents.values()]),
             seeds=manifest.result.seeds,
             result_digest=manifest.result.result_digest,
             code=made_by,
             environment=manifest.provenance.environment.name,
             run=Artifact(results, folder, manifest).run_facts(),
-            parents={role: explain(parent.folder, path) for role, parent in manifest.result.parents.items()},
+            parents={role: explain(parent.folder, path) for role, parent in parents.items()},
         )
 
     return explain(artifact.folder, ())
+
+
+def _accepted(
+    folder: str,
+    manifest: Manifest,
+    step: PlannedStep | None,
+    inspections: Mapping[str, Inspection],
+    acceptances: Acceptances,
+) -> str:
+    """Return what is accepted of a step's code and of its parents, by whom and why; nothing if nothing needs to be."""
+    found: dict[str, dict[str, None]] = {}
+    if step and (entry := acceptances.find(folder, manifest.provenance.code, step.code_digest)):
+        found[entry.said] = dict.fromkeys(entry.changes)
+    for role, parent in manifest.result.parents.items():
+        above = inspections[parent.folder].manifest
+        if above and (entry := acceptances.find_parent(folder, manifest, role, above)):
+            found.setdefault(entry.said, {})[made_again(parent.folder)] = None
+    return "; ".join(f"{few(list(changes))}: {said}" for said, changes in found.items())
 
 
 def own_parameters(manifest: Manifest, parents: list[Inspection]) -> dict[str, Any]:
@@ -169,7 +187,7 @@ def _facts(step: Explanation, environments: dict[str, str]) -> Iterator[str]:
     if step.would_run:
         yield f"WOULD RUN AGAIN: {few(list(step.would_run))}"
     else:
-        yield "would not run again" + (f": a change of its code is accepted: {step.accepted}" if step.accepted else "")
+        yield "would not run again" + (f": {step.accepted}" if step.accepted else "")
     if not step.stage:
         return
     if step.parameters:

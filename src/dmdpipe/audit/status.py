@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dmdpipe.artifacts.manifest import Manifest
 from dmdpipe.artifacts.plan import PlannedStep
-from dmdpipe.audit.accepted import Acceptances
+from dmdpipe.audit.accepted import Acceptances, is_made_again
 from dmdpipe.audit.differences import code_differences, spec_differences
 from dmdpipe.audit.inspection import Inspection, Kind, inspect_steps
 
@@ -65,13 +65,13 @@ def assess(
     """Return the status of every planned step by folder.
 
     A step is current if its folder is whole, was made from its spec by its code (or by code that is accepted as the
-    same), and from its parents as they are there now, each of which is whole and would not run for another spec or
-    code.
+    same), and from its parents as they are there now (or from parents with the same bytes, if that is accepted), each
+    of which is whole and would not run for another spec or code.
 
     Args:
         steps: planned steps, parents before their children.
         results: the root of the results.
-        acceptances: code changes that alter nothing.
+        acceptances: changes that alter nothing.
         inspections: of these steps' folders, if already made.
     """
     planned = list(steps)
@@ -100,7 +100,7 @@ def _status(
     reasons = [
         reason
         for role, parent in step.parents.items()
-        if (reason := _parent_reason(role, statuses[parent.folder], manifest))
+        if (reason := _parent_reason(step, role, statuses[parent.folder], manifest, acceptances))
     ]
     if reasons or manifest.result.parents.keys() != step.parents.keys():
         return Status(step, State.stale, tuple(reasons or ["its parents are others"]), Kind.stale_parent, manifest)
@@ -113,7 +113,9 @@ def is_current_code(step: PlannedStep, manifest: Manifest, acceptances: Acceptan
     return made_by == step.code_digest or bool(acceptances.find(step.folder, made_by, step.code_digest))
 
 
-def _parent_reason(role: str, parent: Status, manifest: Manifest) -> str | None:
+def _parent_reason(
+    step: PlannedStep, role: str, parent: Status, manifest: Manifest, acceptances: Acceptances
+) -> str | None:
     """Why a parent makes its child run, or None.
 
     A parent that is absent or damaged does not: made again in the same environment it is the same to the byte. If it
@@ -130,8 +132,9 @@ def _parent_reason(role: str, parent: Status, manifest: Manifest) -> str | None:
             return f"its {role} was {recorded.folder if recorded else 'none'}, and is now {folder}"
         if recorded.result_digest != parent.manifest.result.result_digest:
             return f"{name} has other content than it was made from"
-        if manifest.provenance.parents.get(role) != parent.manifest.provenance.provenance_digest:
-            return f"{name} was made again, by other code or in another environment, since"
+        if is_made_again(manifest, role, parent.manifest):
+            entry = acceptances.find_parent(step.folder, manifest, role, parent.manifest)
+            return None if entry else f"{name} was made again since, with the same bytes, by other code or elsewhere"
     return None
 
 

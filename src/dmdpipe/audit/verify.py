@@ -15,7 +15,7 @@ from dmdpipe.artifacts.manifest import FILE_NAME, Manifest, read_manifest
 from dmdpipe.artifacts.plan import PlannedStep
 from dmdpipe.artifacts.portable import ANY_CPU
 from dmdpipe.artifacts.stages import STAGES
-from dmdpipe.audit.accepted import LOG, Acceptances, read_acceptances
+from dmdpipe.audit.accepted import LOG, Acceptance, Acceptances, is_made_again, made_again, read_acceptances
 from dmdpipe.audit.differences import code_differences, environment_differences, few, spec_differences
 from dmdpipe.audit.inspection import Inspection, Kind, Problem, inspect_steps
 from dmdpipe.audit.published import FILE as PUBLISHED
@@ -77,6 +77,21 @@ class Root:
 
 
 @dataclass(frozen=True)
+class Note:
+    """A change that somebody accepted.
+
+    Attributes:
+        where: the step's folder.
+        changes: what differs, by name.
+        said: who accepted it, when and why.
+    """
+
+    where: str
+    changes: tuple[str, ...]
+    said: str
+
+
+@dataclass(frozen=True)
 class Audit:
     """What an audit found.
 
@@ -95,7 +110,7 @@ class Audit:
     steps: int
     size: int
     problems: tuple[Problem, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     gaps: tuple[str, ...]
     roots: tuple[Root, ...]
 
@@ -106,10 +121,14 @@ class _Findings:
     planned: Mapping[str, PlannedStep]
     acceptances: Acceptances
     problems: list[Problem] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    notes: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)
 
     def add(self, kind: Kind, where: str, what: str) -> None:
         self.problems.append(Problem(kind, where, what))
+
+    def note(self, where: str, changes: Iterable[str], entry: Acceptance) -> None:
+        # A table may have hundreds of parents that one entry speaks of.
+        self.notes.setdefault((where, entry.said), {}).update(dict.fromkeys(changes))
 
     def manifest(self, folder: str) -> Manifest | None:
         inspection = self.inspections.get(folder)
@@ -175,7 +194,7 @@ def verify_tree(
         steps=len(inspections),
         size=sum(inspection.size for inspection in inspections.values()),
         problems=tuple(sorted(problems, key=lambda problem: (order.index(problem.kind), problem.where))),
-        notes=tuple(map(one_line, found.notes)),
+        notes=tuple(Note(one_line(where), tuple(changes), said) for (where, said), changes in found.notes.items()),
         gaps=tuple(gaps),
         roots=tuple(roots),
     )
@@ -280,7 +299,7 @@ def strays(results: Path, folders: Iterable[str]) -> list[Problem]:
             if not expected:
                 what = "is a link, which no run makes" if (results / path).is_symlink() else "belongs to no step"
                 found.append(Problem(Kind.orphan, path, f"{what}; delete it"))
-        if not names and not files and folder != ".":
+        if not names and not files and folder not in (".", str(LOG.parent)):
             found.append(Problem(Kind.orphan, folder, "is empty; delete it"))
     return found
 
@@ -348,10 +367,13 @@ def _check_parents(folder: str, manifest: Manifest, found: _Findings) -> None:
         elif above.result.result_digest != parent.result_digest:
             what = f"was made from another {role} than the one in {parent.folder}; ./run makes it again"
             found.add(Kind.stale_parent, folder, what)
-        elif above.provenance.provenance_digest != manifest.provenance.parents.get(role):
+        elif is_made_again(manifest, role, above):
+            if entry := found.acceptances.find_parent(folder, manifest, role, above):
+                found.note(folder, [made_again(parent.folder)], entry)
+                continue
             which = role if role == parent.folder else f"{role} {parent.folder}"
-            what = f"its {which} was made again, elsewhere or by other code; ./run makes this again"
-            found.add(Kind.stale_parent, folder, what)
+            what = f"its {which} was made again since, with the same bytes, elsewhere or by other code"
+            found.add(Kind.stale_parent, folder, f"{what}; ./run makes this again, or accept it")
 
 
 def _check_today(folder: str, manifest: Manifest, found: _Findings) -> None:
@@ -366,7 +388,7 @@ def _check_today(folder: str, manifest: Manifest, found: _Findings) -> None:
         return
     changes = code_differences(manifest.provenance.modules, step.code.modules)
     if entry := found.acceptances.find(folder, manifest.provenance.code, step.code_digest):
-        found.notes.append(f"{folder}: {few(changes)}: accepted by {entry.who} on {entry.when[:10]}: {entry.reason}")
+        found.note(folder, changes, entry)
     else:
         found.add(Kind.stale_code, folder, f"{few(changes)}; ./run makes it again")
 

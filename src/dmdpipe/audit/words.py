@@ -7,8 +7,9 @@ from dataclasses import asdict
 from html import escape
 from typing import Any
 
+from dmdpipe.audit.differences import few
 from dmdpipe.audit.inspection import Kind
-from dmdpipe.audit.verify import Audit
+from dmdpipe.audit.verify import Audit, Note
 
 MOST_SHOWN = 2
 MIB = 2**20
@@ -22,7 +23,7 @@ td, th {{ text-align: left; padding: .2em 1em .2em 0; vertical-align: top }} cod
 every chain of parents, and compared each step with the configuration and the code. Do it again before you rely on it:
 this page is not part of what it vouches for. How to read it: docs/audit.md.</p>
 <h2>Problems</h2><ul>{said}</ul>
-<h2>Changes of the code that somebody accepted as cosmetic</h2><ul>{accepted}</ul>
+<h2>Changes that somebody accepted, since they alter nothing</h2><ul>{accepted}</ul>
 <h2>Digests</h2>
 <table><tr><th>study, verdicts or page</th><th>against the published digest</th><th>result root</th></tr>{rows}</table>
 </body></html>
@@ -36,7 +37,7 @@ def printable(text: str) -> str:
 
 def audit_text(audit: Audit) -> str:
     """Return one line for each problem and cause, the notes, and the summary."""
-    lines = [*problem_lines(audit), *(f"accepted: {note}" for note in audit.notes), *audit.gaps]
+    lines = [*problem_lines(audit), *(f"accepted: {line}" for line in note_lines(audit)), *audit.gaps]
     return "\n".join([*lines, *summary_lines(audit)])
 
 
@@ -45,11 +46,25 @@ def problem_lines(audit: Audit) -> list[str]:
     causes: dict[tuple[Kind, str], list[str]] = defaultdict(list)
     for problem in audit.problems:
         causes[problem.kind, problem.what].append(problem.where)
+    return [f"{kind}: {some(places)}: {what}" for (kind, what), places in causes.items()]
+
+
+def note_lines(audit: Audit) -> list[str]:
+    """Return one line for each thing that somebody said of changes, with the places that it is about."""
+    notes: dict[str, list[Note]] = defaultdict(list)
+    for note in audit.notes:
+        notes[note.said].append(note)
     lines = []
-    for (kind, what), places in causes.items():
-        more = f" and {len(places) - MOST_SHOWN} more" if len(places) > MOST_SHOWN else ""
-        lines.append(f"{kind}: {', '.join(places[:MOST_SHOWN])}{more}: {what}")
+    for said, about in notes.items():
+        changes = dict.fromkeys(change for note in about for change in note.changes)
+        lines.append(f"{some([note.where for note in about])}: {few(list(changes))}: {said}")
     return lines
+
+
+def some(places: list[str]) -> str:
+    """Return the first places on one line, and how many more there are."""
+    more = f" and {len(places) - MOST_SHOWN} more" if len(places) > MOST_SHOWN else ""
+    return f"{', '.join(places[:MOST_SHOWN])}{more}"
 
 
 def summary_lines(audit: Audit, scale: str | None = None) -> list[str]:
@@ -79,7 +94,7 @@ def audit_json(audit: Audit) -> dict[str, Any]:
         "steps": audit.steps,
         "bytes": audit.size,
         "problems": [asdict(problem) for problem in audit.problems],
-        "accepted": list(audit.notes),
+        "accepted": [asdict(note) for note in audit.notes],
         "gaps": list(audit.gaps),
         "roots": [asdict(root) for root in audit.roots],
     }
@@ -93,7 +108,7 @@ def audit_page(audit: Audit, scale: str) -> str:
         if root.scale == scale
     )
     said = "".join(f"<li>{escape(line)}</li>" for line in problem_lines(audit)) or "<li>no problems</li>"
-    accepted = "".join(f"<li>{escape(note)}</li>" for note in audit.notes) or "<li>none</li>"
+    accepted = "".join(f"<li>{escape(line)}</li>" for line in note_lines(audit)) or "<li>none</li>"
     return PAGE.format(
         scale=escape(scale), rows=rows, said=said, accepted=accepted, steps=audit.steps, size=audit.size / MIB
     )

@@ -171,7 +171,7 @@ PAIRED_WITH = {
 
 @dataclass(frozen=True)
 class _Instrument:
-    """All that a snapshot is held against."""
+    """All that a snapshot is held against; ``prices`` [N] are those of the last matching, where the next one begins."""
 
     z: Array
     teacher: Array
@@ -192,6 +192,7 @@ class _Instrument:
     training: Array
     apart: tuple[float, float]
     constants: dict[str, float]
+    prices: Array
 
     def read(self, student: Array) -> dict[str, float]:
         """Return every metric of one snapshot [N, d] by name, the constants included."""
@@ -210,7 +211,7 @@ class _Instrument:
 
     def _pairing(self, student: Array) -> dict[str, float]:
         rho = relative_pair_error(student, self.teacher)
-        costs = matching_costs(student, self.teacher)
+        costs = matching_costs(student, self.teacher, self.prices)
         ranks = pair_ranks(student, self.teacher)
         initial_is_finite = np.isfinite(self.initial).all()
         values = {
@@ -422,6 +423,7 @@ def _set_up(
             # Among them rho_affine and rho_affine_matched, of maps that know the classes' means.
             **(within.constants if within else {}),
         },
+        prices=np.zeros(min(n, ASSIGNMENT_LIMIT)),
     )
 
 

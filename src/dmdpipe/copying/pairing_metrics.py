@@ -69,24 +69,28 @@ class MatchingCosts(NamedTuple):
     optimal: float
 
 
-def optimal_cost(student: npt.ArrayLike, teacher: npt.ArrayLike) -> float:
+def optimal_cost(student: npt.ArrayLike, teacher: npt.ArrayLike, prices: Array | None = None) -> float:
     """Return C_OT = min over permutations π of mean_i ‖s_i − t_π(i)‖², by exact linear assignment.
 
-    Takes O(N²) memory and about O(N³) time.
+    Takes O(N²) memory and about O(N³) time; less with the ``prices`` [N] that the matching of similar samples left
+    (``dmdpipe.kernels.assignment``), which decide nothing.
     """
     s, t = as_pairs(student, teacher)
     # The teacher's samples on the rows: a young student's lie close together, and then this way round is the faster
     # one by up to fifty times.
-    order = optimal_assignment(squared_distances(t, s))
+    order = optimal_assignment(squared_distances(t, s), prices)
     # The matrix has rounding errors of the points' size; the cost of the permutation that it names need not.
     return pair_cost(s[order], t)
 
 
-def matching_costs(student: npt.ArrayLike, teacher: npt.ArrayLike) -> MatchingCosts:
-    """Return C_pair, C_rand and C_OT, over the first ``ASSIGNMENT_LIMIT`` pairs if there are more."""
+def matching_costs(student: npt.ArrayLike, teacher: npt.ArrayLike, prices: Array | None = None) -> MatchingCosts:
+    """Return C_pair, C_rand and C_OT, over the first ``ASSIGNMENT_LIMIT`` pairs if there are more.
+
+    ``prices`` as for ``optimal_cost``, of so many pairs.
+    """
     s, t = as_pairs(student, teacher)
     s, t = s[:ASSIGNMENT_LIMIT], t[:ASSIGNMENT_LIMIT]
-    return MatchingCosts(pair_cost(s, t), random_cost(s, t), optimal_cost(s, t))
+    return MatchingCosts(pair_cost(s, t), random_cost(s, t), optimal_cost(s, t, prices))
 
 
 def pairing_inefficiency(costs: MatchingCosts) -> float:

@@ -8,6 +8,7 @@ the arithmetic is that of ``torch.optim.AdamW`` and ``torch.optim.SGD``, against
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from dmdpipe.diffusion.determinism import square_root
 from dmdpipe.kernels import optimiser as kernel
+from dmdpipe.kernels.learning import Flat
 
 ADAM_EPSILON = 1e-8
 
@@ -74,16 +76,31 @@ class FlatOptimiser:
         norm = kernel.norm(gradient) if compiled else float(torch.linalg.vector_norm(gradient))
         # What is not a number is clipped, too, and shows in all parameters.
         scale = self.clip / (norm + 1e-6) if self.clip is not None and not norm <= self.clip else 1.0
-        self.state["steps"] += 1
         if self.kind == "sgd":
+            self.state["steps"] += 1
             first.mul_(self.beta1).add_(gradient, alpha=scale).add_(values, alpha=self.weight_decay)
             values.add_(first, alpha=-learning_rate)
             return norm
-        rate, epsilon = bias_corrected(learning_rate, self.beta1, self.beta2, int(self.state["steps"]))
-        keep = 1 - learning_rate * self.weight_decay
-        sizes = kernel.AdamWSizes(scale, keep, self.beta1, self.beta2, rate, epsilon)
+        (sizes,) = self.begin_steps([learning_rate], scale)
         (kernel.adamw if compiled else plain_adamw)(values, gradient, first, self.state["second"], sizes)
         return norm
+
+    def begin_steps(self, learning_rates: Sequence[float], scale: float = 1.0) -> list[kernel.AdamWSizes]:
+        """Count the next steps of AdamW; return the numbers with which to take them."""
+        before = int(self.state["steps"])
+        self.state["steps"] += len(learning_rates)
+        sizes = []
+        for count, learning_rate in enumerate(learning_rates, before + 1):
+            rate, epsilon = bias_corrected(learning_rate, self.beta1, self.beta2, count)
+            keep = 1 - learning_rate * self.weight_decay
+            sizes.append(kernel.AdamWSizes(scale, keep, self.beta1, self.beta2, rate, epsilon))
+        return sizes
+
+    def flat(self) -> Flat:
+        """Return what training steps in C are told of the parameters and of AdamW's state."""
+        return Flat(
+            self.parameters.values, self.parameters.gradient, self.state["first"], self.state["second"], self.clip
+        )
 
 
 def bias_corrected(learning_rate: float, beta1: float, beta2: float, step: int) -> tuple[float, float]:

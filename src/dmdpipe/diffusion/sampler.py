@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dmdpipe.diffusion.schedule import sampling_grid
+from dmdpipe.networks.denoiser import Denoiser
 
 if TYPE_CHECKING:
     from dmdpipe.specs.diffusion import NoiseRange
@@ -32,6 +34,9 @@ def probability_flow(denoiser: DenoiserFunction, x: Tensor, noise_range: NoiseRa
         steps: grid intervals, the last one to σ = 0.
     """
     grid = sampling_grid(noise_range, steps).tolist()
+    if isinstance(denoiser, Denoiser) and not torch.is_grad_enabled() and (kernel := denoiser.compiled(x)):
+        levels = denoiser.conditions(torch.tensor(grid[:-1], dtype=x.dtype)[:, None])
+        return kernel.flow(x, levels, [(after / now, _back(now, after)) for now, after in pairwise(grid)])
     for now, after in pairwise(grid):
         # Euler's x + (after − now)·(x − D)/now, in one pass over memory.
         euler = denoiser(x, x.new_full((1, 1), now)).lerp(x, after / now)
@@ -39,8 +44,13 @@ def probability_flow(denoiser: DenoiserFunction, x: Tensor, noise_range: NoiseRa
             return euler
         # The mean of both slopes: half of Euler's way, and half of one with the slope at its end.
         back = euler - denoiser(euler, x.new_full((1, 1), after))
-        x = x.lerp(euler, 0.5).add_(back, alpha=(after - now) / (2 * after))
+        x = x.lerp(euler, 0.5).add_(back, alpha=_back(now, after))
     return x
+
+
+def _back(now: float, after: float) -> float:
+    """Return what the slope's change over an interval is multiplied by; no number where it ends at 0."""
+    return (after - now) / (2 * after) if after else math.nan
 
 
 @torch.no_grad()

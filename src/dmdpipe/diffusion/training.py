@@ -13,8 +13,10 @@ from dmdpipe.diffusion.losses import denoising_loss, edm_weight
 from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
 from dmdpipe.diffusion.shards import ALONE, Ranks, Shards, ranks_of
 from dmdpipe.diffusion.state import TrainingState
+from dmdpipe.kernels.learning import Learner
 from dmdpipe.kernels.noise import Stream
-from dmdpipe.networks.denoiser import Denoiser, build_network
+from dmdpipe.kernels.teacher import teacher_steps
+from dmdpipe.networks.denoiser import Denoiser, build_network, zero_output_layer
 from dmdpipe.networks.precision import in_precision
 from dmdpipe.seeds import derive_seed
 
@@ -24,13 +26,9 @@ if TYPE_CHECKING:
     from dmdpipe.specs.diffusion import TrainedScore
 
 HISTORY_EVERY = 50
+TOGETHER = 16
+"""So many steps go to C at once: their draws and noise levels are a few large calls instead of many small ones."""
 PURPOSES = ("batches", "levels", "noise")
-
-
-def zero_output_layer(network: nn.Module) -> None:
-    """Set the output layer to zero, EDM's default start: D(x, σ) is then c_skip·x."""
-    for parameter in network.get_submodule("output").parameters():
-        nn.init.zeros_(parameter)
 
 
 @torch.no_grad()
@@ -73,10 +71,8 @@ def train_denoiser(
         ranks,
     )
 
-    def denoising(x: Tensor, noisy: Tensor, sigma: Tensor, *asked: Tensor) -> dict[str, float | Tensor]:
-        return {"loss": denoising_loss(denoiser, noisy, denoiser.conditions(sigma, *asked), x, edm_weight(sigma))}
-
-    for i in range(state.resume(spec.steps), spec.steps):
+    def draw() -> tuple[Tensor, ...]:
+        """Return a batch of data [B, d], its noise levels [B, 1], itself noised, and its classes [B] if it has some."""
         asked: tuple[Tensor, ...] = ()
         if fresh:
             x = fresh.draw(spec.batch, streams["batches"], streams["fresh"]).to(device)
@@ -85,17 +81,41 @@ def train_denoiser(
             x = data.index_select(0, rows.to(device))
             if labels is not None:
                 asked = (labels.index_select(0, rows).to(device),)
-        sigma = (streams["levels"].normal(spec.batch, 1) * spec.log_sigma_std + spec.log_sigma_mean).exp().to(device)
-        noisy = torch.addcmul(x, sigma, streams["noise"].normal(*x.shape).to(device))
-        of_shards = (denoising(*(each[own] for each in (x, noisy, sigma, *asked))) for own in shards.own)
-        loss = shards.mean(optimiser.parameters.gradient, of_shards)["loss"]
-        optimiser.step(spec.learning_rate * min(1.0, (i + 1) / max(1, spec.warmup)))
-        # A short average at the start, so that the zero output layer is forgotten.
-        average.lerp_(optimiser.parameters.values, 1 - min(spec.ema, (i + 1) / (i + 10)))
-        entry = i // HISTORY_EVERY
-        losses[entry] += loss / min(HISTORY_EVERY, spec.steps - entry * HISTORY_EVERY)
-        step.progress(i + 1, spec.steps)
-        state.save_now_and_then(i + 1)
+        level = streams["levels"].normal(spec.batch, 1) * spec.log_sigma_std + spec.log_sigma_mean
+        sigma = level.exp().to(device)
+        return x, sigma, torch.addcmul(x, sigma, streams["noise"].normal(*x.shape).to(device)), *asked
+
+    def denoising(x: Tensor, sigma: Tensor, noisy: Tensor, *asked: Tensor) -> dict[str, float | Tensor]:
+        return {"loss": denoising_loss(denoiser, noisy, denoiser.conditions(sigma, *asked), x, edm_weight(sigma))}
+
+    # A short average at the start, so that the zero output layer is forgotten.
+    def share(i: int) -> float:
+        return 1 - min(spec.ema, (i + 1) / (i + 10))
+
+    def rate(i: int) -> float:
+        return spec.learning_rate * min(1.0, (i + 1) / max(1, spec.warmup))
+
+    compiled = denoiser.compiled(data) if shards.count == 1 else None
+    done = state.resume(spec.steps)
+    while done < spec.steps:
+        steps = range(done, min(done + (TOGETHER if compiled else 1), spec.steps))
+        x, sigma, noisy, *asked = map(torch.cat, zip(*(draw() for _ in steps), strict=True))
+        if compiled:
+            learner = Learner(compiled, denoiser.conditions(sigma, *asked), optimiser.flat())
+            sizes = optimiser.begin_steps([rate(i) for i in steps])
+            told = noisy, x, edm_weight(sigma), sizes, average, [share(i) for i in steps]
+            of_steps: list[float | Tensor] = [*teacher_steps(learner, *told).tolist()]
+        else:
+            of_shards = (denoising(*(each[own] for each in (x, sigma, noisy, *asked))) for own in shards.own)
+            of_steps = [shards.mean(optimiser.parameters.gradient, of_shards)["loss"]]
+            optimiser.step(rate(done))
+            average.lerp_(optimiser.parameters.values, share(done))
+        for i, loss in zip(steps, of_steps, strict=True):
+            entry = i // HISTORY_EVERY
+            losses[entry] += loss / min(HISTORY_EVERY, spec.steps - entry * HISTORY_EVERY)
+        done = steps.stop
+        step.progress(done, spec.steps)
+        state.save_now_and_then(done)
     optimiser.parameters.values.copy_(average)
     return network.requires_grad_(False).cpu(), losses.cpu()
 

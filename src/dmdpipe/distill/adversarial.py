@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,8 +42,8 @@ def generator_loss(fake: Tensor) -> tuple[Tensor, Tensor]:
     return F.softplus(-fake).mean(), -torch.sigmoid(-fake) / len(fake)
 
 
-def discriminator_loss(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the discriminator's loss, mean of softplus(−l_real) + softplus(l_fake), and its gradients at the logits.
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Return the discriminator's loss, mean of softplus(−l_real) + softplus(l_fake).
 
     The best logit at x is ln(p_real(x)/p_fake(x)), where the loss's mean is 2·ln 2 minus twice the Jensen–Shannon
     divergence; logits of 0 give 2·ln 2.
@@ -50,12 +51,19 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor, Tens
     Args:
         real: logits of noised data [B].
         fake: logits of noised student samples [B].
-
-    Returns:
-        The loss, and its gradients −sigmoid(−l_real)/B and sigmoid(l_fake)/B, [B] each.
     """
-    loss = F.softplus(-real).mean() + F.softplus(fake).mean()
-    return loss, -torch.sigmoid(-real) / len(real), torch.sigmoid(fake) / len(fake)
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def discriminator_gradients(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """Return that loss's gradients at the logits, −sigmoid(−l_real)/B and sigmoid(l_fake)/B, [B] each."""
+    return -torch.sigmoid(-real) / len(real), torch.sigmoid(fake) / len(fake)
+
+
+@cache
+def signs(batch: int) -> Tensor:
+    """Return −1 for so many data, whose logits should be large, and 1 for as many samples after them [2·batch]."""
+    return torch.tensor([-1.0, 1.0]).repeat_interleave(batch)
 
 
 def hidden_state(denoiser: Denoiser, noisy: Tensor, sigma: Any) -> Tensor:
@@ -152,6 +160,7 @@ class Adversary:
             self.body = copy.deepcopy(teacher).requires_grad_(True) if fake is None else fake
             if fake is None:
                 self.trained.append(self.body)
+        self._trained = list(self.trained.parameters())
         self.levels = self.body.levels(batches.grid)
         self.kernel = self._compiled_discriminator()
 
@@ -179,20 +188,22 @@ class Adversary:
 
         They take the place of those in ``trained``; in a body that is a fake score they are added to what is there.
         """
-        self.trained.zero_grad(set_to_none=False)
+        for parameter in self._trained:
+            if parameter.grad is not None:
+                parameter.grad.zero_()
         rows = self.batches.rows_of("adversarial-data", len(self.data))
         data = tuple(each.index_select(0, rows) for each in (self.data, *self.labels))
         noisy, levels = self._noised(data, (x, *asked))
         weight = self.recipe.discriminator_weight
         if kernel := self._compiled(noisy):
-            signs = torch.tensor([-1.0, 1.0]).repeat_interleave(len(x))
             body_learns = self.recipe.discriminator == "fake"
-            return discriminator_loss(*kernel.learn(noisy, levels, signs, weight / len(x), body_learns).chunk(2))[0]
+            logits = kernel.learn(noisy, levels, signs(len(x)), weight / len(x), body_learns)
+            return discriminator_loss(*logits.chunk(2))
         with torch.enable_grad():
             logits = self._logits(noisy, levels)
-        loss, to_real, to_fake = discriminator_loss(*logits.detach().chunk(2))
-        logits.backward(weight * torch.cat([to_real, to_fake]))
-        return loss
+        both = logits.detach().chunk(2)
+        logits.backward(weight * torch.cat(discriminator_gradients(*both)))
+        return discriminator_loss(*both)
 
     def _noised(self, *samples: tuple[Tensor, ...]) -> tuple[Tensor, Conditions]:
         """Return batches of samples [B, d], each noised by draws of its own, one after the other, and their conditions.

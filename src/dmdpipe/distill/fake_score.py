@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from dmdpipe.diffusion.optimiser import FlatParameters
-from dmdpipe.diffusion.training import zero_output_layer
 from dmdpipe.kernels.noise import Stream
-from dmdpipe.networks.denoiser import Denoiser, build_network
+from dmdpipe.networks.denoiser import Denoiser, build_network, zero_output_layer
 from dmdpipe.networks.precision import in_precision
 from dmdpipe.seeds import derive_seed
 from dmdpipe.specs.data import dimension

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dmdpipe.diffusion.training import zero_output_layer
 from dmdpipe.distill.student import Student, rotated, rotation_of
+from dmdpipe.networks.denoiser import zero_output_layer
 from dmdpipe.specs.student import REGRESSED
 
 if TYPE_CHECKING:

@@ -5,6 +5,9 @@ distribution-matching gradient at x; then the fake score takes a denoising step 
 generator step *instead of* the fake score. With an adversarial term a discriminator adds its gradient at x, and learns
 with the fake score. A recipe without either regresses onto T(z) alone.
 
+The loop goes from one generator step to the next: until then the student stays as it is, and makes the samples of all
+iterations between in one pass.
+
 A batch may be cut into shards, each of which goes through the networks alone; their gradients are added in order, and
 make one step (``dmdpipe.diffusion.shards``).
 
@@ -29,6 +32,7 @@ from dmdpipe.diffusion.shards import ALONE, WHOLE, Ranks, Shards, ranks_of
 from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.diffusion.teacher import load_teacher, placed
 from dmdpipe.distill.batches import make_batches
+from dmdpipe.distill.compiled import compiled_rounds
 from dmdpipe.distill.initialisation import initialise
 from dmdpipe.distill.student import Student, student_to_train
 from dmdpipe.networks.denoiser import Denoiser
@@ -94,7 +98,7 @@ def fakes() -> Any:
 
 
 class Distillation:
-    """A student, its fake score and their optimisers; ``iterate`` makes one iteration of the recipe.
+    """A student, its fake score and their optimisers; ``advance`` goes from one generator step to the next.
 
     Args:
         recipe: the losses and their schedule.
@@ -142,24 +146,35 @@ class Distillation:
         if adversary:
             learning.append(adversary.trained)
         self.fake_optimiser = make_optimiser(recipe.fake_score, learning) if learning else None
-        self.samples: list[list[Samples]] = []
-        """What the student, as it is now, answered for the fake score's next iterations, by shard."""
+        self.compiled = None
+        if shards.count == 1:
+            optimisers = self.student_optimiser, self.fake_optimiser
+            self.compiled = compiled_rounds(recipe, student, teacher, fake, batches, self.fake_weight, optimisers)
 
     @torch.no_grad()
-    def iterate(self, iteration: int) -> Log:
-        """Make one iteration; return what it logs: gradient norms and losses, by the names in ``HISTORY``."""
-        log: Log = {}
-        made = None
-        generator_turn = self.is_generator_turn(iteration)
-        if generator_turn:
-            made = self._generator_step(iteration, log)
-        if self.fake_optimiser and (self.recipe.fake_trains_with_generator or not generator_turn):
-            self._fake_step(made or self._next_samples(iteration), self.fake_optimiser, iteration, log)
-        return log
+    def advance(self, generator_step: int) -> Log:
+        """Take a generator step, counted from 0, and the fake score's steps up to the next one.
 
-    def is_generator_turn(self, iteration: int) -> bool:
-        """Whether the generator steps in this iteration: the first one, and every ``generator_every``-th after it."""
-        return iteration % self.recipe.generator_every == 0
+        Returns:
+            What it logs, by the names in ``HISTORY``: gradient norms at the generator's step, and the last losses.
+        """
+        iteration = generator_step * self.recipe.generator_every
+        following = min(self.recipe.generator_every, self.iterations - iteration) - 1
+        shared = self.recipe.fake_trains_with_generator
+        learning = range(iteration if shared else iteration + 1, iteration + following + 1)
+        rate = learning_rate(self.recipe.generator, iteration, self.iterations)
+        rates = [learning_rate(self.recipe.fake_score, each, self.iterations) for each in learning]
+        if self.compiled and self.fake_optimiser:
+            (sizes,) = self.student_optimiser.begin_steps([rate])
+            logged = self.compiled(sizes, self.fake_optimiser.begin_steps(rates), shared)._asdict()
+            return {name: value for name, value in logged.items() if rates or name != "fake_loss"}
+        log: Log = {}
+        made = self._generator_step(generator_step, rate, log)
+        if self.fake_optimiser:
+            batches = [*([made] if shared else []), *self._make_batches(following)]
+            for batch, fake_rate in zip(batches, rates, strict=True):
+                self._fake_step(batch, self.fake_optimiser, fake_rate, log)
+        return log
 
     def _parts(self) -> Iterator[slice]:
         """Yield the rows of each of this process's shards, while the batches draw for these alone."""
@@ -170,26 +185,20 @@ class Distillation:
         asked = self.batches.asked(count)
         return (self.student(self.batches.latent(count), self.batches.between(), *asked), *asked)
 
-    def _next_samples(self, iteration: int) -> list[Samples]:
-        if not self.samples:
-            # Up to the generator's next turn the student stays as it is: one large forward pass instead of small ones.
-            count = self.recipe.generator_every - iteration % self.recipe.generator_every
-            if self.batches.sampling_steps == 1:
-                of_shards = [
-                    zip(*(each.chunk(count) for each in self._make(count)), strict=True) for _ in self._parts()
-                ]
-                self.samples = [list(batch) for batch in zip(*of_shards, strict=True)]
-            else:
-                self.samples = [[self._make() for _ in self._parts()] for _ in range(count)]
-        return self.samples.pop(0)
+    def _make_batches(self, count: int) -> list[list[Samples]]:
+        """Return the samples of the next ``count`` batches, each by shard."""
+        if self.batches.sampling_steps > 1 or count == 0:
+            return [[self._make() for _ in self._parts()] for _ in range(count)]
+        # One large forward pass instead of small ones.
+        of_shards = [zip(*(each.chunk(count) for each in self._make(count)), strict=True) for _ in self._parts()]
+        return [list(batch) for batch in zip(*of_shards, strict=True)]
 
-    def _generator_step(self, iteration: int, log: Log) -> list[Samples]:
+    def _generator_step(self, generator_step: int, rate: float, log: Log) -> list[Samples]:
         """Take the generator's step; return the samples at which its gradient was taken, by shard."""
-        fake = self._fake_to_follow(iteration)
+        fake = self._fake_to_follow(generator_step)
         made: list[Samples] = []
         of_shards = (self._generator_gradient(fake, made) for _ in self._parts())
         log |= self.shards.mean(self.student_optimiser.parameters.gradient, of_shards, ROOTS)
-        rate = learning_rate(self.recipe.generator, iteration, self.iterations)
         log["student_gradient"] = self.student_optimiser.step(rate)
         if self.fake and self.recipe.fake == "oracle":
             self.fake.refresh()
@@ -211,9 +220,9 @@ class Distillation:
             pullback(gradient * self.recipe.regression_weight, add=bool(fake or self.adversary))
         return log
 
-    def _fake_to_follow(self, iteration: int) -> Any:
+    def _fake_to_follow(self, generator_step: int) -> Any:
         if self.lagged and self.fake_optimiser:
-            return self.lagged.at(iteration // self.recipe.generator_every, self.fake_optimiser.parameters.values)
+            return self.lagged.at(generator_step, self.fake_optimiser.parameters.values)
         return self.fake
 
     def _gradient_at_samples(self, made: Samples, fake: DenoiserFunction | None, log: Log) -> Tensor:
@@ -247,10 +256,10 @@ class Distillation:
             normaliser_min=self.recipe.normaliser_min,
         )
 
-    def _fake_step(self, made: list[Samples], optimiser: FlatOptimiser, iteration: int, log: Log) -> None:
+    def _fake_step(self, made: list[Samples], optimiser: FlatOptimiser, rate: float, log: Log) -> None:
         of_shards = (self._fake_gradient(*own) for own, _ in zip(made, self._parts(), strict=True))
         log |= self.shards.mean(optimiser.parameters.gradient, of_shards)
-        optimiser.step(learning_rate(self.recipe.fake_score, iteration, self.iterations))
+        optimiser.step(rate)
 
     def _fake_gradient(self, x: Tensor, *asked: Tensor) -> Log:
         """Set the gradient at all that trains beside the student, at one shard's samples; return its log."""
@@ -337,7 +346,7 @@ def distil(
     loop = Distillation(recipe, student, teacher, fake, batches, pool, iterations, adversary, shards)
 
     current = loop.student_optimiser.parameters.values
-    evaluated = current.clone()
+    evaluated = current.clone() if recipe.ema else current
     steps = snapshot_steps(spec.generator_steps, spec.snapshots)
     snapshots = current.new_zeros(len(steps), len(current))
     history = torch.full((spec.generator_steps, len(HISTORY)), math.nan, dtype=torch.float64)
@@ -355,25 +364,22 @@ def distil(
             tensors["fake/past"] = loop.lagged.past
         tensors |= {f"streams/{purpose}": stream.position for purpose, stream in loop.batches.streams.items()}
         state = TrainingState(step.resume, tensors, ranks)
-        first = state.resume(iterations)
+        first = state.resume(spec.generator_steps)
         if fake and recipe.fake == "oracle":
             fake.refresh()
     if first == 0:
         snapshots[0] = evaluated
-    for iteration in range(first, iterations):
-        log = loop.iterate(iteration)
-        row = iteration // recipe.generator_every
-        for name, value in log.items():
-            written[row, HISTORY.index(name)] = float(value)
-        if loop.is_generator_turn(iteration):
-            evaluated.lerp_(current, 1 - (recipe.ema or 0.0))
-            if row + 1 in steps:
-                snapshots[steps.index(row + 1)] = evaluated
+    for generator_step in range(first, spec.generator_steps):
+        for name, value in loop.advance(generator_step).items():
+            written[generator_step, HISTORY.index(name)] = float(value)
+        if recipe.ema:
+            evaluated.lerp_(current, 1 - recipe.ema)
+        done = generator_step + 1
+        if done in steps:
+            snapshots[steps.index(done)] = evaluated
         if step and state:
-            step.progress(row + 1, spec.generator_steps)
-            # No checkpoint holds samples that wait.
-            if not loop.samples:
-                state.save_now_and_then(iteration + 1)
+            step.progress(done, spec.generator_steps)
+            state.save_now_and_then(done)
     return {"generator_step": torch.tensor(steps), **unflatten(snapshots.cpu(), student)}, history
 
 

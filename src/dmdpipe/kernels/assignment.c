@@ -61,15 +61,16 @@ static count nearest_column(count columns, count row, double distance, const dou
 }
 
 /* The number of doubles that the function below wants to work with. */
-count assignment_memory_size(count columns) { return 9 * columns; }
+count assignment_memory_size(count columns) { return 8 * columns; }
 
 /* Set column_of [n], given costs [n × columns]: finite in the first n columns, infinite in those that make `columns` a
- * multiple of eight. */
-void assignment_solve(count n, count columns, const double *costs, int64_t *column_of, double *memory) {
+ * multiple of eight. The duals of columns, v [columns], may be any at the start; the nearer to those at the end, the
+ * shorter the paths. */
+void assignment_solve(count n, count columns, const double *costs, double *v, int64_t *column_of, double *memory) {
     Columns all = {memory, memory + columns, (int64_t *)(memory + 2 * columns), (int64_t *)(memory + 3 * columns)};
-    double *u = memory + 4 * columns, *v = u + columns, *reached_at = v + columns;
+    double *u = memory + 4 * columns, *reached_at = u + columns;
     int64_t *row_of = (int64_t *)(reached_at + columns), *reached = row_of + columns;
-    memset(u, 0, (size_t)(2 * columns) * sizeof *u);
+    memset(u, 0, (size_t)columns * sizeof *u);
     for (count j = 0; j < columns; j++) all.is_free[j] = -1;
     for (count joining = 0; joining < n; joining++) {
         for (count j = 0; j < columns; j++) all.key[j] = __builtin_inf();

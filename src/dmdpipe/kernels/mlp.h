@@ -108,10 +108,7 @@ static void apply(const Shape *s, const Layer *layers, const float *panels, coun
                   float *to, int begun) {
     count inner = inner_of(s, layer), outer = outer_of(s, layer), row = stride(outer);
     if (!begun)
-        for (count i = 0; i < rows; i++) {
-            memcpy(to + i * row, layers[layer].bias, (size_t)outer * sizeof *to);
-            memset(to + i * row + outer, 0, (size_t)(row - outer) * sizeof *to);
-        }
+        for (count i = 0; i < rows; i++) copy_row(outer, row, layers[layer].bias, to + i * row);
     product(rows, padded(outer) / PANEL, inner, from, stride(inner), 1, panels + forward_at(s, layer), inner * PANEL,
             PANEL, to, row, 1);
 }
@@ -129,8 +126,7 @@ EACH float *forward_body(const Shape *s, const Layer *layers, const float *panel
     count levels = one_level(given) ? 1 : rows, e_row = one_level(given) ? 0 : width;
     for (count i = 0; i < levels; i++) {
         const float *from = given->features + entry_of(given, first + i) * s->embedding;
-        memcpy(b.features + i * features, from, (size_t)s->embedding * sizeof *from);
-        memset(b.features + i * features + s->embedding, 0, (size_t)(features - s->embedding) * sizeof *from);
+        copy_row(s->embedding, features, from, b.features + i * features);
     }
     apply(s, layers, panels, EMBEDDING, levels, b.features, b.embedding, 0);
     SIDE_BY_SIDE for (count i = 0; i < levels * width; i++) {

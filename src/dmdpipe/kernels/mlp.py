@@ -9,15 +9,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dmdpipe.kernels.conditions import Conditions
 from dmdpipe.kernels.library import function
-
-if TYPE_CHECKING:
-    from dmdpipe.kernels.conditions import Conditions
 
 SIZE, MEMORY = ctypes.c_int64, ctypes.c_void_p
 
@@ -45,27 +43,27 @@ class CompiledMLP:
     def denoise(self, x: Tensor, given: Conditions) -> Tensor:
         """Return D(x) [B, d], given x [B, d] and its conditions."""
         x = x.contiguous()
-        answer, memory = torch.empty_like(x), self._memory()
+        answer, memory = torch.empty_like(x), self.memory()
         call = function("mlp", "mlp_denoise", None, *[MEMORY] * 3, SIZE, *[MEMORY] * 3)
-        call(*self.question(x, given), len(x), x.data_ptr(), answer.data_ptr(), memory.data_ptr())
+        call(*self.question(x, given), x.shape[0], x.data_ptr(), answer.data_ptr(), memory.data_ptr())
         return answer
 
     def with_pullback(self, x: Tensor, given: Conditions) -> tuple[Tensor, Callable[..., None]]:
         """Return D(x) [B, d] and its pullback (``dmdpipe.networks.pullback``), which may be called once."""
         x = x.contiguous()
-        answer, memory = torch.empty_like(x), self._memory()
-        kept = self._kept(len(x))
+        answer, memory = torch.empty_like(x), self.memory()
+        kept = self._kept(x.shape[0])
         call = function("mlp", "mlp_denoise_and_keep", None, *[MEMORY] * 3, SIZE, *[MEMORY] * 4)
         places = x.data_ptr(), answer.data_ptr(), kept.data_ptr(), memory.data_ptr()
-        call(*self.question(x, given), len(x), *places)
+        call(*self.question(x, given), x.shape[0], *places)
 
         def pullback(to_answer: Tensor, add: bool = False) -> None:
             shape, layers, conditions = self.question(x, given)
             _same_shape(to_answer, x)
-            to, memory = to_answer.contiguous(), self._memory()
+            to, memory = to_answer.contiguous(), self.memory()
             back = function("mlp", "mlp_pull_back", None, *[MEMORY] * 4, SIZE, MEMORY, MEMORY, SIZE, MEMORY)
             places = to.data_ptr(), kept.data_ptr(), add, memory.data_ptr()
-            back(shape, layers, self.gradients(), conditions, len(x), *places)
+            back(shape, layers, self.gradients(), conditions, x.shape[0], *places)
             self.spare = kept
 
         return answer, pullback
@@ -83,11 +81,35 @@ class CompiledMLP:
         _same_shape(clean, x)
         if weight is not None:
             _same_shape(weight, given.c_in)
-        x, clean, memory = x.contiguous(), clean.contiguous(), self._memory()
+        x, clean, memory = x.contiguous(), clean.contiguous(), self.memory()
         call = function("mlp", "mlp_denoising_loss", ctypes.c_float, *[MEMORY] * 4, SIZE, *[MEMORY] * 4)
         places = x.data_ptr(), clean.data_ptr(), place(weight), memory.data_ptr()
-        loss: float = call(shape, layers, self.gradients(), conditions, len(x), *places)
+        loss: float = call(shape, layers, self.gradients(), conditions, x.shape[0], *places)
         return loss
+
+    def flow(self, x: Tensor, levels: Conditions, intervals: Sequence[tuple[float, float]]) -> Tensor:
+        """Return where the probability flow sends x [B, d] (``dmdpipe.diffusion.sampler.probability_flow``).
+
+        Args:
+            x: start points.
+            levels: conditions of the noise levels at which the intervals begin, one each [K, 1].
+            intervals: for each, σ_next/σ, and what the difference of both slopes is multiplied by; of no effect in the
+                last one, which ends at σ_next = 0.
+
+        Raises:
+            ValueError: if there are not as many levels as intervals.
+        """
+        if not len(levels.c_in) == len(intervals) > 0 or levels.rows is not None:
+            raise ValueError(f"{len(levels.c_in)} levels of {len(intervals)} intervals")
+        end = x.clone(memory_format=torch.contiguous_format)
+        shape, layers, _ = self.question(end, Conditions(*(column[:1] for column in levels[:4])))
+        told = structure(*(place(column) for column in levels[:2]), place(levels.c_skip) if self.skip else 0,
+                         place(levels.features), 0, 0)  # fmt: skip
+        memory = torch.empty(function("mlp", "mlp_flow_size", SIZE, MEMORY)(shape))
+        heun = torch.tensor(intervals, dtype=torch.float32)
+        call = function("mlp", "mlp_flow", None, *[MEMORY] * 4, SIZE, SIZE, MEMORY, MEMORY)
+        call(shape, layers, told, heun.data_ptr(), len(heun), end.shape[0], end.data_ptr(), memory.data_ptr())
+        return end
 
     def question(self, x: Tensor, given: Conditions) -> tuple[Any, Any, Any]:
         """Return the network's shape, its layers and the conditions, as C's structures.
@@ -102,24 +124,24 @@ class CompiledMLP:
             given.c_skip.data_ptr() if self.skip else 0,
             given.features.data_ptr(),
             0 if given.rows is None else given.rows.data_ptr(),
-            len(given.c_in) > 1,
+            given.c_in.shape[0] > 1,
         )
         return structure(*self.sizes), self.places(False), told
 
     def _check(self, x: Tensor, given: Conditions) -> None:
-        entries, rows = len(given.c_in), given.rows
+        entries, samples, rows = given.c_in.shape[0], x.shape[0], given.rows
         # First of all: C reads rows to see whether they fit.
         if rows is not None and rows.dtype != torch.int64:
             raise ValueError(f"expected rows in int64, got {rows.dtype}")
         if x.ndim != 2 or x.shape[1] != self.sizes[0]:
             raise ValueError(f"expected x [B, {self.sizes[0]}], got {tuple(x.shape)}")
         if rows is None:
-            if entries not in (1, len(x)):
-                raise ValueError(f"{len(x)} samples, but {entries} noise levels")
-        elif len(rows) != len(x) or not function("mlp", "mlp_rows_fit", SIZE, MEMORY, SIZE, SIZE)(
-            rows.data_ptr(), len(rows), entries
+            if entries not in (1, samples):
+                raise ValueError(f"{samples} samples, but {entries} noise levels")
+        elif rows.shape[0] != samples or not function("mlp", "mlp_rows_fit", SIZE, MEMORY, SIZE, SIZE)(
+            rows.data_ptr(), samples, entries
         ):
-            raise ValueError(f"rows {list(rows.shape)} are not one for each of {len(x)} samples, below {entries}")
+            raise ValueError(f"rows {list(rows.shape)} are not one for each of {samples} samples, below {entries}")
         if given.features.shape != (entries, self.sizes[3]):
             raise ValueError(f"expected features [{entries}, {self.sizes[3]}], got {list(given.features.shape)}")
         if any(one.dtype != torch.float32 for one in (self.layers[0][0], x, given.c_in, given.features)):
@@ -146,14 +168,14 @@ class CompiledMLP:
             known = self.known[of_gradients] = structure(*map(place, tensors))
         return known
 
-    def _memory(self) -> Tensor:
+    def memory(self) -> Tensor:
         return _memory(self.sizes)
 
     def _kept(self, rows: int) -> Tensor:
         """Return memory for what the way back needs of so many rows: the last pullback's, if it fits."""
         size = function("mlp", "mlp_kept_size", SIZE, MEMORY, SIZE)(structure(*self.sizes), rows)
         spare, self.spare = self.spare, None
-        return spare if spare is not None and len(spare) == size else torch.empty(size)
+        return spare if spare is not None and spare.shape[0] == size else torch.empty(size)
 
 
 def _same_shape(one: Tensor, x: Tensor) -> None:

@@ -90,6 +90,15 @@ static void product(count rows, count panels, count inner, const float *a, count
     if (panels) strip(rows, 1, inner, a, a_row, a_step, b, b_next, b_step, c, c_row, start);
 }
 
+/* A row's entries, with zeros up to `all`, both multiples of 16 often: calls of memcpy would take longer than they copy. */
+EACH void copy_row(count used, count all, const float *from, float *to) {
+    count j = 0;
+    for (; j + PANEL <= used; j += PANEL)
+        for (count lane = 0; lane < PANEL; lane += LANES) store(to + j + lane, load(from + j + lane));
+    for (; j < used; j++) to[j] = from[j];
+    for (; j < all; j++) to[j] = 0.0f;
+}
+
 enum { EIGHT = 8 };
 
 typedef float eight __attribute__((vector_size(4 * EIGHT), aligned(4)));
@@ -119,8 +128,7 @@ EACH void transpose_eight(const float *from, count step, float *to) {
 static void pack(count inner, count columns, const float *from, count row, float *to) {
     for (count first = 0; first < columns; first += PANEL, to += inner * PANEL) {
         count here = columns - first < PANEL ? columns - first : PANEL;
-        if (here < PANEL) memset(to, 0, (size_t)(inner * PANEL) * sizeof *to);
-        for (count k = 0; k < inner; k++) memcpy(to + k * PANEL, from + k * row + first, (size_t)here * sizeof *to);
+        for (count k = 0; k < inner; k++) copy_row(here, PANEL, from + k * row + first, to + k * PANEL);
     }
 }
 

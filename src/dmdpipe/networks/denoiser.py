@@ -117,3 +117,9 @@ def build_network(spec: NetworkSpec, dim: int, seed: int) -> nn.Module:
         torch.manual_seed(derive_seed(seed, "network"))
         network: nn.Module = import_module(f"dmdpipe.networks.{spec.kind}").build(dim, spec)
     return network
+
+
+def zero_output_layer(network: nn.Module) -> None:
+    """Set the output layer to zero, EDM's default start: D(x, σ) is then c_skip·x."""
+    for parameter in network.get_submodule("output").parameters():
+        nn.init.zeros_(parameter)

@@ -1,0 +1,172 @@
+"""One round of DMD, a generator step and the fake score's steps up to the next, in one call of ``dmd.c``.
+
+Float32, on the CPU, for MLPs. Piece by piece, calls from Python would take a third as long as what they compute, and
+leave the cache to each other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dmdpipe.kernels.learning import Learner, told_network, told_sizes
+from dmdpipe.kernels.library import function
+from dmdpipe.kernels.mlp import MEMORY, SIZE, place, structure
+
+if TYPE_CHECKING:
+    from dmdpipe.kernels.noise import Stream
+    from dmdpipe.kernels.optimiser import AdamWSizes
+
+
+class Noising(NamedTuple):
+    """Where samples get their noise: x + σ·ε.
+
+    Attributes:
+        stream: draws which levels, and then ε.
+        sigma: all noise levels σ [K, 1], float32.
+        first: of those that are drawn, all alike often.
+        end: the one after the last.
+    """
+
+    stream: Stream
+    sigma: Tensor
+    first: int
+    end: int
+
+    def told(self) -> Any:
+        """Return this as C's structure.
+
+        Raises:
+            ValueError: if there are no such levels: C would read beyond their memory.
+        """
+        count = _column(self.sigma)
+        if not 0 <= self.first < self.end <= count:
+            raise ValueError(f"no levels {self.first} to below {self.end} in {count}")
+        drawn = self.stream.position.data_ptr(), self.first, self.end - self.first, self.sigma.data_ptr()
+        return structure(self.stream.seed, *drawn)
+
+
+class Matching(NamedTuple):
+    """What ``dmdpipe.distill.dmd.dm_gradient`` is asked for, under its names.
+
+    Attributes:
+        normalise: whether g is divided by mean|x − μ_real|.
+        normaliser_offset: added to that.
+        normaliser_min: its lower clamp.
+        scale: of the gradient that the student gets, scale·g.
+    """
+
+    normalise: bool
+    normaliser_offset: float
+    normaliser_min: float
+    scale: float
+
+
+class Logged(NamedTuple):
+    """What a round tells: the root mean square of g, the norm of the student's gradient, the fake score's last loss."""
+
+    dm_gradient: float
+    student_gradient: float
+    fake_loss: float
+
+
+class CompiledRounds:
+    """The rounds of one distillation. All that it is given is read and changed where it is, in every round.
+
+    Args:
+        student: G, with the conditions of its one level.
+        teacher: D_teacher, with those of all K noise levels; it does not learn.
+        fake: D_fake, likewise.
+        latent: where the student's noise z comes from.
+        level: σ_max; the student is G(σ_max·z, σ_max).
+        at_generator: noises samples for the generator's step.
+        at_fake: noises them for the fake score's.
+        matching: the gradient.
+        weight: of the fake score's loss at each level [K, 1]; none for 1.
+        batch: rows B of a batch.
+        most: most steps of the fake score in a round.
+
+    Raises:
+        ValueError: if these don't fit together: C would read or write beyond their memory.
+    """
+
+    def __init__(
+        self,
+        student: Learner,
+        teacher: Learner,
+        fake: Learner,
+        latent: Stream,
+        level: float,
+        at_generator: Noising,
+        at_fake: Noising,
+        matching: Matching,
+        weight: Tensor | None,
+        batch: int,
+        most: int,
+    ):
+        dim = student.network.sizes[0]
+        known = {_column(each) for each in (at_generator.sigma, at_fake.sigma, *([] if weight is None else [weight]))}
+        if {len(one.given.c_in) for one in (teacher, fake)} | known != {len(at_fake.sigma)}:
+            raise ValueError("conditions, noise levels and weights are not of the same levels")
+        if len(student.given.c_in) != 1 or batch < 1 or most < 0:
+            raise ValueError(f"{len(student.given.c_in)} levels of the student, batches of {batch}, {most} steps")
+        row = torch.zeros(batch, dtype=torch.int64)
+        floats = [*torch.empty(4, batch, dim), torch.empty(most + 1, batch, dim), torch.empty(max(most, 1), batch, dim)]
+        of_levels = [one._replace(given=one.given.at(row)) for one in (teacher, fake)]
+        networks = [told_network(one, floats[0]) for one in (student, *of_levels)]
+        shape = structure(*student.network.sizes)
+        floats.append(torch.empty(function("dmd", "dmd_kept_size", SIZE, MEMORY, SIZE)(shape, batch)))
+        self.batch, self.most = batch, most
+        self.log = (ctypes.c_double * 3)()
+        self._before = [
+            *(network.pointers for network in networks),
+            _mixed(latent.seed, latent.position.data_ptr(), float(level)),
+            at_generator.told(),
+            at_fake.told(),
+            (ctypes.c_float * len(matching))(*matching),
+            place(weight),
+        ]
+        self._flats = [one.told_flat() for one in (student, fake)]
+        self._room = structure(row.data_ptr(), *map(place, floats))
+        # C is told places in memory: what lies there must stay.
+        self._held = student, teacher, fake, latent, at_generator, at_fake, weight, row, floats, networks
+        self._call = function("dmd", "dmd_round", None, *[MEMORY] * 12, SIZE, SIZE, SIZE, MEMORY, MEMORY)
+
+    def __call__(self, generator: AdamWSizes, fakes: Sequence[AdamWSizes], shared: bool) -> Logged:
+        """Go one round.
+
+        Args:
+            generator: of the generator's step; its ``scale`` does not count, here and below: C clips.
+            fakes: of each step of the fake score.
+            shared: whether the first of these is on the generator's batch; each of the others has one of its own.
+
+        Returns:
+            Its log; without a step of the fake score, its loss is that of the round before.
+
+        Raises:
+            ValueError: if these are more steps than the round has room for.
+        """
+        if not shared <= len(fakes) <= self.most:
+            raise ValueError(f"{len(fakes)} steps of the fake score, there may be {int(shared)} to {self.most}")
+        of_student, of_fake = self._flats
+        sizes = told_sizes([generator]), told_sizes(fakes)
+        steps = of_student, sizes[0], of_fake, sizes[1], len(fakes), shared
+        self._call(*self._before, *steps, self.batch, self._room, self.log)
+        return Logged(*self.log)
+
+
+def _column(column: Tensor) -> int:
+    """Return the number of rows of a column [K, 1]."""
+    if column.ndim != 2 or column.shape[1] != 1 or column.dtype != torch.float32 or not column.is_contiguous():
+        raise ValueError(f"expected a column in float32, got {list(column.shape)} in {column.dtype}")
+    return len(column)
+
+
+def _mixed(key: int, position: int, level: float) -> Any:
+    """Return C's structure of a stream and a level."""
+    bits = ctypes.c_uint32.from_buffer(ctypes.c_float(level)).value
+    return structure(key, position, bits)

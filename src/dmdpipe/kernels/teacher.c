@@ -1,0 +1,28 @@
+/* Steps of a teacher's training (dmdpipe.diffusion.training). */
+#include "learning.h"
+
+/* average += share·(values − average), from the nearer end, as PyTorch's lerp. */
+static void average_with(count size, const float *values, float share, float *average) {
+    const float rest = 1.0f - share;
+    for (count i = 0; i < size; i++) {
+        float way = values[i] - average[i];
+        average[i] = share < 0.5f ? fma1(share, way, average[i]) : fma1(-way, rest, values[i]);
+    }
+}
+
+/* Take so many steps, each on the next `batch` rows of noisy and clean samples [steps·batch × d], which have conditions and
+ * a weight each. After each one the average of the parameters moves by its share [steps]; losses: [steps]. */
+void teacher_steps(const Network *network, const float *weight, const Flat *flat, const Sizes *sizes,
+                   const float *shares, count steps, count batch, const float *noisy,
+                   const float *clean, float *average, float *losses) {
+    const Shape *s = network->shape;
+    Conditions given = *network->given;
+    given.stride = batch > 1;
+    for (count step = 0; step < steps; step++) {
+        losses[step] = learn(network, &given, weight, flat, sizes + step, batch, noisy, clean);
+        average_with(flat->size, flat->values, shares[step], average);
+        noisy += batch * s->dim, clean += batch * s->dim, weight += batch;
+        given.c_in += batch, given.c_out += batch, given.features += batch * s->embedding;
+        if (given.c_skip) given.c_skip += batch;
+    }
+}

@@ -1,0 +1,86 @@
+"""Several steps of a teacher's training in C, against one after the other by their own kernels and by PyTorch."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dmdpipe.diffusion.losses import edm_weight
+from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
+from dmdpipe.kernels.learning import Learner
+from dmdpipe.kernels.noise import Stream
+from dmdpipe.kernels.teacher import teacher_steps
+from dmdpipe.networks.denoiser import Denoiser
+from dmdpipe.networks.mlp import MLP
+
+RATES, SHARES = [0.0, 0.01, 0.02], [0.9, 0.5, 0.001]
+
+
+def in_training(dim: int, clip: float | None = None) -> tuple[Denoiser, FlatOptimiser]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        denoiser = Denoiser(MLP(dim, SimpleNamespace(width=24, depth=2, embedding=8, classes=0)))
+    return denoiser, FlatOptimiser(FlatParameters(denoiser), clip=clip)
+
+
+def batches(batch: int, dim: int):
+    """Return samples, levels and noisy samples of three batches."""
+    x, noise, level = Stream(3).normal(3 * batch, dim), Stream(4).normal(3 * batch, dim), Stream(5).normal(3 * batch, 1)
+    return x, level.exp(), torch.addcmul(x, level.exp(), noise)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("clip", [None, 1e-3])
+@pytest.mark.parametrize(("batch", "dim"), [(48, 3), (97, 16), (1, 2)])
+def test_steps_together_are_those_one_by_one_to_the_byte(batch, dim, clip):
+    (one, own), (other, plain) = in_training(dim, clip), in_training(dim, clip)
+    averages = [torch.zeros_like(own.parameters.values) for _ in range(2)]
+    x, sigma, noisy = batches(batch, dim)
+    for _ in range(2):
+        learner = Learner(one.kernel, one.conditions(sigma), own.flat())
+        told = noisy, x, edm_weight(sigma), own.begin_steps(RATES), averages[0], SHARES
+        losses = teacher_steps(learner, *told)
+        for k, (rate, share) in enumerate(zip(RATES, SHARES, strict=True)):
+            clean, level, noised = (each[k * batch : (k + 1) * batch] for each in (x, sigma, noisy))
+            wanted = other.kernel.denoising_loss(noised, other.conditions(level), clean, edm_weight(level))
+            plain.step(rate)
+            averages[1].lerp_(plain.parameters.values, share)
+            assert losses[k] == wanted
+    assert torch.equal(own.parameters.values, plain.parameters.values)
+    assert torch.equal(*averages)
+    assert averages[0].abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_what_does_not_fit_is_refused():
+    denoiser, optimiser = in_training(2)
+    x, sigma, noisy = batches(4, 2)
+    flat, sizes = optimiser.flat(), optimiser.begin_steps(RATES)
+    teacher = Learner(denoiser.kernel, denoiser.conditions(sigma), flat)
+    weight, average = edm_weight(sigma), torch.zeros_like(flat.values)
+
+    def of(given):
+        return teacher._replace(given=given)
+
+    good = {
+        "teacher": teacher, "noisy": noisy, "clean": x, "weight": weight,
+        "sizes": sizes, "average": average, "shares": SHARES,
+    }  # fmt: skip
+    for wrong in (
+        {"clean": x[:11]},
+        {"clean": x.double()},
+        {"clean": x.T.contiguous().T},
+        {"noisy": noisy[:11], "clean": x[:11], "weight": weight[:11], "teacher": of(denoiser.conditions(sigma[:11]))},
+        {"teacher": of(denoiser.conditions(sigma[:1]))},
+        {"teacher": of(teacher.given.at(torch.arange(12)))},
+        {"weight": weight[:1]},
+        {"average": average[1:]},
+        {"shares": SHARES[:2]},
+        {"teacher": teacher._replace(flat=flat._replace(second=torch.zeros(2)))},
+        {"teacher": teacher._replace(flat=None)},
+    ):
+        with pytest.raises(ValueError, match=r"fit|one piece|parameters"):
+            teacher_steps(**good | wrong)
+    assert teacher_steps(**good).isfinite().all()
