@@ -34,6 +34,8 @@ rule verdicts:
         verdicts_parquet=f"{RESULTS}/verdicts/{{step}}/verdicts.parquet",
         criteria=f"{RESULTS}/verdicts/{{step}}/criteria.csv",
         criteria_parquet=f"{RESULTS}/verdicts/{{step}}/criteria.parquet",
+        sensitivity=f"{RESULTS}/verdicts/{{step}}/sensitivity.csv",
+        sensitivity_parquet=f"{RESULTS}/verdicts/{{step}}/sensitivity.parquet",
         results=f"{RESULTS}/verdicts/{{step}}/results.parquet",
         gallery=f"{RESULTS}/verdicts/{{step}}/gallery.parquet",
     log:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VERDICT_COLUMNS = ("id", "title", "verdict", "reason")
+SENSITIVITY_COLUMNS = ("id", "title", "declared", "choice", "option", "as_declared", "verdict", "change")
 RESULT_COLUMNS = ("metric", "readout")
 
 

@@ -79,7 +79,15 @@ def tables(rho: dict[int, float]) -> dict[str, pd.DataFrame]:
     )
     verdicts = evaluate_claims(CLAIMS, results)
     criteria = findings_table(verdicts).rename(columns={"claim": "id"})
-    return {"results": results, "verdicts": verdict_table(verdicts), "criteria": criteria}
+    sensitivity = sensitivity_table(CLAIMS, results)
+    for row, change in enumerate(("reversed", "lost", "gained", "lost")):
+        sensitivity.loc[row, ["option", "change"]] = [f"planted {row}", change]
+    return {
+        "results": results,
+        "verdicts": verdict_table(verdicts),
+        "criteria": criteria,
+        "sensitivity": sensitivity,
+    }
 
 
 def tree(root: Path, rho: dict[int, float]) -> Path:
@@ -102,7 +110,8 @@ def tree(root: Path, rho: dict[int, float]) -> Path:
             case "evidence":
                 return {"results.csv": made["results"].to_csv(index=False).encode()}
             case "verdicts":
-                texts = {f"{name}.csv": made[name].to_csv(index=False).encode() for name in ("verdicts", "criteria")}
+                names = ("verdicts", "criteria", "sensitivity")
+                texts = {f"{name}.csv": made[name].to_csv(index=False).encode() for name in names}
                 return {**texts, "results.parquet": encode_table(made["results"])}
             case "figures":
                 return {
@@ -132,15 +141,19 @@ def test_every_number_is_the_one_in_the_tables(tmp_path: Path, docs: Path) -> No
     text = (docs / "findings.md").read_text()
     assert text.startswith("# F\n\nbefore\n<!-- findings tiny:begin -->\n```sh") and text.endswith(":end -->\nafter\n")
     expected = tables(RHO)["criteria"]
-    rows = [row for id_ in ("C1", "C2", "H1") for row in cells(text, f"{id_} |") if len(row) == 10]
+    rows = [row for id_ in ("C1", "C2", "H1") for row in cells(text, f"{id_} |") if len(row) == 12]
     assert len(rows) == len(expected) == 3
     for shown, wanted in zip(rows, expected.to_dict("records"), strict=True):
-        numbers = [float(word) for word in re.findall(r"-?[\d.]+(?:e-?\d+)?|inf", shown[4])]
+        numbers = [float(word) for word in re.findall(r"-?[\d.]+(?:e-?\d+)?|inf", shown[3])]
         known = [wanted[name] for name in ("value", "low", "high") if wanted[name] == wanted[name]]
         assert numbers == [float(f"{value:.4g}") for value in known]
-        assert shown[5] == f"{wanted['predicts']} {wanted['threshold']:.4g}" and int(shown[7]) == wanted["n_seeds"]
-        assert shown[6].startswith(f"**{wanted['outcome']}**")
-    assert rows[0][1] == "copies \\| well" and rows[2][2] == "`other`, not run" and "(no study)" in rows[2][6]
+        assert shown[4] == f"{wanted['predicts']} {wanted['threshold']:.4g}" and int(shown[6]) == wanted["n_seeds"]
+        assert shown[5].startswith(f"**{wanted['outcome']}**")
+        assert shown[8] == (f"{wanted['effect']:.4g}" if wanted["effect"] == wanted["effect"] else "–")
+        assert shown[10] == f"`./run study_{wanted['study']} --config scale=tiny`"
+    root_of_study = json.loads((root / f"studies/{STUDY}/tiny/manifest.json").read_text())["result"]["result_digest"]
+    assert rows[0][11] == f"[`{root_of_study[:16]}…`](reference/tiny/{STUDY}/README.md)"
+    assert rows[0][1] == "copies \\| well" and rows[2][11] == "not run" and "(no study)" in rows[2][5]
     manifest = json.loads((root / "verdicts/tiny/manifest.json").read_text())
     assert f"`{manifest['result']['result_digest']}`" in text
     said = "- Agrees with the text: C1.\n- Does not agree: none.\n- Open: C2.\n- Our own hypothesis H1: inconclusive."
@@ -203,12 +216,22 @@ def test_controls_and_sensitivity_are_those_of_the_results(tmp_path: Path, docs:
     found = table_of(folder / "controls.csv")
     assert found["verdict"].tolist() == wanted["verdict"].tolist() == ["supported", "not run"]
     assert found["low"].tolist()[0] == pytest.approx(wanted["low"][0], rel=1e-12)
-    sensitivity = table_of(folder / "sensitivity.csv")
-    wanted = sensitivity_table(CLAIMS, results)
-    assert sensitivity[["id", "choice", "option", "verdict"]].equals(
-        wanted[["id", "choice", "option", "verdict"]].astype(sensitivity[["id", "choice", "option", "verdict"]].dtypes)
-    )
+    sensitivity = tables(RHO)["sensitivity"]
+    assert (folder / "sensitivity.csv").read_text() == sensitivity.to_csv(index=False)
     text = (docs / "findings.md").read_text()
+    columns = ("reversed", "lost", "gained")
+    shown_changes = [
+        (row[0], change, option)
+        for row in cells(text, "")
+        if len(row) == 5 and row[0] in ("C1", "C2")
+        for change, cell in zip(columns, row[2:], strict=True)
+        for option in cell.split(", ")
+        if option != "–"
+    ]
+    changed = sensitivity[sensitivity["change"] != ""].to_dict("records")
+    assert len(changed) == 4 and sorted(shown_changes) == sorted(
+        (row["id"], row["change"], f"{row['choice']} {row['option']}") for row in changed
+    )
     ((name, verdict, criterion, statistic, shown, predicted, outcome, command, study),) = cells(text, "K-here ")
     low, high = (f"{found[name][0]:.4g}" for name in ("low", "high"))
     assert (name, criterion, statistic) == ("K-here a \\| b", "copies \\| well", "rho")
@@ -231,8 +254,9 @@ def check_reference(folder: Path) -> None:
             if (path.parent / file).exists() and (name != "manifest.json" or path.parent == folder):
                 assert hashlib.sha256((path.parent / file).read_bytes()).hexdigest() == described["sha256"]
     made: dict[str, Any] = {name: table_of(folder / f"{name}.csv") for name in ("verdicts", "criteria", "studies")}
-    # A scale that was written before there were controls has no such table.
-    made["controls"] = table_of(folder / "controls.csv") if (folder / "controls.csv").exists() else None
+    # A scale that was written before there were such tables has none.
+    for name in ("controls", "sensitivity"):
+        made[name] = table_of(folder / f"{name}.csv") if (folder / f"{name}.csv").exists() else None
     root = json.loads((folder / "manifest.json").read_text())["result"]["result_digest"]
     page = folder.parents[1] / "findings.md"
     text = page.read_text()

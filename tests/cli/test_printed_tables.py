@@ -201,6 +201,7 @@ def test_a_table_that_a_manifest_vouches_for_may_still_be_no_table(
 def judged(checkout: Any, plant_artifact: Callable[..., Path]) -> Callable[..., Path]:
     """Make the verdicts of a planted study, in which ρ refutes C2, C3 and C7 and ΔE, a reconstruction, would not."""
     from dmdpipe.evidence.results import results_table
+    from dmdpipe.evidence.sensitivity import sensitivity_table
     from dmdpipe.evidence.verdicts import evaluate_claims, verdict_table
     from dmdpipe.specs.claims import load_claims
 
@@ -216,11 +217,15 @@ def judged(checkout: Any, plant_artifact: Callable[..., Path]) -> Callable[..., 
         for seen in [values | {"rho": 0.8 + seed / 1_000, "delta_e": 0.1 + seed / 1_000}]
     ]
 
-    def plant(**changed: str) -> Path:
+    def plant() -> Path:
         results = results_table("high_dimension", "laptop", cells, {})
         claims = load_claims(checkout / "config/claims.yaml", STUDIES_OF_CLAIMS)
-        verdicts = verdict_table(evaluate_claims(claims, results)).replace({"verdict": changed})
-        files = {"results.parquet": encode_table(results), "verdicts.csv": verdicts.to_csv(index=False).encode()}
+        verdicts = verdict_table(evaluate_claims(claims, results))
+        files = {
+            "results.parquet": encode_table(results),
+            "verdicts.csv": verdicts.to_csv(index=False).encode(),
+            "sensitivity.parquet": encode_table(sensitivity_table(claims, results)),
+        }
         return plant_artifact(checkout / "results/verdicts/laptop", "verdicts", files)
 
     return plant
@@ -249,16 +254,11 @@ def test_other_choices_are_shown_beside_the_declared_one(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_other_choices_are_not_held_against_verdicts_by_other_rules(
-    dmdpipe: Callable[..., Any], judged: Callable[..., Path]
-) -> None:
-    judged(refuted="supported")
-    done = dmdpipe("verdicts", "--sensitivity")
+def test_other_choices_are_another_table(dmdpipe: Callable[..., Any], judged: Callable[..., Path]) -> None:
+    judged()
+    done = dmdpipe("verdicts", "--sensitivity", "--criteria")
     assert (done.status, done.out) == (2, "")
-    assert (
-        "results/verdicts/laptop/verdicts.csv: C2 was judged by other rules than config/claims.yaml has now" in done.err
-    )
-    assert dmdpipe("verdicts", "--sensitivity", "--criteria").status == 2
+    assert "--criteria and --sensitivity are two tables" in done.err
 
 
 # Controls

@@ -24,6 +24,7 @@ from dmdpipe.copying.measure import CONSTANT_METRICS, SNAPSHOT_METRICS, SPECIAL_
 from dmdpipe.evidence.power import power, seeds_needed
 from dmdpipe.evidence.readings import describe_statistic
 from dmdpipe.evidence.results import COLUMNS
+from dmdpipe.evidence.sensitivity import COLUMNS as SENSITIVITY_COLUMNS
 from dmdpipe.evidence.verdicts import FAMILYWISE_ERROR, Finding
 from dmdpipe.specs.claims import MetricName, load_claims
 from dmdpipe.specs.config import load_scale, load_study, members_of, scale_names, study_names
@@ -376,9 +377,12 @@ def test_the_columns_of_tables_are_described() -> None:
     page = text_of("docs/outputs.md")
     assert re.findall(r"^\| `(\w+)` \|", section(page, "## Results table"), re.MULTILINE) == COLUMNS
     verdicts = section(page, "### `verdicts`")
-    criteria = verdicts[verdicts.index("`criteria.parquet`") : verdicts.index("`verdicts.json`")]
+    names = ["`criteria.parquet`", "`sensitivity.parquet`", "`verdicts.json`"]
+    ends = [verdicts.index(name) for name in names]
+    criteria, sensitivity = (verdicts[start + len(name) : end] for name, start, end in zip(names, ends, ends[1:]))
     columns = ["id", *(name for name in Finding.__dataclass_fields__ if name != "claim")]
-    assert [name for name in re.findall(r"`(\w+)`", criteria) if name != "criteria"] == columns
+    assert re.findall(r"`(\w+)`", criteria) == columns
+    assert re.findall(r"`(\w+)`", sensitivity) == [*SENSITIVITY_COLUMNS, "reversed", "lost", "gained"]
 
 
 def test_the_fields_of_manifests_are_described() -> None:

@@ -567,6 +567,7 @@ def test_a_finding_over_groups_counts_each_and_scales_them_alike() -> None:
     assert finding.value == pytest.approx(0.45)
     assert (finding.cause, finding.n_seeds) == ("interval crosses", 5)
     assert finding.spread == pytest.approx(np.sqrt(5) * np.hypot(spreads[0] / np.sqrt(10), spreads[1] / np.sqrt(5)))
+    assert finding.effect == pytest.approx(0.05 / finding.spread)
     assert finding.detectable == pytest.approx(detectable_difference([10, 5], spreads, ALPHA))
     n = int(finding.seeds_needed)
     assert power(0.05, [2 * n - 2, n - 1], spreads, ALPHA) < 0.8 <= power(0.05, [2 * n, n], spreads, ALPHA)
@@ -647,6 +648,7 @@ def test_a_finding_says_what_its_seeds_can_decide(mean: float, level: float) -> 
     readings[0] = alone(per_seed)
     finding = judge_claim(claim, readings, ALPHA).findings[0]
     assert finding.spread == pytest.approx(0.4 * np.sqrt(5 / 4))
+    assert finding.effect == pytest.approx(-mean / (0.4 * np.sqrt(5 / 4)))
     assert finding.detectable == detectable_difference(5, finding.spread, ALPHA)
     n = int(finding.seeds_needed)
     assert power(0.2, n - 1, finding.spread, level) < 0.8 <= power(0.2, n, finding.spread, level)
@@ -671,13 +673,14 @@ def test_without_enough_numbers_nothing_is_said_about_power(per_seed: list[float
     claim = next(claim for claim in CLAIMS.claims if claim.id == "C7")
     (finding,) = judge_claim(claim, [alone(per_seed)], ALPHA).findings
     assert finding.outcome == "undecided"
-    assert np.isnan([finding.spread, finding.detectable, finding.seeds_needed]).all()
+    assert np.isnan([finding.spread, finding.effect, finding.detectable, finding.seeds_needed]).all()
 
 
 def test_a_decided_finding_never_asks_for_fewer_than_three_seeds() -> None:
     claim = next(claim for claim in CLAIMS.claims if claim.id == "C7")
-    (finding,) = judge_claim(claim, [alone([0.1, 0.1, 0.1])], ALPHA).findings
+    (finding,) = judge_claim(claim, [alone([0.25, 0.25, 0.25])], ALPHA).findings
     assert (finding.outcome, finding.seeds_needed) == ("holds", 3)
+    assert np.isnan(finding.effect)
 
 
 SEEN = re.compile(
@@ -711,6 +714,6 @@ def test_tables_and_records_hold_the_same_verdicts() -> None:
     assert findings["claim"].value_counts()["H1"] == 5
     assert json.loads(json.dumps(records, allow_nan=False)) == records
     assert next(r for r in records if r["id"] == "H1")["findings"][3]["low"] is None
-    for columns in ("spread", "detectable", "seeds_needed"):
+    for columns in ("spread", "effect", "detectable", "seeds_needed"):
         assert findings.loc[findings["outcome"] != "undecided", columns].notna().all()
         assert next(r for r in records if r["id"] == "H1")["findings"][3][columns] is None

@@ -134,13 +134,42 @@ def criteria() -> pd.DataFrame:
     """Criteria of C1 and C2, with and without bounds."""
     inf, nan = np.inf, np.nan
     rows = [
-        ("C1", "ρ at d = 2", 0.05, -0.01, 0.11, 0.5, "above", "fails", "0.05 is below 0.5", 5, 0.03, 0.0567, 3.0),
-        ("C2", "ρ at d = 64", 0.2, -inf, 0.25, 0.5, "below", "holds", "0.2 is below 0.5", 5, 0.02, 0.04, 3.0),
-        ("C2", "ρ less affine", nan, nan, nan, 0.0, "below", "undecided", "not converged", 0, nan, nan, nan),
+        (
+            "C1",
+            "ρ at d = 2",
+            0.05,
+            -0.01,
+            0.11,
+            0.5,
+            "above",
+            "fails",
+            "0.05 is below 0.5",
+            5,
+            0.03,
+            -15.0,
+            0.0567,
+            3.0,
+        ),
+        ("C2", "ρ at d = 64", 0.2, -inf, 0.25, 0.5, "below", "holds", "0.2 is below 0.5", 5, 0.02, 15.0, 0.04, 3.0),
+        ("C2", "ρ less affine", nan, nan, nan, 0.0, "below", "undecided", "not converged", 0, nan, nan, nan, nan),
     ]
     columns = ["id", "criterion", "value", "low", "high", "threshold", "predicts", "outcome", "reason", "n_seeds"]
-    table = pd.DataFrame(rows, columns=[*columns, "spread", "detectable", "seeds_needed"])
+    table = pd.DataFrame(rows, columns=[*columns, "spread", "effect", "detectable", "seeds_needed"])
     return table.assign(study="start", cause=["", "", "not converged"])
+
+
+def sensitivity() -> pd.DataFrame:
+    """C1 and C2 of ``verdicts`` with three gates, and C2 with another recipe."""
+    rows = [
+        ("C1", "gate", "1.5", False, "inconclusive", "lost"),
+        ("C1", "gate", "2", True, "refuted", ""),
+        ("C2", "gate", "1.5", False, "supported", ""),
+        ("C2", "gate", "2", True, "supported", ""),
+        ("C2", "recipe", "<gan>", False, "refuted", "reversed"),
+    ]
+    table = pd.DataFrame(rows, columns=["id", "choice", "option", "as_declared", "verdict", "change"])
+    words = verdicts().set_index("id")
+    return table.assign(title=table["id"].map(words["title"]), declared=table["id"].map(words["verdict"]))
 
 
 def study_page(name: str) -> StudyPage:

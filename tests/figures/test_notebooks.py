@@ -162,7 +162,10 @@ def test_report_notebooks_run(tmp_path: Path, name: str, smoke: bool) -> None:
     parameters = {"scale": "smoke", "results": tmp_path / "results.parquet"}
     parameters["results"].write_bytes(encode_table(planted.results(1 if smoke else 3, smoke)))
     judged = {"verdicts": planted.verdicts(), "criteria": planted.criteria()}
-    tables = {"overview": judged, "study": {**judged, "gallery": planted.gallery()[: 0 if smoke else None]}}
+    tables = {
+        "overview": {**judged, "sensitivity": planted.sensitivity()},
+        "study": {**judged, "gallery": planted.gallery()[: 0 if smoke else None]},
+    }
     if name == "study":
         parameters["study"] = planted.study_page("dimension" if smoke else "start").model_dump(mode="json")
         tables["study"]["training"] = planted.training()

@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgba
 from dmdpipe.artifacts.tables import encode_table
 from dmdpipe.errors import UserError
 from dmdpipe.figures import (
+    choices,
     claims,
     cost,
     curves,
@@ -456,10 +457,25 @@ def test_verdict_table_keeps_order_words_and_numbers_and_escapes_text() -> None:
     assert "0.05 [−0.01, 0.11]" in html
     assert "0.2 [−∞, 0.25]" in html
     assert "2 criteria" in html
-    shown = [re.findall(r"<td[^>]*>([^<]*)</td>", row)[-4:] for row in re.findall(r"<tr>.*?</tr>", html)]
-    assert ["5", "0.03", "0.0567", "3"] in shown and ["0", "–", "–", "–"] in shown
+    shown = [re.findall(r"<td[^>]*>([^<]*)</td>", row)[-5:] for row in re.findall(r"<tr>.*?</tr>", html)]
+    assert ["5", "0.03", "−15", "0.0567", "3"] in shown and ["0", "–", "–", "–", "–"] in shown
     assert "nan" not in html.lower()
     assert html == verdicts.verdict_table(planted.verdicts(), planted.criteria())
+
+
+def test_choices_are_shown_beside_the_declared_verdict() -> None:
+    html = choices.choice_table(planted.sensitivity())
+    rows = re.findall("<tr>(.*?)</tr>", html)
+    shown = [[re.sub("<.*?>", "", cell) for cell in re.findall("<t[hd].*?</t[hd]>", row)] for row in rows]
+    assert shown == [
+        ["Claim", "Verdict", "gate", "recipe"],
+        ["1.5", "2", "&lt;gan&gt;"],
+        ["C1", "refuted", "inconclusive", "refuted", ""],
+        ["C2", "supported", "supported", "supported", "refuted"],
+    ]
+    assert re.findall("<b>(.*?)</b>", html) == ["inconclusive", "refuted"]
+    assert [row.count("outline:2px") for row in rows] == [0, 0, 1, 1]
+    assert "No claim was tested" in choices.choice_table(planted.sensitivity().iloc[:0])
 
 
 def test_verdict_table_stands_without_criteria() -> None:

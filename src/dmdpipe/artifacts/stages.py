@@ -33,7 +33,7 @@ TRAINING_ON_A_GPU = Equality(
     " same bytes (docs/gpu.md)",
 )
 # What the notebooks of the report import.
-FIGURE_MODULES = ("claims", "curves", "gate", "pages", "report", "starts", "tables", "verdicts")
+FIGURE_MODULES = ("choices", "claims", "curves", "gate", "pages", "report", "starts", "tables", "verdicts")
 
 
 def _nothing(spec: Any) -> Any:
@@ -363,6 +363,8 @@ _ROWS = (
             "verdicts.parquet",
             "criteria.csv",
             "criteria.parquet",
+            "sensitivity.csv",
+            "sensitivity.parquet",
             "results.parquet",
             "gallery.parquet",
         ),

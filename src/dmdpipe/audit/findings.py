@@ -2,8 +2,8 @@
 
 Everything comes from the tables and manifests of one scale, and equal results give equal bytes. Tables and figures
 are copied as their steps made them, so that the manifests beside them still vouch for them; the texts are made from
-the tables that are copied, so that anybody can make them again from ``docs/reference/`` alone. The controls and the
-sensitivity are no step's: they are computed here, as ``dmdpipe verdicts`` prints them.
+the tables that are copied, so that anybody can make them again from ``docs/reference/`` alone. The controls are no
+step's: they are judged here, as ``dmdpipe verdicts --controls`` prints them.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from dmdpipe.audit.tree import Artifact, read_artifact, read_table
 from dmdpipe.errors import UserError
 from dmdpipe.evidence.controls import NOT_RUN, judge_controls
 from dmdpipe.evidence.results import COLUMNS
-from dmdpipe.evidence.sensitivity import sensitivity_table
 from dmdpipe.specs.claims import Claims
 from dmdpipe.specs.report import StudyPage
 
 PAGE = "findings.md"
 REFERENCE = "reference"
-VERDICT_TABLES = ("verdicts.csv", "criteria.csv")
-CONTROLS, SENSITIVITY = "controls.csv", "sensitivity.csv"
+SENSITIVITY = "sensitivity.csv"
+VERDICT_TABLES = ("verdicts.csv", "criteria.csv", SENSITIVITY)
+CONTROLS = "controls.csv"
 STUDIES, NUMBERS, PAGE_MANIFEST, STUDY_TEXT = "studies.csv", "numbers.csv", "page.manifest.json", "README.md"
 FIGURES, MAIN_FIGURE = (".png", ".csv"), "read_out-"
 SHOWN = ("rho", "rho_floor", "rho_affine")
@@ -39,8 +39,8 @@ SHOWN = ("rho", "rho_floor", "rho_affine")
 def write_findings(results: Path, scale: str, docs: Path, controls: Claims) -> list[Path]:
     """Write what a run at a scale found below ``docs``; return the files, in order.
 
-    ``reference/<scale>/`` gets the verdicts and criteria with their manifest, the controls and the sensitivity, made
-    here from the results that the verdicts stand on, a list of the studies, and a folder a study: its numbers
+    ``reference/<scale>/`` gets the verdicts, criteria and sensitivity with their manifest, the controls, judged
+    here on the results that the verdicts stand on, a list of the studies, and a folder a study: its numbers
     at the read-out, the figures of its page, both manifests, and a text. The block of the scale in ``findings.md`` is
     replaced. Files that an earlier call left in these folders and that are no longer there go.
 
@@ -52,8 +52,9 @@ def write_findings(results: Path, scale: str, docs: Path, controls: Claims) -> l
     top = docs / REFERENCE / scale
     files: dict[Path, bytes] = {top / name: verdicts.read(name) for name in VERDICT_TABLES}
     files[top / FILE_NAME] = read_bytes(verdicts.path / FILE_NAME)
-    judged, criteria = (_table(files[top / name]) for name in VERDICT_TABLES)
-    files |= {top / name: _csv(table) for name, table in _computed(verdicts, controls).items()}
+    judged, criteria, sensitivity = (_table(files[top / name]) for name in VERDICT_TABLES)
+    results_of_all = read_table(verdicts.path / "results.parquet", COLUMNS)
+    files[top / CONTROLS] = _csv(judge_controls(controls, results_of_all).criteria)
     of_controls = _table(files[top / CONTROLS])
     rows = []
     for name in verdicts.manifest.result.spec["studies"]:
@@ -80,7 +81,7 @@ def write_findings(results: Path, scale: str, docs: Path, controls: Claims) -> l
     text = read_bytes(docs / PAGE).decode()
     root = verdicts.manifest.result.result_digest
     files[docs / PAGE] = with_block(
-        text, scale, scale_block(scale, root, judged, criteria, studies, of_controls), docs / PAGE
+        text, scale, scale_block(scale, root, judged, criteria, sensitivity, studies, of_controls), docs / PAGE
     ).encode()
     _put(files, [top, *(path for path in top.glob("*") if path.is_dir()), *{path.parent for path in files} - {docs}])
     return sorted(files)
@@ -91,6 +92,7 @@ def scale_block(
     root: str,
     verdicts: pd.DataFrame,
     criteria: pd.DataFrame,
+    sensitivity: pd.DataFrame | None,
     studies: pd.DataFrame,
     controls: pd.DataFrame | None,
 ) -> str:
@@ -100,10 +102,12 @@ def scale_block(
         scale: which.
         root: the result digest of the verdicts.
         verdicts, criteria: as their CSV files have them.
+        sensitivity: likewise; None where a scale was written before the verdicts step made it.
         studies: columns study, number, title, points, seeds, runs, within_gate and root.
         controls: their criteria, as ``controls.csv`` has them; None where a scale was written without them.
     """
     names = ", ".join(studies["study"])
+    roots = dict(zip(studies["study"], studies["root"], strict=True))
     lines = [
         *(
             "```sh",
@@ -122,10 +126,12 @@ def scale_block(
         "",
         "Each criterion: its number, the bounds that decide it, and what so many seeds could see.",
         "",
-        "| claim | criterion | study | statistic | number [bounds] | predicted | outcome | seeds | SD | could see |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        *(_criterion_row(row, f"reference/{scale}/", set(studies["study"])) for row in criteria.to_dict("records")),
+        "| claim | criterion | statistic | number [bounds] | predicted | outcome | seeds | SD | effect | could see"
+        " | command | result root |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(_criterion_row(row, scale, roots) for row in criteria.to_dict("records")),
         "",
+        *(_hangs_on(scale, sensitivity) if sensitivity is not None else []),
         "| study | asks about | points | seeds | runs | within the gate | result root |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(
@@ -135,7 +141,7 @@ def scale_block(
         ),
     ]
     if controls is not None:
-        lines += ["", *_controls(scale, controls, studies)]
+        lines += ["", *_controls(scale, controls, roots)]
     return "\n".join(lines) + "\n"
 
 
@@ -219,48 +225,65 @@ def _agreement(verdicts: pd.DataFrame) -> list[str]:
     return [*lines, *(f"- Our own hypothesis {row['id']}: {row['verdict']}." for row in own.to_dict("records"))]
 
 
-def _criterion_row(row: Mapping[Any, Any], reference: str, there: set[str]) -> str:
-    name = f"`{row['study']}`"
-    study = f"[{name}]({reference}{row['study']}/README.md)" if row["study"] in there else f"{name}, not run"
+def _criterion_row(row: Mapping[Any, Any], scale: str, roots: Mapping[str, str]) -> str:
     cells = (
-        *(row["id"], _cell(row["criterion"]), study, _cell(row["statistic"])),
-        *(_interval(row), f"{row['predicts']} {number(row['threshold'])}", _outcome(row)),
-        *(row["n_seeds"], number(row["spread"]), number(row["detectable"])),
+        *(row["id"], *_measured(row)),
+        *(row["n_seeds"], number(row["spread"]), number(row.get("effect")), number(row["detectable"])),
+        *_made_by(row["study"], scale, roots),
     )
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def _controls(scale: str, controls: pd.DataFrame, studies: pd.DataFrame) -> list[str]:
-    roots = dict(zip(studies["study"], studies["root"], strict=True))
+def _control_row(row: Mapping[Any, Any], scale: str, roots: Mapping[str, str]) -> str:
+    told = f"{row['id']} {_cell(row['title'])}", f"**{row['verdict']}**"
+    return f"| {' | '.join((*told, *_measured(row), *_made_by(row['study'], scale, roots)))} |"
+
+
+def _measured(row: Mapping[Any, Any]) -> tuple[str, ...]:
+    predicted = f"{row['predicts']} {number(row['threshold'])}"
+    return _cell(row["criterion"]), _cell(row["statistic"]), _interval(row), predicted, _outcome(row)
+
+
+def _made_by(study: str, scale: str, roots: Mapping[str, str]) -> tuple[str, str]:
+    """Return the command that makes a study, and its result root with a link to its folder."""
+    root = f"[`{roots[study][:16]}…`](reference/{scale}/{study}/README.md)" if study in roots else "not run"
+    return f"`./run study_{study} --config scale={scale}`", root
+
+
+def _hangs_on(scale: str, sensitivity: pd.DataFrame) -> list[str]:
+    changed = sensitivity[sensitivity["change"].notna()]
+    lines = [
+        "With one choice made otherwise, everything else as declared"
+        " ([what is varied](studies.md#does-a-verdict-hang-on-a-choice)),"
+        f" {len(changed)} of {len(sensitivity)} readings give another verdict."
+        f" All of them: [sensitivity.csv](reference/{scale}/{SENSITIVITY}).",
+        "",
+        "| claim | as declared | reversed | inconclusive then | decided then |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for (id_, declared), of_claim in sensitivity.groupby(["id", "declared"], sort=False):
+        by_change = {change: rows.to_dict("records") for change, rows in of_claim.groupby("change")}
+        cells = (
+            ", ".join(f"{row['choice']} {row['option']}" for row in by_change.get(change, []))
+            for change in ("reversed", "lost", "gained")
+        )
+        lines.append(f"| {id_} | {declared} | {' | '.join(cell or '–' for cell in cells)} |")
+    return [*lines, ""]
+
+
+def _controls(scale: str, controls: pd.DataFrame, roots: Mapping[str, str]) -> list[str]:
     not_run = controls["verdict"] == NOT_RUN
     missing = ", ".join(dict.fromkeys(controls[not_run]["id"]))
     return [
         "The controls: what else might explain the copying, or its absence"
         " ([what each could sink](studies.md#the-controls)). Their levels stand apart from the claims'."
-        f" All numbers: [controls.csv](reference/{scale}/{CONTROLS})."
-        f" Verdicts of the claims with other choices: [sensitivity.csv](reference/{scale}/{SENSITIVITY}).",
+        f" All numbers: [controls.csv](reference/{scale}/{CONTROLS}).",
         "",
         *([f"Not run at this scale: {missing}.", ""] if missing else []),
         "| control | verdict | criterion | statistic | number [bounds] | predicted | outcome | command | result root |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(_control_row(row, scale, roots) for row in controls[~not_run].to_dict("records")),
     ]
-
-
-def _control_row(row: Mapping[Any, Any], scale: str, roots: Mapping[str, str]) -> str:
-    study = row["study"]
-    cells = (
-        *(
-            f"{row['id']} {_cell(row['title'])}",
-            f"**{row['verdict']}**",
-            _cell(row["criterion"]),
-            _cell(row["statistic"]),
-        ),
-        *(_interval(row), f"{row['predicts']} {number(row['threshold'])}", _outcome(row)),
-        f"`./run study_{study} --config scale={scale}`",
-        f"[`{roots[study][:16]}…`](reference/{scale}/{study}/README.md)" if study in roots else "–",
-    )
-    return f"| {' | '.join(cells)} |"
 
 
 def _outcome(row: Mapping[Any, Any]) -> str:
@@ -287,16 +310,6 @@ def _interval(row: Any) -> str:
 
 def _cell(text: Any) -> str:
     return " ".join(str(text).replace("|", "\\|").split())
-
-
-def _computed(verdicts: Artifact, controls: Claims) -> dict[str, pd.DataFrame]:
-    """Return what no step writes: by file name, the controls and the sensitivity of the claims that were judged."""
-    results = read_table(verdicts.path / "results.parquet", COLUMNS)
-    claims = Claims.model_validate(verdicts.manifest.result.spec["claims"])
-    return {
-        CONTROLS: judge_controls(controls, results).criteria,
-        SENSITIVITY: sensitivity_table(claims, results),
-    }
 
 
 def _study(results: Path, scale: str, name: str, verdicts: Artifact) -> Artifact:

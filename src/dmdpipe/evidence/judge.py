@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from dmdpipe.evidence.sensitivity import sensitivity_table
 from dmdpipe.evidence.verdicts import evaluate_claims, findings_table, verdict_records, verdict_table
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def judge_claims(step: Step) -> None:
-    """The ``verdicts`` step: the studies' common results and gallery, the verdicts, and their criteria.
+    """The ``verdicts`` step: all studies' results and gallery, the verdicts, their criteria and their sensitivity.
 
     verdicts.csv, which opens the report, is short: claims' full statements stand in verdicts.parquet and .json.
     """
@@ -25,6 +26,7 @@ def judge_claims(step: Step) -> None:
     tables = {
         "verdicts": verdict_table(verdicts),
         "criteria": findings_table(verdicts).rename(columns={"claim": "id"}),
+        "sensitivity": sensitivity_table(spec.claims, results),
     }
     for name, table in tables.items():
         step.write_table(f"{name}.parquet", table)

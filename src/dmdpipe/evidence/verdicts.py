@@ -58,12 +58,14 @@ class Finding:
     are missing (NaN below two).
 
     ``spread`` is the standard deviation over these seeds; with groups, the standard error of ``value`` times
-    √``n_seeds``, i.e. √(Σ s_g²·n_seeds/n_g). ``detectable`` is the smallest difference from the threshold that as many
-    seeds with these spreads find to hold, at the level 0.05/K of *holds*, with probability 0.8. ``seeds_needed`` is how
-    many counting seeds decide a difference like the observed one with probability 0.8: at the level of *holds* if the
-    value is on the predicted side, else at that of *fails*; with groups, how many in the smallest, if all grow alike.
-    All three are NaN below three counting seeds or where the statistic is undefined, ``seeds_needed`` also above
-    10,000.
+    √``n_seeds``, i.e. √(Σ s_g²·n_seeds/n_g). ``effect`` is the effect size: how many of these ``value`` lies from the
+    threshold, positive on the predicted side. It is Cohen's d of one sample against the threshold, which few seeds
+    overstate, five by a quarter (L. Hedges, J. Educ. Stat. 6, 1981). ``detectable`` is the smallest difference from the
+    threshold that as many seeds with these spreads find to hold, at the level 0.05/K of *holds*, with probability 0.8.
+    ``seeds_needed`` is how many counting seeds decide a difference like the observed one with probability 0.8: at the
+    level of *holds* if the value is on the predicted side, else at that of *fails*; with groups, how many in the
+    smallest, if all grow alike. All four are NaN below three counting seeds or where the statistic is undefined,
+    ``effect`` also where seeds do not differ, ``seeds_needed`` also above 10,000.
 
     ``runs`` counts the selected students, ``runs_dropped`` those over the gate, which ``dropped`` names. ``cause`` says
     why a criterion is undecided.
@@ -80,6 +82,7 @@ class Finding:
     high: float
     n_seeds: int
     spread: float
+    effect: float
     detectable: float
     seeds_needed: float
     points: int
@@ -194,6 +197,7 @@ def judge_criterion(claim: Claim, criterion: Criterion, reading: Reading, alpha:
         high=bounds.high,
         n_seeds=min(reading.n_seeds, default=0),
         spread=spread,
+        effect=_effect(criterion, bounds.mean, spread),
         detectable=detectable,
         seeds_needed=needed,
         points=reading.points,
@@ -204,6 +208,11 @@ def judge_criterion(claim: Claim, criterion: Criterion, reading: Reading, alpha:
         cause=cause,
         reason=reason,
     )
+
+
+def _effect(criterion: Criterion, value: float, spread: float) -> float:
+    beyond = value - criterion.threshold if criterion.predicts == "above" else criterion.threshold - value
+    return beyond / spread if spread > 0 else np.nan
 
 
 def describe_power(seeds: Sequence[int], detectable: float) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dmdpipe.specs.report import FigureSpec
 
 TRAINING = "training.parquet"
-TABLES = ("verdicts", "criteria", "results", "gallery")
+TABLES = ("verdicts", "criteria", "sensitivity", "results", "gallery")
 
 
 def draw_figures(step: Step) -> None:

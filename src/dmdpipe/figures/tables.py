@@ -32,9 +32,11 @@ CRITERION_COLUMNS = (
     "reason",
     "n_seeds",
     "spread",
+    "effect",
     "detectable",
     "seeds_needed",
 )
+SENSITIVITY_COLUMNS = ("id", "title", "declared", "choice", "option", "as_declared", "verdict", "change")
 GALLERY_COLUMNS = (*("point", "study", "data", "d", "init", "recipe", "sigma_max", "seed", "row", "role", "x"),)
 
 DRAWN_COLUMNS = (

@@ -30,8 +30,8 @@ def verdict_table(verdicts: pd.DataFrame, criteria: pd.DataFrame | None = None) 
             ``statement`` and ``level_of_evidence`` are shown where there are any. Rows keep their order.
         criteria: columns id (the claim's), criterion, value, low, high (the bounds that decide), threshold,
             predicts (below, above), outcome (holds, fails, undecided), reason, n_seeds, spread (standard deviation over
-            seeds), detectable (smallest difference that these seeds decide with probability 0.8) and seeds_needed
-            (to decide the observed one).
+            seeds), effect (how many of these the value lies beyond the threshold), detectable (smallest difference
+            that these seeds decide with probability 0.8) and seeds_needed (to decide the observed one).
 
     Returns:
         One HTML ``<table>`` with inline style, the same text for the same tables.
@@ -56,7 +56,9 @@ def _criteria(rows: pd.DataFrame) -> str:
     if rows.empty:
         return ""
     columns = ("Criterion", "Measured [bounds that decide]", "Claim predicts", "Outcome")
-    head = _cells("th", *columns, "Seeds", "SD over seeds", "Difference they can decide", "Seeds for this one")
+    head = _cells(
+        "th", *columns, "Seeds", "SD over seeds", "Effect size", "Difference they can decide", "Seeds for this one"
+    )
     body = "".join(
         _cells(
             "td",
@@ -66,6 +68,7 @@ def _criteria(rows: pd.DataFrame) -> str:
             f"{badge(row['outcome'])}<br>{_text(row['reason'])}",
             _count(row["n_seeds"]),
             number(row["spread"]),
+            number(row["effect"]),
             number(row["detectable"]),
             _count(row["seeds_needed"]),
         )
@@ -96,9 +99,14 @@ def _count(value: Any) -> str:
     return f"{value:.0f}" if _known(value) else "–"
 
 
+def colours(word: Any) -> tuple[str, str]:
+    """Return the background and the text colour of a verdict or an outcome."""
+    return _COLOURS.get(str(word), _COLOURS["inconclusive"])
+
+
 def badge(word: Any) -> str:
     """Return a verdict or an outcome as a coloured word."""
-    background, colour = _COLOURS.get(str(word), _COLOURS["inconclusive"])
+    background, colour = colours(word)
     look = f"background:{background};color:{colour};padding:.15em .6em;border-radius:.8em;white-space:nowrap"
     return f'<span style="{look};font-weight:600">{_text(word)}</span>'
 
