@@ -377,9 +377,9 @@ def test_the_columns_of_tables_are_described() -> None:
     page = text_of("docs/outputs.md")
     assert re.findall(r"^\| `(\w+)` \|", section(page, "## Results table"), re.MULTILINE) == COLUMNS
     verdicts = section(page, "### `verdicts`")
-    names = ["`criteria.parquet`", "`sensitivity.parquet`", "`verdicts.json`"]
-    ends = [verdicts.index(name) for name in names]
-    criteria, sensitivity = (verdicts[start + len(name) : end] for name, start, end in zip(names, ends, ends[1:]))
+    _, _, criteria = verdicts.partition("`criteria.parquet`")
+    criteria, _, sensitivity = criteria.partition("`sensitivity.parquet`")
+    sensitivity, _, _ = sensitivity.partition("`verdicts.json`")
     columns = ["id", *(name for name in Finding.__dataclass_fields__ if name != "claim")]
     assert re.findall(r"`(\w+)`", criteria) == columns
     assert re.findall(r"`(\w+)`", sensitivity) == [*SENSITIVITY_COLUMNS, "reversed", "lost", "gained"]
