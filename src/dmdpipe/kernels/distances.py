@@ -10,6 +10,7 @@ import numpy.typing as npt
 from dmdpipe.kernels.library import function
 
 Points = npt.NDArray[np.float64]
+COLUMNS = 8  # points in a pack of distances.c
 SIZE, MEMORY = ctypes.c_int64, ctypes.c_void_p
 
 
@@ -31,11 +32,11 @@ def count_within(x: Points, y: Points, near: Points, far: Points) -> tuple[npt.N
         far: squared distances [N].
     """
     packed = _packed(y)
-    nearer, not_farther = (np.empty(len(x), dtype=np.int64) for _ in range(2))
+    nearer, not_farther = (np.zeros((len(x), COLUMNS), dtype=np.int64) for _ in range(2))
     count = function("distances", "distances_count", None, SIZE, SIZE, SIZE, *[MEMORY] * 6)
     arrays = (x, packed, near, far, nearer, not_farther)
     count(len(x), len(y), x.shape[1], *[array.ctypes.data for array in arrays])
-    return nearer, not_farther
+    return nearer.sum(axis=1), not_farther.sum(axis=1)
 
 
 def two_nearest(x: Points, y: Points) -> Points:
@@ -45,7 +46,7 @@ def two_nearest(x: Points, y: Points) -> Points:
         x: points [N, d], contiguous, near the origin, as are the next.
         y: points [M, d].
     """
-    packed, nearest = _packed(y), np.full((len(x), 16), np.inf)
+    packed, nearest = _packed(y), np.full((len(x), 2 * COLUMNS), np.inf)
     find = function("distances", "distances_nearest", None, SIZE, SIZE, SIZE, *[MEMORY] * 3)
     find(len(x), len(y), x.shape[1], x.ctypes.data, packed.ctypes.data, nearest.ctypes.data)
     return np.sort(nearest, axis=1)[:, :2]
