@@ -58,7 +58,7 @@ def test_roots_are_rounded_as_ieee_says_anywhere() -> None:
 def test_roots_of_sums_of_any_size_are_numpys(scale: float) -> None:
     """One coordinate, so that the squares are known to the last bit, in packs of eight with zeros among them."""
     x = np.array([[0.0]])
-    y = np.sqrt(scale) * np.append(np.random.default_rng(1).uniform(0.1, 9, 64), [0.0] * 3)[:, None]
+    y = np.sqrt(scale) * np.append(np.random.default_rng(1).uniform(0.1, 9, 4096), [0.0] * 3)[:, None]
     columns = np.append(y[:, 0], np.zeros(5)).reshape(-1, 8)
     # Each place of a pack sums by itself, and these are added in order.
     places = [0.0] * 8
