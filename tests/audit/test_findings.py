@@ -156,6 +156,16 @@ def test_every_number_is_the_one_in_the_tables(tmp_path: Path, docs: Path) -> No
     assert rows[0][1] == "copies \\| well" and rows[2][11] == "not run" and "(no study)" in rows[2][5]
     manifest = json.loads((root / "verdicts/tiny/manifest.json").read_text())
     assert f"`{manifest['result']['result_digest']}`" in text
+    takes = re.findall(r"^- (C\d|H1), (.*): (.*)\.$", text, re.MULTILINE)
+    wanted = [row for row in expected.to_dict("records") if row["id"] in ("C2", "H1")]
+    assert [id_ for id_, _, _ in takes] == [row["id"] for row in wanted] and len(wanted) == 2
+    for (_, name, words), row in zip(takes, wanted, strict=True):
+        assert name == row["criterion"].replace("|", "\\|") and row["outcome"] == "undecided"
+        seeds = (
+            f"{row['seeds_needed']:.0f} seeds that count decide" if row["cause"] == "interval crosses" else row["cause"]
+        )
+        assert words.startswith(seeds)
+    assert "\n- 1 supported: K-here.\n\n" in text
     said = "- Agrees with the text: C1.\n- Does not agree: none.\n- Open: C2.\n- Our own hypothesis H1: inconclusive."
     assert said in text
     mean = f"{sum(RHO.values()) / 3:.4g}"

@@ -131,6 +131,7 @@ def scale_block(
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(_criterion_row(row, scale, roots) for row in criteria.to_dict("records")),
         "",
+        *_open(verdicts, criteria),
         *(_hangs_on(scale, sensitivity) if sensitivity is not None else []),
         "| study | asks about | points | seeds | runs | within the gate | result root |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -250,6 +251,24 @@ def _made_by(study: str, scale: str, roots: Mapping[str, str]) -> tuple[str, str
     return f"`./run study_{study} --config scale={scale}`", root
 
 
+def _open(verdicts: pd.DataFrame, criteria: pd.DataFrame) -> list[str]:
+    """Return what would close the inconclusive claims, a line for each undecided criterion."""
+    inconclusive = verdicts.loc[verdicts["verdict"] == "inconclusive", "id"]
+    undecided = criteria[criteria["id"].isin(inconclusive) & (criteria["outcome"] == "undecided")].to_dict("records")
+    if not undecided:
+        return []
+    lines = ["What would close the open ones, if the truth is as measured and seeds differ as here:", ""]
+    return [*lines, *(f"- {row['id']}, {_cell(row['criterion'])}: {_would_take(row)}." for row in undecided), ""]
+
+
+def _would_take(row: Mapping[Any, Any]) -> str:
+    if row["cause"] != "interval crosses":
+        return str(row["cause"])
+    needed = row["seeds_needed"]
+    seeds = "more than 10,000" if needed != needed else f"{needed:.0f}"
+    return f"{seeds} seeds that count decide a difference of this size with probability 0.8; here are {row['n_seeds']}"
+
+
 def _hangs_on(scale: str, sensitivity: pd.DataFrame) -> list[str]:
     changed = sensitivity[sensitivity["change"].notna()]
     lines = [
@@ -278,6 +297,12 @@ def _controls(scale: str, controls: pd.DataFrame, roots: Mapping[str, str]) -> l
         "The controls: what else might explain the copying, or its absence"
         " ([what each could sink](studies.md#the-controls)). Their levels stand apart from the claims'."
         f" All numbers: [controls.csv](reference/{scale}/{CONTROLS}).",
+        "",
+        *(
+            f"- {len(ids)} {verdict}: {', '.join(ids)}."
+            for verdict in ("supported", "refuted", "inconclusive")
+            if len(ids := controls.loc[controls["verdict"] == verdict, "id"].unique())
+        ),
         "",
         *([f"Not run at this scale: {missing}.", ""] if missing else []),
         "| control | verdict | criterion | statistic | number [bounds] | predicted | outcome | command | result root |",
