@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from dmdpipe.specs.diffusion import NoiseBankSpec
     from dmdpipe.specs.student import StudentSpec
 
-# Measured in one laptop run, two jobs side by side on the two virtual CPUs of an AMD EPYC machine, batch 256.
-SECONDS_PER_UPDATE = 0.2e-3
-SECONDS_PER_MULTIPLICATION = 1.2e-10
+# Measured in one laptop run, two jobs side by side on two virtual CPUs of an Intel Xeon (Sapphire Rapids), batch 256.
+SECONDS_PER_UPDATE = 0.12e-3
+SECONDS_PER_MULTIPLICATION = 7e-11
 # On an Intel Xeon (Sapphire Rapids), at d = 3072: noise and sums, in training and in sampling, for every coordinate.
 SECONDS_PER_COORDINATE = 5e-9
 SECONDS_PER_UPDATE_OF_A_LINEAR_STUDENT = 2e-3  # PyTorch's own, in double precision

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from conftest import plant, pretend_older_code
 from dmdpipe.artifacts.checked import json_text
 from dmdpipe.artifacts.dag import plan_study, steps_below
 from dmdpipe.artifacts.manifest import sealed
-from dmdpipe.audit.accepted import accept, read_acceptances
+from dmdpipe.audit.accepted import accept, alike, read_acceptances
 from dmdpipe.audit.commands import artifacts_at
 from dmdpipe.audit.explain import explain_artifact, explanation_text
 from dmdpipe.audit.inspection import Kind
@@ -328,3 +329,50 @@ def test_the_command_tells_what_it_refuses_and_accepts_the_rest(
     for path in own.results.glob("studies/**/manifest.json"):
         outcome = dmdpipe("audit", "accept", str(path.parent), "--reason", "again")
         assert (outcome.status, outcome.out.count("nothing to accept")) == (0, 1)
+
+
+# What is made again before it is accepted
+
+
+def test_one_of_those_that_changed_alike_is_made_again_first(own: Any, log: Path, dmdpipe: Callable[..., Any]) -> None:
+    students = sorted(path.parent for path in own.results.glob("students/*/manifest.json"))
+    assert len(students) == 2
+    for folder in students:
+        pretend_older_code(folder)
+    (group,) = alike(everything(own))
+    assert [artifact.path for artifact in group] == students
+    outcome = dmdpipe("audit", "accept", str(own.results / "students"), "--reason", "a name", "--seed", "3")
+    assert outcome.status == 0 and len(log.read_text().splitlines()) == 2
+    first, *_ = outcome.out.splitlines()
+    assert (
+        first.startswith("1/1 made again (seed 3): students/") and ": reproduced bitwise (code: distill/dmd.py" in first
+    )
+    assert alike(everything(own)) == []
+
+
+def test_what_changed_elsewhere_is_another_group(own: Any) -> None:
+    make_again(own, "teachers")
+    pretend_older_code(own.folder("students"))
+    assert [[artifact.path for artifact in group] for group in alike(everything(own))] == [[own.folder("students")]]
+
+
+def test_a_change_that_alters_bytes_is_not_accepted(own: Any, log: Path, dmdpipe: Callable[..., Any]) -> None:
+    """The recorded history is one that today's code does not make. Nobody's word is taken for that."""
+    folder = own.folder("students")
+    plant(folder, "history.parquet", (folder / "history.parquet").read_bytes() + b"\n")
+    pretend_older_code(folder)
+    outcome = dmdpipe("audit", "accept", str(folder), "--reason", "cosmetic")
+    assert outcome.status == 1 and not log.exists()
+    told, refused = outcome.out.splitlines()
+    assert "differs: file history.parquet" in told
+    assert refused == f"not accepted for students/{folder.name}: their code gives other bytes, or none"
+    outcome = dmdpipe("audit", "accept", str(folder), "--reason", "cosmetic", "--unchecked")
+    assert outcome.status == 0 and len(log.read_text().splitlines()) == 1
+
+
+def test_a_step_that_cannot_be_made_again_is_not_accepted(own: Any, log: Path, dmdpipe: Callable[..., Any]) -> None:
+    folder = own.folder("students")
+    pretend_older_code(folder)
+    shutil.rmtree(own.results / next(iter(parents(own.artifact("students")))))
+    outcome = dmdpipe("audit", "accept", str(folder), "--reason", "cosmetic")
+    assert outcome.status == 1 and not log.exists() and "not accepted for students/" in outcome.out

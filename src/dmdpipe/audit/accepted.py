@@ -218,6 +218,25 @@ def accept(artifacts: Iterable[Artifact], reason: str) -> Outcome:
     return Outcome(tuple(new), refused)
 
 
+def alike(artifacts: Iterable[Artifact]) -> list[list[Artifact]]:
+    """Return those artifacts whose change of code is not accepted yet, grouped by stage and by what changed.
+
+    One of each group, made again, is a test of the change for all of it.
+
+    Raises:
+        UserError: if a log is damaged.
+    """
+    found = {(artifact.results, artifact.folder): artifact for artifact in artifacts}
+    groups: dict[tuple[object, ...], list[Artifact]] = defaultdict(list)
+    for results in {root: None for root, _ in found}:
+        of_tree = {folder: artifact.manifest for (root, folder), artifact in found.items() if root == results}
+        for entry in _judge(of_tree, results, "not said yet").entries:
+            if entry.changes:
+                stage = of_tree[entry.step].result.stage
+                groups[results, stage, entry.changes].append(found[results, entry.step])
+    return list(groups.values())
+
+
 def _judge(steps: Mapping[str, Manifest], results: Path, reason: str) -> Outcome:
     """Return the entries that the log of one tree needs for steps, their manifests by folder, and what is refused."""
     known = read_acceptances(results)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import secrets
 import shutil
@@ -114,11 +115,16 @@ def explain(
 def accept(
     steps: Annotated[list[Path], typer.Argument(help="steps' folders, or folders of steps such as results/students")],
     reason: Annotated[str, typer.Option("--reason", help="why the change cannot alter the result; for the log")],
+    unchecked: Annotated[bool, typer.Option("--unchecked", help="make no step again first")] = False,
+    seed: Annotated[int | None, typer.Option(help="of the steps that are made again; a new one if left out")] = None,
 ) -> None:
     """Record that a change alters nothing of a step: it counts as current, and does not run again.
 
     A change of its code, if you know that; or parents that were made again since, by other code or elsewhere, and have
     the same bytes. A step of which a parent has other bytes is refused: exit status 1, after the others are accepted.
+
+    Where code changed, one random step of each kind and each set of changes is made again first, in a scratch folder.
+    If its bytes differ, all that are alike are not accepted, and the exit status is 1. --unchecked leaves that out.
 
     The entry says who, when, why and what changed, and stays in audit/accepted.jsonl in the results for good; verify
     and explain show it. A later change of the same code, or another making of a parent, needs an entry of its own.
@@ -131,7 +137,9 @@ def accept(
     from dmdpipe.audit.differences import few
     from dmdpipe.audit.words import printable, some
 
-    outcome = write_acceptances(artifacts_at(steps), reason)
+    artifacts = artifacts_at(steps)
+    failed = [] if unchecked else _made_otherwise(artifacts, secrets.randbelow(2**32) if seed is None else seed)
+    outcome = write_acceptances([artifact for artifact in artifacts if artifact not in failed], reason)
     accepted: dict[str, list[str]] = defaultdict(list)
     for entry in outcome.entries:
         accepted[few(list(entry.differences))].append(entry.step)
@@ -139,9 +147,37 @@ def accept(
         typer.echo(printable(f"accepted for {some(places)}: {differences}"))
     for step, others in outcome.refused.items():
         typer.echo(printable(f"not accepted for {step}: {others}; ./run makes it again"))
-    if not (outcome.entries or outcome.refused):
+    if not (outcome.entries or outcome.refused or failed):
         typer.echo("nothing to accept: all of it is as today's code and these parents make it, or accepted already")
-    raise typer.Exit(int(bool(outcome.refused)))
+    raise typer.Exit(int(bool(outcome.refused or failed)))
+
+
+def _made_otherwise(artifacts: list[Artifact], seed: int) -> list[Artifact]:
+    """Make one of each group of artifacts again whose code changed alike; return the groups that came out otherwise."""
+    from dmdpipe.audit.accepted import alike
+    from dmdpipe.audit.reproduce import reproduce, scratch_folder
+    from dmdpipe.audit.words import printable, some
+
+    generator = random.Random(seed)
+    groups = alike(artifacts)
+    failed = []
+    scratch = scratch_folder()
+    try:
+        for number, group in enumerate(groups, 1):
+            chosen = generator.choice(group)
+            try:
+                found = reproduce(chosen, scratch / str(number))
+                outcome, is_same = found.outcome, found.reproduced
+            except UserError as error:
+                outcome, is_same = str(error), False
+            typer.echo(printable(f"{number}/{len(groups)} made again (seed {seed}): {chosen.folder}: {outcome}"))
+            if not is_same:
+                failed += group
+                folders = [artifact.folder for artifact in group]
+                typer.echo(printable(f"not accepted for {some(folders)}: their code gives other bytes, or none"))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return failed
 
 
 @audit_app.command("diff")
