@@ -148,7 +148,16 @@ def test_each_control_says_when_its_rule_was_written_and_what_it_could_sink() ->
     when = {
         "Written before the study's run at laptop scale.": {
             *("analytic", "classes", "drift", "halves", "intrinsic", "invariances", "mixtures", "mixtures_apart"),
-            *("noise_levels", "noisy_score", "other_densities", "other_starts", "photos", "photos_wide", "same_start", "start_scale"),
+            *(
+                "noise_levels",
+                "noisy_score",
+                "other_densities",
+                "other_starts",
+                "photos",
+                "photos_wide",
+                "same_start",
+                "start_scale",
+            ),
         },
         "Written after the study's runs at laptop scale had been made, without a look at them.": {"fashion"},
     }
