@@ -249,6 +249,36 @@ def saved_unet(folder: str, classes: int | None = None) -> Any:
     return unet
 
 
+def test_a_file_in_a_folder_is_measured_as_the_folder_is(dmdpipe: Command, results: Path) -> None:
+    folders = made(member(), results)
+    for name in "ts":
+        saved_unet(name)
+        asked_for(name)
+    Path("t/adapter.json").rename(Path("t", WEIGHTS).with_suffix(".json"))  # by the weights' name
+    of_steps = {
+        "--teacher": (folders["teacher"], "model.safetensors"),
+        "--student": (folders["student"], "snapshots.safetensors"),
+    }
+    of_unets = {"--teacher": (Path("t"), WEIGHTS), "--student": (Path("s"), WEIGHTS)}
+    for kind, given in (("steps", of_steps), ("unets", of_unets)):
+        by_file = [word for option, (folder, name) in given.items() for word in (option, str(folder / name))]
+        done = dmdpipe("measure", *by_file, *FEW, "--out", f"{kind} by file")
+        assert done.status == 0, done
+        adapter = ["--adapter", f"t/{Path(WEIGHTS).stem}.json"] if kind == "unets" else []
+        by_folder = [word for option, (folder, _) in given.items() for word in (option, str(folder))]
+        assert dmdpipe("measure", *by_folder, *adapter, *FEW, "--out", f"{kind} by folder").status == 0
+        found, expected = (
+            {name: Path(f"{kind} by {how}", name).read_bytes() for name in ("samples.safetensors", "metrics.csv")}
+            for how in ("file", "folder")
+        )
+        assert found == expected
+        titles = [json.loads(Path(f"{kind} by {how}/about.json").read_text())["title"] for how in ("file", "folder")]
+        assert titles[0] == titles[1] and "safetensors" not in titles[0]
+    Path("s", WEIGHTS).rename("s/mine.safetensors")
+    student = ["--student", "s/mine.safetensors", "--teacher", f"t/{WEIGHTS}"]
+    refused(dmdpipe("measure", *student, *FEW, "--out", "other"), "s/mine.safetensors", f"must be called {WEIGHTS}")
+
+
 def asked_for(folder: str, label: int | None = None, **network: Any) -> None:
     network |= {"kind": "unet", "label": label}
     Path(folder, "adapter.json").write_text(json.dumps({"network": network, "prediction": "v", "schedule": {}}))
@@ -569,6 +599,7 @@ def test_wrong_models_are_refused(dmdpipe: Command, results: Path) -> None:
         (["--teacher", "weights.pkl", "--student", student], ["pickle", "save_file"]),
         (["--teacher", teacher, "--student", "weights.bin"], ["pickle", "save_file"]),
         (["--teacher", "bare.safetensors", "--student", student], ["bare.json", "must say what"]),
+        (["--teacher", f"{teacher}/manifest.json", "--student", student], ["of a step", "its model.safetensors"]),
         (["--teacher", "other.safetensors", "--student", student], ["other.safetensors", "other.json"]),
         (["--teacher", teacher, "--student", student, "--sigma-max", "80"], ["--sigma-max", "20"]),
         (["--teacher", teacher, "--student", student, "--device", "tpu"], ["--device", "tpu"]),
@@ -714,7 +745,11 @@ def test_a_damaged_step_is_refused(dmdpipe: Command, results: Path, tmp_path: Pa
         ({"network": {"kind": "unet"}, "prediction": "v"}, ["needs a schedule"]),
         ({"network": {"kind": "unet"}, "schedule": {}}, ["no schedule"]),
         ({"network": {"kind": "mlp"}, "prediction": "v", "schedule": {}}, ["needs prediction 'edm'"]),
-        ({"network": {"kind": "unet"}}, ["needs a folder"]),
+        ({"network": {"kind": "unet"}}, ["mine.safetensors", WEIGHTS, "config.json", "rename or move"]),
+        (
+            {"network": {"kind": "mlp"}, "prediction": "sample", "schedule": {}},
+            ["needs prediction 'edm', got 'sample'"],
+        ),
     ],
 )
 def test_a_wrong_adapter_is_named_with_its_key(dmdpipe: Command, results: Path, adapter: Any, words: list[str]) -> None:

@@ -37,7 +37,7 @@ class Exact(nn.Module):
         alpha, sigma = math.sqrt(kept), math.sqrt(1 - kept)
         clean = alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2) * x
         noise = (x - alpha * clean) / sigma
-        return noise if self.adapter.prediction == "epsilon" else alpha * noise - sigma * clean
+        return {"epsilon": noise, "v": alpha * noise - sigma * clean, "sample": clean}[self.adapter.prediction]
 
 
 def betas(schedule):
@@ -68,7 +68,7 @@ CASES = [
     Adapter(network=UNet(), sigma_data=1.3),
     *(
         Adapter(network=UNet(), prediction=prediction, schedule=schedule)
-        for prediction in ("epsilon", "v")
+        for prediction in ("epsilon", "v", "sample")
         for schedule in SCHEDULES
     ),
 ]

@@ -259,8 +259,11 @@ def _measure_models(
         classes=sampled.classes if several else None,
         classes_held_out=sampled.classes_held_out if several else None,
     )
+    # Weights that were named in their folder have a name that says nothing.
+    given = ((teacher, teacher_path), (student, student_path))
+    named = [model.path if model.path == path.parent else path for model, path in given]
     about = {
-        "title": _title(teacher_path, student_path),
+        "title": _title(*named),
         "files": teacher.files | student.files,
         "options": options | {"held_out": extra},
         "noise_range": levels.model_dump(mode="json"),

@@ -108,7 +108,7 @@ def open_model(path: Path, adapter: Path | None = None) -> Model:
     """Return the model of a step's folder (teacher, student or member), a diffusers folder or a safetensors file.
 
     Args:
-        path: of that folder or file, or the name of a U-Net on a hub.
+        path: of that folder or of the weights in it, or the name of a U-Net on a hub.
         adapter: of the JSON file that describes weights which are no step's; else it lies beside them.
 
     Raises:
@@ -129,12 +129,16 @@ def open_model(path: Path, adapter: Path | None = None) -> Model:
             f" dmdpipe convert {files}; else, in its publisher's environment:"
             " safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
         )
-    if path.is_dir() and (path / FILE_NAME).exists():
-        return _of_step(path)
+    folder = path.parent if path.is_file() else path
+    if (folder / FILE_NAME).exists():
+        return _of_step(path, folder)
     if path.is_dir() and (path / CONFIG).exists():
         return _of_folder(path, adapter or path / ADAPTER)
     if path.is_file() and path.suffix == ".safetensors":
-        return _of_file(path, adapter or path.with_suffix(".json"))
+        beside = path.with_suffix(".json")
+        if (folder / CONFIG).exists() and not beside.exists():
+            beside = folder / ADAPTER
+        return _of_file(path, adapter or beside)
     within = f"; try {path / 'unet'}" if (path / "unet" / CONFIG).exists() else ""
     raise UserError(f"{path}: is no step's folder, no folder with {CONFIG} and {WEIGHTS}, no .safetensors file{within}")
 
@@ -149,13 +153,15 @@ def _unpickling(path: Path) -> str:
     )
 
 
-def _of_step(path: Path) -> Model:
+def _of_step(named: Path, path: Path) -> Model:
     artifact = read_artifact(path)
     result = artifact.manifest.result
     spec = find_stage(result.stage).parse(result.spec)
     if result.stage not in ("teacher", "student", "member"):
         raise UserError(f"{path}: is a step '{result.stage}'; name one in teachers/, students/ or members/")
     name = "model.safetensors" if result.stage == "teacher" else "snapshots.safetensors"
+    if named not in (path, path / name):
+        raise UserError(f"{named}: lies in the folder of a step; name that folder, or its {name}")
     tensors = decode_tensors(artifact.read(name), str(path / name))
     files = {str(path / name): result.payload[name].sha256}
     if result.stage == "teacher":
@@ -227,7 +233,12 @@ def _of_folder(path: Path, adapter_path: Path) -> Model:
 def _of_file(path: Path, adapter_path: Path) -> Model:
     adapter = read_adapter(adapter_path)
     if adapter.network.kind == "unet":
-        raise UserError(f"{adapter_path}: network.kind 'unet' needs a folder with {CONFIG} and {WEIGHTS}, not a file")
+        if path.name == WEIGHTS and (path.parent / CONFIG).exists():
+            return _of_folder(path.parent, adapter_path)
+        raise UserError(
+            f"{path}: the weights of a 'unet', which network.kind in {adapter_path} says that they are, must be called"
+            f" {WEIGHTS} and lie beside their {CONFIG}: rename or move the file"
+        )
     try:
         data = read_whole(path.resolve())
     except OSError as error:

@@ -57,8 +57,12 @@ class AdaptedDenoiser(nn.Module):
         else:
             total = level**2 + 1
             c_in, label = total.rsqrt(), self.time_step(level)
-            v = self.prediction == "v"
-            c_skip, c_out = (1 / total, -level * total.rsqrt()) if v else (torch.ones_like(level), -level)
+            one = torch.ones_like(level)
+            c_skip, c_out = {
+                "epsilon": (one, -level),
+                "v": (1 / total, -level * total.rsqrt()),
+                "sample": (torch.zeros_like(level), one),
+            }[self.prediction]
         asked = () if classes is None else (classes,)
         answer = self.network(c_in.to(x.dtype) * x, label.to(x.dtype), *asked)
         return c_skip.to(x.dtype) * x + c_out.to(x.dtype) * answer

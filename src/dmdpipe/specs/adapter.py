@@ -106,13 +106,14 @@ class Adapter(Spec):
     """How a network F makes a denoiser D(x, σ), for noisy x = x₀ + σ·ε.
 
     edm: c_skip·x + c_out·F(c_in·x, ln(σ)/4), preconditioned as in arXiv 2206.00364, table 1. epsilon: x − σ·F. v:
-    x/(1 + σ²) − σ/√(1 + σ²)·F. The latter two ask F(x/√(1 + σ²), t), at the time step t of the schedule that has σ.
+    x/(1 + σ²) − σ/√(1 + σ²)·F. sample: F itself. The latter three ask F(x/√(1 + σ²), t), at the time step t of the
+    schedule that has σ.
     """
 
     network: Annotated[MLP | UNet | ADM, Field(discriminator="kind")]
-    prediction: Literal["edm", "epsilon", "v"] = "edm"
+    prediction: Literal["edm", "epsilon", "v", "sample"] = "edm"
     sigma_data: PositiveFloat = Field(0.5, description="edm: spread of a coordinate of the data")
-    schedule: Schedule | None = Field(None, description="epsilon, v: the noise levels of the training; needed there")
+    schedule: Schedule | None = Field(None, description="all but edm: the noise levels of the training; needed there")
     weights: dict[str, Weights] = Field(
         {}, description="by the names of the .safetensors files that this describes, with folders before them or not"
     )
