@@ -37,7 +37,7 @@ from dmdpipe.audit.words import audit_page, problem_lines, summary_lines
 from dmdpipe.cost import seconds_by_rule
 from dmdpipe.errors import UserError, did_you_mean
 from dmdpipe.forking.server import fork_server
-from dmdpipe.slurm import cancel_left_jobs, job_prefix
+from dmdpipe.slurm import SLURM, cancel_left_jobs, job_prefix, status_command
 from dmdpipe.snakemake_arguments import (
     LOCAL,
     asks_for_all,
@@ -47,6 +47,7 @@ from dmdpipe.snakemake_arguments import (
     plans_all_steps,
     plans_steps,
     runs_nothing,
+    status_settings_of,
     with_config,
     with_forced,
 )
@@ -55,7 +56,6 @@ from dmdpipe.tables import verdict_text
 from snakemake_logger_plugin_dmdpipe.tracking import LAST_RUN, LOOK
 
 PR_SET_PDEATHSIG = 1
-SLURM = "slurm"  # as Snakemake calls this executor
 MOST_ROUNDS = 3
 MOST_REASONS = 5
 
@@ -77,10 +77,13 @@ def run_workflow(arguments: list[str]) -> int:
     refuse_links(results)
     _check_snakemake_folder()
     executor = executor_of(arguments)
+    is_real = plans_steps(arguments) and not runs_nothing(arguments)
     if executor == SLURM:
         arguments = [*arguments, "--slurm-jobname-prefix", job_prefix(results)]
+        if is_real:
+            arguments += ["--slurm-status-command", status_command(*status_settings_of(arguments))]
     with _alone(results):
-        if plans_steps(arguments) and not runs_nothing(arguments):
+        if is_real:
             _end_earlier_run(results, executor)
         os.environ.update({**ONE_THREAD, "DMDPIPE_RESULTS": str(results)})
         if os.environ.get(portable.SWITCH) == "1":

@@ -88,6 +88,28 @@ def executor_of(arguments: list[str]) -> str:
     return options.executor or LOCAL
 
 
+def status_settings_of(arguments: list[str]) -> tuple[str, int]:
+    """Return what Snakemake's executor for SLURM asks how jobs are, and after how many seconds first.
+
+    Args:
+        arguments: such that ``executor_of`` names this executor.
+
+    Raises:
+        UserError: if one of the executor's own options is not valid.
+    """
+    from snakemake.cli import parse_args
+    from snakemake_interface_common.exceptions import WorkflowError
+    from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
+
+    with redirect_stderr(io.StringIO()):
+        _, options = parse_args(arguments)
+    try:
+        settings = ExecutorPluginRegistry().get_plugin(options.executor).get_settings(options)
+    except WorkflowError as error:
+        raise UserError(f"{options.executor}: {error}") from None
+    return settings.status_command, settings.init_seconds_before_status_checks
+
+
 def with_forced(arguments: list[str], names: list[str]) -> list[str]:
     """Return arguments with which Snakemake runs what ``names`` say, and nothing because of times or its own records.
 

@@ -1,4 +1,5 @@
-"""Snakemake's command line as ``dmdpipe run`` starts it: without its default limit of jobs a second.
+"""Snakemake's command line as ``dmdpipe run`` starts it: without its default limit of jobs a second, and with somebody
+who sees to preempted jobs of SLURM.
 
 With such a limit Snakemake looks for jobs to start one second after every such look, and once more after every job. So
 the more jobs have finished, the more often it looks, until it takes a whole core from those that run (seen in 9.27;
@@ -7,10 +8,15 @@ the more jobs have finished, the more often it looks, until it takes a whole cor
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 
 from snakemake.cli import args_to_api, parse_args
 from snakemake.exceptions import print_exception
+
+from dmdpipe.slurm import SLURM, preempted_jobs_put_back
 
 DEFAULT_LIMIT = (100, 1)  # jobs, seconds
 
@@ -22,7 +28,9 @@ def main() -> None:
         limit = options.max_jobs_per_timespan
         if limit and (limit.max_jobs, limit.timespan) == DEFAULT_LIMIT:
             options.max_jobs_per_timespan = None
-        succeeded = args_to_api(options, parser)
+        is_on_slurm = options.executor == SLURM
+        with preempted_jobs_put_back(Path(os.environ["DMDPIPE_RESULTS"])) if is_on_slurm else nullcontext():
+            succeeded = args_to_api(options, parser)
     except Exception as error:
         print_exception(error)
         sys.exit(1)

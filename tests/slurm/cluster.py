@@ -1,4 +1,4 @@
-"""A real SLURM on this one machine: munge, a controller, and two nodes of one stand-in GPU each.
+"""A real SLURM on this one machine: munge, a controller, and three nodes of one stand-in GPU each.
 
     python tests/slurm/cluster.py [--accounts]
 
@@ -33,7 +33,7 @@ FOLDERS, PREFIX, LOCK = Path("/tmp"), "slurm-", "lock"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 PROGRAMS_OF_ACCOUNTS = ("slurmdbd", "sacctmgr", "sacct", "mariadbd", "mariadb-install-db", "my_print_defaults")
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-NODES = ("node1", "node2")
+NODES = ("node1", "node2", "node3")
 SECONDS_TO_START = 60
 CONFIG = """
 ClusterName=tests
@@ -63,9 +63,16 @@ KillWait=5
 GresTypes=gpu
 {accounts}
 {nodes}
-PartitionName=usual Nodes=ALL Default=YES MaxTime=1440 DefMemPerCPU=200 State=UP
-PartitionName=cpu Nodes=ALL Default=NO MaxTime=1440 DefMemPerCPU=200 State=UP
-PartitionName=gpu Nodes=ALL Default=NO MaxTime=1440 DefMemPerCPU=200 State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=DEFAULT MaxTime=1440 DefMemPerCPU=200 State=UP PreemptMode=OFF
+PartitionName=usual Nodes=node1,node2 Default=YES
+PartitionName=cpu Nodes=node1,node2
+PartitionName=gpu Nodes=node1,node2
+# A job of the last preempts those of the others.
+PartitionName=cancelled Nodes=node3 PriorityTier=1 PreemptMode=CANCEL
+PartitionName=requeued Nodes=node3 PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=urgent Nodes=node3 PriorityTier=2
 """
 NO_ACCOUNTS = "AccountingStorageType=accounting_storage/none"
 ACCOUNTS = """

@@ -11,7 +11,7 @@ from cluster import PROGRAMS_OF_ACCOUNTS, Cluster, NoSlurmError, missing, runnin
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A real SLURM of two nodes on this machine; it keeps accounts if it can."""
+    """A real SLURM of three nodes on this machine; it keeps accounts if it can."""
     with ExitStack() as stack:
         try:
             up = stack.enter_context(running_cluster(has_accounts=not missing(PROGRAMS_OF_ACCOUNTS)))
