@@ -42,7 +42,7 @@ def status_command(asked: str, first: int) -> str:
     remembered = re.match(r"\d+", age)
     needed = max(LONGEST_BETWEEN_QUESTIONS, 3 * first)
     works = {
-        "squeue": bool(remembered) and int(remembered[0]) >= needed,
+        "squeue": remembered is not None and int(remembered[0]) >= needed,
         "sacct": "slurmdbd" in _value("AccountingStorageType", config) and shutil.which("sacct") is not None,
     }
     if not any(works.values()):
