@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import torch
 from torch.testing import assert_close
 
 from dmdpipe.artifacts.checkpoint import save_checkpoint
+from dmdpipe.artifacts.leaving import sigterm_as_exit
 from dmdpipe.diffusion import state as state_module
 from dmdpipe.diffusion import training
 from dmdpipe.diffusion.losses import edm_weight, weighted_squared_error
@@ -160,6 +162,21 @@ def test_a_killed_training_ends_in_the_same_bytes(tmp_path, monkeypatch, every):
     last = Step(tmp_path / "killed")
     assert trained(spec, last) == whole
     assert last.done == list(range(51 // every * every + 1, 61))
+
+
+@pytest.mark.parametrize(("together", "told_at"), [(1, 37), (16, 32), (16, 60)])
+def test_a_training_that_is_told_to_end_saves_the_steps_that_it_was_in(tmp_path, monkeypatch, together, told_at):
+    spec = TrainedScore(network=SMALL, steps=60, batch=16, warmup=20)
+    whole = trained(spec, Step(tmp_path / "whole"))
+    monkeypatch.setattr(training, "TOGETHER", together)
+    told = Step(tmp_path / "told")
+    told.progress = lambda done, total: signal.raise_signal(signal.SIGTERM) if done == told_at else None
+    with pytest.raises(SystemExit) as ended, sigterm_as_exit():
+        trained(spec, told)
+    assert ended.value.code == 128 + signal.SIGTERM
+    last = Step(tmp_path / "told")
+    assert trained(spec, last) == whole
+    assert (last.done[0] if last.done else 60 + together) == told_at + together
 
 
 def test_a_state_comes_back_with_its_random_streams(tmp_path):

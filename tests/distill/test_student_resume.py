@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+from random import Random
+
 import pytest
 import torch
 
+from dmdpipe.artifacts.leaving import sigterm_as_exit
 from dmdpipe.data.prepare import prepare
 from dmdpipe.diffusion import state
 from dmdpipe.diffusion.state import TrainingState
@@ -70,6 +74,16 @@ class Step:
         self.calls += 1
         if self.calls == self.steps:
             raise KilledError
+
+
+class ToldStep(Step):
+    """One that is told to end instead."""
+
+    def progress(self, done, total):
+        try:
+            super().progress(done, total)
+        except KilledError:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def student_spec(name, **fields):
@@ -152,3 +166,17 @@ def test_a_longer_training_begins_like_a_shorter_one():
     few, many = (distil(spec, teacher(spec))[0] for spec in (short, long))
     for name, value in few.items():
         assert torch.equal(value, many[name][:5]), name
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_distillation_that_is_told_to_end_saves_the_step_that_it_was_in(tmp_path, name):
+    """Nothing was saved before, so all that is not done again was saved then."""
+    spec = student_spec(name)
+    whole = trained(spec)
+    steps = Random(name).randint(1, 16)
+    with pytest.raises(SystemExit) as ended, sigterm_as_exit():
+        trained(spec, ToldStep(tmp_path, steps))
+    assert ended.value.code == 128 + signal.SIGTERM
+    last = Step(tmp_path)
+    assert trained(spec, last) == whole
+    assert last.calls == 16 - steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pandas as pd
@@ -108,6 +109,30 @@ def test_a_killed_ensemble_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: p
     assert first == [1, 2, 3, 3, 4, 5, 5, 6, 7]
     file = Path(ensemble.folder, "ensemble.safetensors")
     assert (killed / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_an_ensemble_that_is_told_to_end_saves_the_step_that_it_was_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensemble = pairs(TOGETHER)[0].parents["student"].parents["ensemble"]
+    whole, told = tmp_path / "whole", tmp_path / "told"
+    made([ensemble], whole)
+    made(ensemble.parents.values(), told)
+    reported = []
+
+    def report(self, done, total):
+        reported.append(done)
+        if reported == [1, 2, 3, 4]:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Step, "progress", report)
+    with pytest.raises(SystemExit):
+        run_step(ensemble.canonical(), told)
+    assert not (told / ensemble.folder).exists()
+    run_step(ensemble.canonical(), told)
+    assert reported == [1, 2, 3, 4, 5, 6, 7]
+    file = Path(ensemble.folder, "ensemble.safetensors")
+    assert (told / file).read_bytes() == (whole / file).read_bytes()
 
 
 def test_every_seed_of_a_point_is_a_member_of_its_ensemble() -> None:

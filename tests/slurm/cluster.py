@@ -59,7 +59,7 @@ PropagateResourceLimits=NONE
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,bf_interval=5
 ReturnToService=2
 MinJobAge=3600
-KillWait=5
+KillWait=20
 GresTypes=gpu
 {accounts}
 {nodes}

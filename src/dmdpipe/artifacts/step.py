@@ -7,10 +7,8 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +23,7 @@ from dmdpipe.artifacts.atomic import replace_folder, sync_folder, write_synced
 from dmdpipe.artifacts.checked import inside, json_text
 from dmdpipe.artifacts.disk import failures_told
 from dmdpipe.artifacts.environment import current_environment, git_state, lock_digest, peak_memory_mib, user_name
+from dmdpipe.artifacts.leaving import sigterm_as_exit
 from dmdpipe.artifacts.links import refuse_links_on_the_way
 from dmdpipe.artifacts.plan import Order, read_order
 from dmdpipe.artifacts.stages import Stage, find_stage
@@ -336,7 +335,7 @@ def function_of(stage: Stage) -> Callable[[Step], None]:
 @contextmanager
 def _running(canonical: str, results: Path, devices: int) -> Iterator[Step]:
     step = Step(canonical, results, devices)
-    with _sigterm_as_exit(), failures_told(step.target):
+    with sigterm_as_exit(), failures_told(step.target):
         try:
             step._open()
             yield step
@@ -345,24 +344,6 @@ def _running(canonical: str, results: Path, devices: int) -> Iterator[Step]:
             raise UserError(f"{step.target}: this step needs more memory than this machine has") from None
         finally:
             step._close()
-
-
-@contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """Let SIGTERM, which would kill at once, run the clean-up on its way out, undisturbed by a second one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_IGN)
-        raise SystemExit(128 + number)
-
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
 
 
 def _results_root(canonical: str, manifest: Path) -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dmdpipe.artifacts.checkpoint import discard_checkpoint, load_checkpoint, save_checkpoint
+from dmdpipe.artifacts.leaving import LEAVING
 from dmdpipe.diffusion.shards import ALONE, Ranks
 
 if TYPE_CHECKING:
@@ -34,11 +35,22 @@ class TrainingState:
         self.ranks = ranks
         self.tensors = tensors
         self._saved_at = time.monotonic()
+        self._iterations = 0
 
     def save_now_and_then(self, iteration: int) -> None:
-        """Save after ``iteration`` finished iterations if the last checkpoint is old enough."""
-        if self.ranks.number == 0 and time.monotonic() - self._saved_at >= SECONDS_BETWEEN_CHECKPOINTS:
+        """Save after ``iteration`` finished iterations if the last checkpoint is old enough.
+
+        Raises:
+            SystemExit: if the step was told to end; then the state has been saved.
+        """
+        if self.ranks.number:
+            return
+        LEAVING.can_save = iteration < self._iterations
+        is_told = LEAVING.is_told
+        if is_told or time.monotonic() - self._saved_at >= SECONDS_BETWEEN_CHECKPOINTS:
             self.save(iteration)
+        if is_told:
+            LEAVING.leave()
 
     def save(self, iteration: int) -> None:
         """Save the state after ``iteration`` finished iterations."""
@@ -54,6 +66,8 @@ class TrainingState:
         """
         first = torch.tensor([self._loaded(iterations) if self.ranks.number == 0 else 0])
         self.ranks.agree([first, *self.tensors.values()])
+        self._iterations = iterations
+        LEAVING.can_save = int(first) < iterations
         return int(first)
 
     def _loaded(self, iterations: int) -> int:

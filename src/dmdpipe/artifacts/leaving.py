@@ -1,0 +1,60 @@
+"""How a step leaves when SIGTERM tells it to end: at once, or, from a training, after one more checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+# SLURM kills what is still there 30 seconds (KillWait) after SIGTERM, and the clean-up takes some of them.
+SECONDS_TO_SAVE = 10.0
+
+
+class Leaving:
+    """What this process has been told, and whether something in it can make use of a while.
+
+    Attributes:
+        can_save: whether a training runs that looks at ``is_told`` after each of its steps.
+        is_told: whether it is to save its state then and ``leave``.
+    """
+
+    can_save = False
+    is_told = False
+
+    def tell(self, number: int, frame: object) -> None:
+        """Handle a signal: leave, after a checkpoint if one can come soon, else and the second time at once."""
+        if self.is_told or not self.can_save:
+            self.leave()
+        self.is_told = True
+        signal.signal(signal.SIGALRM, self.tell)
+        signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_SAVE)
+
+    def leave(self) -> NoReturn:
+        """Run the clean-up on the way out, undisturbed by more signals."""
+        for number in (signal.SIGTERM, signal.SIGALRM):
+            signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(128 + signal.SIGTERM)
+
+
+LEAVING = Leaving()  # as signals are, the whole process's
+
+
+@contextmanager
+def sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM, which would kill at once, lead out of the block by ``SystemExit``; in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)}
+    LEAVING.can_save = LEAVING.is_told = False
+    signal.signal(signal.SIGTERM, LEAVING.tell)
+    try:
+        yield
+    finally:
+        if LEAVING.is_told:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        LEAVING.can_save = LEAVING.is_told = False
+        for number, handler in previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
