@@ -5,7 +5,7 @@ import sys
 from dmdpipe.artifacts.dag import plan_run
 from dmdpipe.artifacts.stages import find_stage
 from dmdpipe.audit.status import steps_to_run
-from dmdpipe.cost import megabytes_to_ask_for, minutes_to_ask_for, runs_on_gpu, runs_unet_on_gpu
+from dmdpipe.cost import megabytes_to_ask_for, minutes_to_ask_for, runs_on_gpu, takes_much_of_a_gpu
 from dmdpipe.data.fashion import FOLDER
 from dmdpipe.data.fetching import files_to_fetch
 from dmdpipe.errors import UserError
@@ -127,16 +127,16 @@ def gpus_of(stage):
     return gpus
 
 
-def unets_on_gpu_of(stage):
-    """Resource function of such a rule: 1 if a U-Net computes on a GPU, else 0.
+def large_on_gpu_of(stage):
+    """Resource function of such a rule: 1 if it takes much of a GPU, as a U-Net does, else 0.
 
     `profiles/default` limits the sum on one machine, since all steps there share a card; a cluster's jobs have their own.
     """
 
-    def unets_on_gpu(wildcards):
-        return int(runs_unet_on_gpu(planned(stage, wildcards)))
+    def large_on_gpu(wildcards):
+        return int(takes_much_of_a_gpu(planned(stage, wildcards)))
 
-    return unets_on_gpu
+    return large_on_gpu
 
 
 def partition_of(stage):

@@ -16,7 +16,7 @@ rule student:
         cpus_per_task=cpus_of("student"),
         devices=devices_of("student"),
         gpu=gpus_of("student"),
-        unets_on_gpu=unets_on_gpu_of("student"),
+        large_on_gpu=large_on_gpu_of("student"),
         nodes=1,
         slurm_partition=partition_of("student"),
     params:

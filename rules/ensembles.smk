@@ -14,7 +14,7 @@ rule ensemble:
         runtime=minutes_of("ensemble"),
         cpus_per_task=cpus_of("ensemble"),
         gpu=gpus_of("ensemble"),
-        unets_on_gpu=unets_on_gpu_of("ensemble"),
+        large_on_gpu=large_on_gpu_of("ensemble"),
         slurm_partition=partition_of("ensemble"),
     params:
         spec=spec_of("ensemble"),

@@ -13,7 +13,7 @@ rule teacher_samples:
         mem_mb=memory_of("teacher_samples"),
         runtime=minutes_of("teacher_samples"),
         gpu=gpus_of("teacher_samples"),
-        unets_on_gpu=unets_on_gpu_of("teacher_samples"),
+        large_on_gpu=large_on_gpu_of("teacher_samples"),
         slurm_partition=partition_of("teacher_samples"),
     params:
         spec=spec_of("teacher_samples"),
@@ -33,7 +33,7 @@ rule pairs:
         mem_mb=memory_of("pairs"),
         runtime=minutes_of("pairs"),
         gpu=gpus_of("pairs"),
-        unets_on_gpu=unets_on_gpu_of("pairs"),
+        large_on_gpu=large_on_gpu_of("pairs"),
         slurm_partition=partition_of("pairs"),
     params:
         spec=spec_of("pairs"),

@@ -16,7 +16,7 @@ rule teacher:
         cpus_per_task=cpus_of("teacher"),
         devices=devices_of("teacher"),
         gpu=gpus_of("teacher"),
-        unets_on_gpu=unets_on_gpu_of("teacher"),
+        large_on_gpu=large_on_gpu_of("teacher"),
         nodes=1,
         slurm_partition=partition_of("teacher"),
     params:

@@ -36,6 +36,12 @@ START_UP_ON_A_GPU = 20.0
 SECONDS_PER_ROUND_ON_A_GPU = 4e-3
 SECONDS_PER_MULTIPLICATION_ON_A_GPU = 9e-12
 _UPDATES_OF_A_STEP = 8
+# Its memory there, by what 128 and 512 members of 64 units and 128 of 256 took: three networks, two optimisers and what
+# is evaluated; and layers of a batch, of as many units or coordinates as there are more of.
+COPIES_IN_AN_ENSEMBLE = 8
+BATCHES_IN_AN_ENSEMBLE = 56
+MEBIBYTES_OF_A_GRAPH = 330
+MEBIBYTES_OF_A_SMALL_ENSEMBLE = 2_000
 # A U-Net, in PyTorch: on a thread of an Intel Xeon (Sapphire Rapids) by benchmarks/unet.py. On a GPU none has been
 # timed: an update is some thousand operations, as a small student's generator step is, and products go at half the rate
 # that bare ones in full precision have on an H200 (docs/benchmarks.md).
@@ -202,10 +208,22 @@ def runs_on_gpu(step: PlannedStep) -> bool:
     return find_stage(step.stage).device(step.spec) == "cuda"
 
 
-def runs_unet_on_gpu(step: PlannedStep) -> bool:
-    """Whether it is a U-Net that a step trains or samples on a GPU: one takes much of a card."""
+def takes_much_of_a_gpu(step: PlannedStep) -> bool:
+    """Whether a step computes with a U-Net on a GPU, or trains an ensemble there that takes gigabytes of it."""
     spec = step.spec.student if step.stage == "pairs" else step.spec
-    return runs_on_gpu(step) and _has_unet(spec)
+    large = step.stage == "ensemble" and mebibytes_on_a_gpu(spec) > MEBIBYTES_OF_A_SMALL_ENSEMBLE
+    return runs_on_gpu(step) and (large or _has_unet(spec))
+
+
+def mebibytes_on_a_gpu(ensemble: StudentSpec) -> int:
+    """Return about how much of a GPU's memory an ensemble takes, by the spec of one of its members."""
+    dim = dimension(ensemble.teacher.data)
+    network: Any = ensemble.network
+    of_weights = (COPIES_IN_AN_ENSEMBLE + ensemble.snapshots) * weights(network, dim)
+    of_batches = ensemble.batch * BATCHES_IN_AN_ENSEMBLE * max(network.width, dim)
+    assert ensemble.members
+    numbers = len(ensemble.members.seeds) * (of_weights + of_batches)
+    return MEBIBYTES_OF_A_GRAPH + BYTES_OF_A_NUMBER * numbers // 2**20
 
 
 def minutes_to_ask_for(step: PlannedStep, attempt: int) -> int:

@@ -9,17 +9,21 @@ import pytest
 
 from dmdpipe.artifacts.dag import plan_run, plan_study, steps_below
 from dmdpipe.artifacts.plan import PlannedStep, plan
+from dmdpipe.bench.training import student_spec
 from dmdpipe.cost import (
     estimated_mebibytes,
     estimated_seconds,
+    mebibytes_on_a_gpu,
     megabytes_to_ask_for,
     minutes_to_ask_for,
     runs_on_gpu,
-    runs_unet_on_gpu,
+    takes_much_of_a_gpu,
 )
-from dmdpipe.specs.config import study_names
+from dmdpipe.specs.config import members_of, study_names
+from dmdpipe.specs.data import dimension
 from dmdpipe.specs.diffusion import TeacherSamplesSpec, TeacherSpec
 from dmdpipe.specs.pairs import MetricsSpec
+from dmdpipe.specs.student import Members, obstacle_to_members
 
 SMALL: dict[str, Any] = {
     "data": {"family": "digits", "side": 2},
@@ -81,8 +85,33 @@ def test_steps_in_which_a_unet_computes_on_a_gpu_are_counted(
         below = steps_below(
             plan("metrics", MetricsSpec.model_validate({"pairs": {"student": student, "teacher_samples": samples}}))
         )
-        found = {step.stage for step in below if runs_unet_on_gpu(step)}
+        found = {step.stage for step in below if takes_much_of_a_gpu(step)}
         assert found == set(counted if device == "cuda" else [])
+
+
+@pytest.mark.parametrize(
+    ("width", "members", "measured"), [(64, 128, 980), (64, 512, 2928), (256, 64, 2146), (256, 128, 3920)]
+)
+def test_an_ensemble_takes_of_a_card_what_it_took_on_one(width: int, members: int, measured: int) -> None:
+    """MiB on an H200 (docs/benchmarks.md)."""
+    student = student_spec(width=width, dim=64, batch=256, steps=2_000)
+    of_one = student.model_copy(update={"members": Members(seeds=tuple(range(members)))})
+    assert mebibytes_on_a_gpu(of_one) == pytest.approx(measured, rel=0.1)
+    for device in ("cuda", "cpu"):
+        step = plan("ensemble", of_one.model_copy(update={"device": device}))
+        assert takes_much_of_a_gpu(step) == (device == "cuda" and measured > 2_000)
+
+
+def test_at_the_scale_gpu_students_train_by_the_hundred_and_ensembles_leave_room_on_a_card() -> None:
+    for study in study_names():
+        students = {member.point: member.spec.pairs.student for member in members_of(study, "gpu")}
+        together = [student for student in students.values() if student.members]
+        others = [student for student in students.values() if not obstacle_to_members(student)]
+        assert len(together) == len(others)
+        for student in together:
+            assert len(student.members.seeds) == (32 if dimension(student.teacher.data) == 4_096 else 128)
+            assert student.device == "cuda" and student.network.kind == "mlp"
+            assert mebibytes_on_a_gpu(student) < 16_000  # of the 80,000 of an H100
 
 
 def test_a_time_limit_leaves_room_and_grows_with_the_training_and_the_attempt() -> None:

@@ -63,6 +63,19 @@ def test_every_member_becomes_what_it_becomes_alone(fields):
         assert_close(found, expected, rtol=0, atol=1e-6 * moved)
 
 
+def test_each_of_128_becomes_what_it_becomes_alone():
+    """As many as a point has at the scale gpu."""
+    specs = [member(seed, generator_steps=3, snapshots=3) for seed in range(128)]
+    ends = set()
+    for spec, found in zip(specs, together(specs), strict=True):
+        expected = alone(spec)
+        moved = float((expected[-1] - expected[0]).abs().max())
+        assert moved > 1e-6
+        assert_close(found, expected, rtol=0, atol=1e-6 * moved)
+        ends.add(found[-1].numpy().tobytes())
+    assert len(ends) == 128
+
+
 def test_a_member_that_is_not_a_number_leaves_its_neighbours_as_they_are():
     specs = [member(seed) for seed in (0, 1, 2)]
     well = together(specs)

@@ -243,7 +243,10 @@ def test_a_study_is_described(name: str) -> None:
 def test_the_scales_are_as_said() -> None:
     page = section(text_of("docs/studies.md"), "## Scales")
     scales = [load_scale(scale) for scale in (*SCALES[:2], OF_ONE_GPU, *SCALES[2:])]
-    rows = {key: [getattr(scale, key) for scale in scales] for key in ("seeds", "first_seed")}
+    rows = {
+        key: [getattr(scale, key) or "–" if key == "seeds_together" else getattr(scale, key) for scale in scales]
+        for key in ("seeds", "seeds_together", "first_seed")
+    }
     rows |= {key: [scale.set.get(key, "–") for scale in scales] for key in {k for s in scales for k in s.set}}
     for key, values in rows.items():
         assert f"| `{key}` | {' | '.join(map(str, values))} |" in page

@@ -17,6 +17,7 @@ from dmdpipe.specs.diffusion import ExactScore, TrainedScore
 from dmdpipe.specs.grid import lay_over, lay_under
 from dmdpipe.specs.network import MLP, Linear, UNet
 from dmdpipe.specs.student import Init
+from dmdpipe.specs.study import Scale, Study
 
 SIDES = {"4": {"data.side": 2}, "16": {"data.side": 4}}
 STARTS = {"same": {"student.init.kind": "teacher"}, "fresh": {"student.init.kind": "random-head"}}
@@ -105,6 +106,27 @@ def test_points_can_have_numbers_of_seeds_by_their_labels() -> None:
     assert set(map(len, seeds_of(members(declared, scale(2), "other")).values())) == {2}
     fewer = study(axes={"d": SIDES}, scales={"tiny": {"seeds": 5, "seeds_at": {"d": {"4": 1}}}})
     assert seeds_of(members(fewer, scale(2))) == {"d=4": [0], "d=16": [0, 1, 2, 3, 4]}
+
+
+def test_a_scale_can_have_more_seeds_for_students_that_train_together() -> None:
+    """Not for those that train alone, whatever the scale asks for, and not where the study has a number of its own."""
+    axes = {"start": {"own": {}, "other": {"student.init": {"kind": "other-teacher", "source": {"seed_offset": 1}}}}}
+    budgets = {"title": "t", "seeds": 2, "seeds_together": 6, "first_seed": 5, "set": {"student.together": True}}
+
+    ensembles: dict[str, Any] = {}
+
+    def seeds_of(declared: Study, **changes: Any) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for member in members(declared, Scale.model_validate(budgets | changes)):
+            found.setdefault(member.point, []).append(member.seed)
+            ensembles[member.point] = member.spec.pairs.student.members
+        return found
+
+    assert seeds_of(study(axes=axes)) == {"start=own": [5, 6, 7, 8, 9, 10], "start=other": [5, 6]}
+    assert ensembles["start=own"].seeds == (5, 6, 7, 8, 9, 10) and ensembles["start=other"] is None
+    assert seeds_of(study(axes=axes), set={}) == {"start=own": [5, 6], "start=other": [5, 6]}
+    own = study(axes=axes, scales={"tiny": {"seeds": 3, "seeds_at": {"start": {"other": 4}}}})
+    assert seeds_of(own) == {"start=own": [5, 6, 7], "start=other": [5, 6, 7, 8]}
 
 
 def test_seeds_count_up_from_the_first_seed_of_the_scale_in_every_study() -> None:

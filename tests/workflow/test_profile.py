@@ -17,18 +17,18 @@ rule all:
 
 rule unet:
     output: "unet{i}"
-    resources: unets_on_gpu=1
+    resources: large_on_gpu=1
     shell: "mkdir busy && {{ test -e others_ran || cat end_of_others; }} && rmdir busy && touch {output}"
 
 rule before:
     output: "before"
-    resources: unets_on_gpu=0
+    resources: large_on_gpu=0
     shell: "touch {output}"
 
 rule after:
     input: "before"
     output: "after"
-    resources: unets_on_gpu=0
+    resources: large_on_gpu=0
     shell: "touch others_ran && echo > end_of_others && touch {output}"
 """
 

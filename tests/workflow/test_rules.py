@@ -24,7 +24,7 @@ def rules_in(path: Path) -> dict[str, str]:
     return {name: body for name, body in zip(parts[1::2], parts[2::2], strict=True) if "script:" in body}
 
 
-ON_A_GPU = {"gpu": "gpus_of", "unets_on_gpu": "unets_on_gpu_of", "slurm_partition": "partition_of"}
+ON_A_GPU = {"gpu": "gpus_of", "large_on_gpu": "large_on_gpu_of", "slurm_partition": "partition_of"}
 TRAINING = {"cpus_per_task": "cpus_of", **ON_A_GPU}
 SHARED = {"devices": "devices_of", **TRAINING}
 ASKED = {"teacher": SHARED, "student": SHARED, "ensemble": TRAINING}

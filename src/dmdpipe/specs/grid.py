@@ -72,7 +72,8 @@ def expand(name: str, study: Study, scale_name: str, scale: Scale) -> list[Membe
 
     Later layers win: the models' defaults, the scale, the study's base, the axes, the study at that scale. The n
     seeds of a point count up from the scale's ``first_seed``, in every study: points that studies share share seeds.
-    n is the largest that ``seeds_at`` has for a label of the point, else the overlay's ``seeds``, else the scale's.
+    n is the largest that ``seeds_at`` has for a label of the point, else the overlay's ``seeds``, else the scale's:
+    ``seeds_together`` where it is given and the point's students train as one ensemble, or ``seeds``.
 
     Raises:
         UserError: naming the file and the key, if anything is unknown, of the wrong type or impossible.
@@ -98,7 +99,10 @@ def expand(name: str, study: Study, scale_name: str, scale: Scale) -> list[Membe
         where = f"{source} ({point}, scale {scale_name})"
         cell = parse(Cell, tree, where)
         own = [numbers[labels[axis]] for axis, numbers in overlay.seeds_at.items() if labels[axis] in numbers]
-        last = scale.first_seed + max(own, default=overlay.seeds or scale.seeds)
+        of_scale = scale.seeds
+        if scale.seeds_together and resolve(cell, scale.first_seed, where).pairs.student.members:
+            of_scale = scale.seeds_together
+        last = scale.first_seed + max(own, default=overlay.seeds or of_scale)
         if len(members) + last - scale.first_seed > LARGEST_STUDY:
             raise UserError(f"{source}: at scale {scale_name} it has more than {LARGEST_STUDY} students; take fewer")
         seeds = range(scale.first_seed, last)

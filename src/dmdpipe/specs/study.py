@@ -96,6 +96,9 @@ class Scale(Spec):
 
     title: str
     seeds: PositiveInt = Field(description="independent pairs of teacher and student per point")
+    seeds_together: PositiveInt | None = later(
+        None, description="the same, per point whose students train as one ensemble; none: seeds"
+    )
     first_seed: NonNegativeInt = Field(0, description="the seeds of a point are first_seed, first_seed + 1, …")
     set: Overrides = Field({}, description="dotted key → value, for every cell of every study")
 
