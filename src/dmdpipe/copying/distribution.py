@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-GATE = 2.0  # a student has converged if both distances are at most this multiple of their floors
-
 
 def fixed_projections(d: int, count: int, seed: int) -> Array:
     """Return ``count`` uniformly random unit vectors [count, d] from a counter-based generator (Philox)."""

@@ -17,13 +17,13 @@ import torch
 from dmdpipe.copying.baselines import fit_affine
 from dmdpipe.copying.distances import Array
 from dmdpipe.copying.distribution import (
-    GATE,
     fixed_projections,
     gate_ratio,
     mean_distances,
     reference_floors,
     sample_set,
 )
+from dmdpipe.copying.gate import GATE
 from dmdpipe.copying.pairing_metrics import relative_pair_error
 from dmdpipe.copying.transport import TransportEstimate, estimate_transport, gaussian_transport
 from dmdpipe.diffusion.determinism import exact_torch

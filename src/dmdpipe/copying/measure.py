@@ -20,7 +20,6 @@ from dmdpipe.copying.baselines import (
 )
 from dmdpipe.copying.distances import Array
 from dmdpipe.copying.distribution import (
-    GATE,
     Distances,
     SampleSet,
     fixed_projections,
@@ -30,6 +29,7 @@ from dmdpipe.copying.distribution import (
     reference_floors,
     sample_set,
 )
+from dmdpipe.copying.gate import GATE
 from dmdpipe.copying.inference_cost import inference_cost
 from dmdpipe.copying.memorization import memorized_share, nearest_distances, nearest_ratios
 from dmdpipe.copying.nulls import dimension_matched_null, shuffled_pairing

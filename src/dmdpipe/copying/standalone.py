@@ -19,13 +19,13 @@ from dmdpipe.copying.baselines import (
 )
 from dmdpipe.copying.distances import Array, as_pairs, as_points
 from dmdpipe.copying.distribution import (
-    GATE,
     fixed_projections,
     gate_ratio,
     mean_distances,
     reference_floors,
     sample_set,
 )
+from dmdpipe.copying.gate import GATE
 from dmdpipe.copying.measure import SEED
 from dmdpipe.copying.nulls import dimension_matched_null, shuffled_pairing
 from dmdpipe.copying.pairing_metrics import (

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from dmdpipe.copying.distribution import GATE
+from dmdpipe.copying.gate import GATE
 from dmdpipe.evidence.readings import Reading, read_criterion
 from dmdpipe.evidence.verdicts import FAMILYWISE_ERROR, evaluate_claims, judge_claim
 from dmdpipe.specs.claims import Claims, Criterion
