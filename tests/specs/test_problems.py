@@ -142,7 +142,7 @@ def test_a_file_that_is_no_mapping_is_named(config: Path, place: str, load: Any,
     ("model", "value", "message"),
     [
         (Scale, {"title": "t", "seed": 1, "seeds": 1}, "here: unknown key 'seed' (did you mean 'seeds'?)"),
-        (  # noqa: E501
+        (
             Scale,
             {"title": "t", "seeds": 1, "zzz": 1},
             "here: unknown key 'zzz' (known: first_seed, seeds, seeds_together, set, title)",
