@@ -3,7 +3,9 @@
     ./run exec python tests/evidence/planted_campaign.py --studies 2000
     ./run exec python tests/evidence/planted_campaign.py --studies 300 --whole
 
-In each simulated study every criterion of config/claims.yaml lies exactly at its threshold. Every seed is a planted
+In each simulated study every criterion of config/claims.yaml lies exactly at its threshold; so do, in a second round,
+those of planted_claims.yaml beside this file: known mode agreement and memorization, an independent student, and one
+with the same weak correlation at every dimension. Every seed is a planted
 student (``planted_pairs``) with a truth of its own, drawn around the point's. Its samples are measured by
 ``dmdpipe.copying.measure``, its metrics go into the studies' tables, and these are read and judged as after a real
 run, with the seeds that the laptop scale declares. What is not as in a real run: N pairs are few (``--pairs``).
@@ -42,7 +44,7 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-from planted_outcomes import Place, declared_claims, declared_points, values_for, weights
+from planted_outcomes import Place, declared_claims, declared_points, planted_claims, values_for, weights
 from planted_pairs import Bank, measured, noise_bank
 from scipy.stats import beta
 
@@ -58,9 +60,13 @@ PLANTED_IN_SAMPLES = {
     "rho_rotated": (0.15, 1.0),
     "rho_affine": (0.02, 0.6),
     "rho_floor": (0.01, 0.1),
+    "mode_agreement": (-0.9, 0.9),
+    "memorized": (0.02, 0.55),
+    "memorized_held_out": (0.01, 0.3),
+    "cosine": (-1e-6, 1e-6),  # of an independent student: planted with its ρ
 }
-NEAR = {"rho": 0.5, "rho_rotated": 0.5, "rho_affine": 0.5, "rho_floor": 0.01}
-SPREAD = 0.12  # standard deviation over seeds of a planted ρ; of other metrics a fifth
+NEAR = {"rho_floor": 0.01, "mode_agreement": 0.3, "memorized": 0.3, "memorized_held_out": 0.02, "cosine": 0.0}
+SPREAD = 0.12  # standard deviation over seeds of a planted ρ, κ, or of what is told; of other metrics a fifth
 COVERAGE_ALLOWANCE = 0.01
 STUDENTS_AT_ONCE = 20
 SURELY = 10.0
@@ -155,7 +161,15 @@ def around(rng: np.random.Generator, metric: str, centre: float) -> float:
     """Draw one seed's true metric around the point's."""
     if metric not in PLANTED_IN_SAMPLES:
         return centre + SPREAD * rng.standard_normal()
-    spread = min(SPREAD, centre / 4) if metric in ("rho", "rho_rotated") else centre / 5
+    if metric == "cosine":
+        return centre
+    if metric in ("rho", "rho_rotated"):
+        # None at 1: every seed of an independent student is as independent.
+        spread = max(0.0, min(SPREAD, centre / 4, 1 - centre))
+    elif metric == "mode_agreement":
+        spread = SPREAD
+    else:
+        spread = centre / 5
     return centre + spread * np.clip(rng.standard_normal(), -3.5, 3.5)
 
 
@@ -397,6 +411,22 @@ def check_plan(plan: Plan, say: Callable[[str], None] = say_now) -> None:
         say(f"  {claim} is left out: {why}")
 
 
+def simulate(plan: Plan, options: argparse.Namespace) -> tuple[list[Readings], dict[Key, float] | None, list[str]]:
+    """Return every study's readings, the truths where they are not the thresholds, and which biases are wrong."""
+    streams = np.random.SeedSequence(options.seed).generate_state(options.studies, dtype=np.uint64).tolist()
+    with ProcessPoolExecutor(options.processes) as pool:
+        if options.whole:
+            readings = list(pool.map(partial(read_study, plan), streams, chunksize=5))
+            return readings, None, biases(plan, readings)
+        parts = -(-options.students // STUDENTS_AT_ONCE)
+        made = list(pool.map(partial(simulated_tables, plan, students=STUDENTS_AT_ONCE), streams[:parts]))
+    tables = [part.assign(seed=part["seed"] + i * STUDENTS_AT_ONCE) for i, part in enumerate(made)]
+    measured_once = read_tables(plan, pd.concat(tables, ignore_index=True))
+    truths = {key: sum(float(group.mean()) for group in one.groups) for key, one in measured_once.items()}
+    readings = drawn_studies(plan, measured_once, options.studies, np.random.default_rng(options.seed))
+    return readings, truths, biases(plan, [measured_once])
+
+
 def main() -> int:
     """Run the campaign; 0 if every rate is as it should be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -410,25 +440,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="of the studies")
     options = parser.parse_args()
     print(f"seed {options.seed}, {options.studies} studies of {options.pairs} pairs", flush=True)
-    plan = make_plan(declared_claims(), options.pairs)
-    check_plan(plan)
-    started = time.monotonic()
-    streams = np.random.SeedSequence(options.seed).generate_state(options.studies, dtype=np.uint64).tolist()
-    with ProcessPoolExecutor(options.processes) as pool:
-        if options.whole:
-            readings = list(pool.map(partial(read_study, plan), streams, chunksize=5))
-            problems = biases(plan, readings)
-            truths = None
-        else:
-            parts = -(-options.students // STUDENTS_AT_ONCE)
-            made = list(pool.map(partial(simulated_tables, plan, students=STUDENTS_AT_ONCE), streams[:parts]))
-            tables = [part.assign(seed=part["seed"] + i * STUDENTS_AT_ONCE) for i, part in enumerate(made)]
-            measured_once = read_tables(plan, pd.concat(tables, ignore_index=True))
-            problems = biases(plan, [measured_once])
-            truths = {key: sum(float(group.mean()) for group in one.groups) for key, one in measured_once.items()}
-            readings = drawn_studies(plan, measured_once, options.studies, np.random.default_rng(options.seed))
-    print(f"{time.monotonic() - started:.0f} s")
-    problems += report(plan, tally(plan, readings, truths))
+    problems = []
+    for title, claims in (("config/claims.yaml", declared_claims()), ("planted_claims.yaml", planted_claims())):
+        print(f"\n{title}, K = {len(claims.tested)}", flush=True)
+        plan = make_plan(claims, options.pairs)
+        check_plan(plan)
+        started = time.monotonic()
+        readings, truths, found = simulate(plan, options)
+        print(f"{time.monotonic() - started:.0f} s")
+        problems += [f"{title}: {line}" for line in found + report(plan, tally(plan, readings, truths))]
     for line in problems:
         print(f"WRONG: {line}")
     return int(bool(problems))

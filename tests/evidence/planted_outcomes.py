@@ -34,6 +34,11 @@ def declared_claims() -> Claims:
     return load_claims(CONFIG / "claims.yaml", study_names(CONFIG))
 
 
+def planted_claims() -> Claims:
+    """Return the claims that only the campaign knows."""
+    return load_claims(Path(__file__).with_name("planted_claims.yaml"), study_names(CONFIG))
+
+
 def declared_controls() -> Claims:
     """Return the controls of the configuration."""
     return load_claims(CONFIG / "controls.yaml", study_names(CONFIG), controls=True)

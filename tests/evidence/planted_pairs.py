@@ -12,7 +12,10 @@ student is the same map of another standard normal noise,
 with z' of its own and J a quarter turn in every plane (z₁, z₂), (z₃, z₄), … So S has the teacher's distribution
 exactly, whatever it copies. (Jz)_j is another coordinate of z and independent of z_j, so w_j has correlation r with z_j
 and q with (Jz)_j, and T_j(w) has the correlation (1 − β²)·r + β²·r² with T_j(z) (Mehler's formula). Hence, for N → ∞,
-the closed forms of ``student_noise``, ``share_of_curvature`` and ``doubling_error``.
+the closed forms of ``student_noise``, ``share_of_curvature``, ``doubling_error`` and ``correlation_of_signs``.
+
+The training points are new draws of T, but for those that lie beside a sample of the teacher's, or beside new data:
+a share of each that is planted. Nothing else of the pairs changes with them.
 """
 
 from __future__ import annotations
@@ -31,15 +34,20 @@ Array = npt.NDArray[np.float64]
 
 REFERENCE_SETS = 3
 PROJECTIONS = 8
+BESIDE = 1e-3  # distance in each coordinate of a repeated training point from the sample that repeats it
 
 
 class Bank(NamedTuple):
-    """Noise: that of the pairs [N, d], held-out [M, d], of R independent teacher sets [R, N, d], and of the data."""
+    """Noise: that of the pairs [N, d], held-out [M, d], of R independent teacher sets [R, N, d], and of the data.
+
+    The last two are new data [N, d] and training points [2, N, d]: one beside each pair, one beside each datum.
+    """
 
     z: Array
     held_out: Array
     reference: Array
     data: Array
+    training: Array
 
 
 def noise_bank(rng: np.random.Generator, d: int, n: int, held_out_per_dimension: int = 10) -> Bank:
@@ -49,6 +57,7 @@ def noise_bank(rng: np.random.Generator, d: int, n: int, held_out_per_dimension:
         rng.standard_normal((max(100, held_out_per_dimension * d), d)),
         rng.standard_normal((REFERENCE_SETS, n, d)),
         rng.standard_normal((n, d)),
+        rng.standard_normal((2, n, d)),
     )
 
 
@@ -77,6 +86,14 @@ def share_of_curvature(rho_affine: float, d: int, held_out: int) -> float:
 def doubling_error(rho_floor: float) -> float:
     """Return the standard deviation ε of a sampler's error at which ρ(T, T + ε) = ε²/(2 + ε²) is the floor."""
     return math.sqrt(2 * rho_floor / (1 - rho_floor))
+
+
+def correlation_of_signs(mode_agreement: float) -> float:
+    """Return the r at which z₁ and w₁ have the same sign with κ = ``mode_agreement``, −1…1, beyond chance.
+
+    They do with probability 1/2 + arcsin(r)/π (Sheppard 1899), which is 1/2 by chance: κ = 2·arcsin(r)/π.
+    """
+    return math.sin(math.pi * mode_agreement / 2)
 
 
 def correlation_of(rho: float, curvature: float) -> float:
@@ -118,14 +135,23 @@ def pairs(
 ) -> dict[str, Any]:
     """Return the arguments of ``measure`` for a student with planted ``truth``.
 
-    ``truth`` may hold rho (1 if left out), rho_rotated (1), rho_affine (0) and rho_floor (0). ``student`` [N, d] takes
-    the place of the student that they describe.
+    ``truth`` may hold rho (1 if left out), rho_rotated (1), rho_affine (0), rho_floor (0), memorized (0) and
+    memorized_held_out (0), the shares of the teacher's samples and of new data that lie beside a training point; and,
+    in place of rho and of rho_affine, mode_agreement, of two modes that are the signs of the first coordinate.
+    ``student`` [N, d] takes the place of the student that they describe.
     """
-    curvature = share_of_curvature(truth.get("rho_affine", 0.0), bank.z.shape[1], len(bank.held_out))
+    d = bank.z.shape[1]
+    curvature = share_of_curvature(truth.get("rho_affine", 0.0), d, len(bank.held_out))
+    rho, modes = truth.get("rho", 1.0), {}
+    if "mode_agreement" in truth:
+        assert not {"rho", "rho_affine"} & truth.keys(), "mode_agreement takes the place of rho and of rho_affine"
+        rho = 1 - correlation_of_signs(truth["mode_agreement"])
+        modes = {"modes": np.outer([-1.0, 1.0], np.eye(d)[0])}
     t = teacher(bank.z, curvature)
     if student is None:
-        w = student_noise(bank.z, rng, truth.get("rho", 1.0), truth.get("rho_rotated", 1.0), curvature)
+        w = student_noise(bank.z, rng, rho, truth.get("rho_rotated", 1.0), curvature)
         student = teacher(w, curvature)
+    data = teacher(bank.data, curvature)
     return {
         "z": bank.z,
         "teacher": t,
@@ -136,10 +162,22 @@ def pairs(
         "teacher_held_out": teacher(bank.held_out, curvature),
         "reference": teacher(bank.reference, curvature),
         "noise_held_out": bank.held_out,
-        "data_held_out": teacher(bank.data, curvature),
-        "training": teacher(bank.data, curvature),
+        "data_held_out": data,
+        "training": np.concatenate(
+            [
+                beside(rng, t, teacher(bank.training[0], curvature), truth.get("memorized", 0.0)),
+                beside(rng, data, teacher(bank.training[1], curvature), truth.get("memorized_held_out", 0.0)),
+            ]
+        ),
         "projections": PROJECTIONS,
+        **modes,
     }
+
+
+def beside(rng: np.random.Generator, samples: Array, others: Array, share: float) -> Array:
+    """Return ``others`` [N, d], of which this share, drawn at random, lie beside the sample [N, d] in the same row."""
+    moved = samples + BESIDE * rng.standard_normal(samples.shape)
+    return np.where(rng.random((len(samples), 1)) < share, moved, others)
 
 
 def measured(

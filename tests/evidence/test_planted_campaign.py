@@ -6,6 +6,7 @@ known to the last digit: the mean over them. The script beside this file measure
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,7 @@ from planted_campaign import (
     simulated_tables,
     tally,
 )
-from planted_outcomes import declared_claims
+from planted_outcomes import declared_claims, planted_claims
 from scipy.stats import norm
 
 from dmdpipe.copying import measure
@@ -36,6 +37,16 @@ STUDENTS = 30
 @pytest.fixture(scope="module")
 def plan() -> Plan:
     return make_plan(declared_claims(), pairs=64)
+
+
+@pytest.fixture(scope="module")
+def planted() -> Plan:
+    return make_plan(planted_claims(), pairs=64)
+
+
+@pytest.fixture(scope="module")
+def planted_once(planted: Plan) -> Readings:
+    return read_tables(planted, simulated_tables(planted, seed=2, students=STUDENTS))
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +75,14 @@ def test_intervals_cover_and_verdicts_are_rarely_wrong(plan: Plan, measured_once
     assert problems(plan, measured_once, "coverage verdicts") == []
 
 
+def test_mode_agreement_memorization_independence_and_weak_correlation_are_read_and_judged(
+    planted: Plan, planted_once: Readings
+) -> None:
+    assert planted.left_out == {}
+    assert biases(planted, [planted_once], say=lambda line: None) == []
+    assert problems(planted, planted_once, "coverage verdicts hardest") == []
+
+
 def test_normal_quantiles_over_three_seeds_would_be_found(
     plan: Plan, measured_once: Readings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,11 +99,27 @@ def test_a_missing_correction_for_many_claims_would_be_found(
     assert any("any refuted" in line for line in problems(plan, measured_once, "verdicts"))
 
 
+@pytest.mark.parametrize(
+    ("metric", "wrong", "claim"),
+    [
+        ("mode_agreement", lambda right: lambda *pair: right(*pair) * 0.8, "P-modes"),
+        ("memorized_share", lambda right: lambda ratios: right(ratios) ** 0.5, "P-memorization"),
+        ("relative_pair_error", lambda right: lambda s, t: right(s, t) - 0.05, "P-independent"),
+    ],
+)
+def test_a_wrong_metric_of_the_planted_claims_would_be_found(
+    metric: str, wrong: Callable, claim: str, planted: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, metric, wrong(getattr(measure, metric)))
+    pool = read_tables(planted, simulated_tables(planted, seed=2, students=STUDENTS))
+    assert any(line.startswith(claim) for line in biases(planted, [pool], say=lambda line: None))
+
+
 def test_a_wrong_metric_would_be_found(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """ρ that is a quarter too large."""
     right = measure.relative_pair_error
     monkeypatch.setattr(measure, "relative_pair_error", lambda s, t: 1.25 * right(s, t))
     few = replace(plan, points={"high_dimension": plan.points["high_dimension"]})
-    runs = simulated_tables(few, seed=2, students=STUDENTS)
+    runs = simulated_tables(few, seed=2, students=4 * STUDENTS)
     (group,) = read_criterion(next(c for c in plan.planted if c.id == "C3").criteria[0], runs).groups
     assert group.mean() - 0.5 > 3 * group.std(ddof=1) / np.sqrt(group.size) + BIAS_ALLOWANCE
