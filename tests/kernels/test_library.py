@@ -207,6 +207,14 @@ def test_the_machines_compiler_stands_in_for_the_locked_one(monkeypatch, afresh)
     assert library.compiler()[0] == "/opt/gcc"
 
 
+@pytest.mark.parametrize(("held_back", "wide"), [("", True), ("avx512", True), ("avx2", False), ("DEFAULT", False)])
+def test_what_holds_torch_back_from_avx_512_holds_the_kernels_back(monkeypatch, afresh, held_back, wide):
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", held_back)
+    monkeypatch.setattr(library, "cpu_extensions", lambda: library.WIDE)
+    monkeypatch.setattr(library.platform, "machine", lambda: "x86_64")
+    assert library.compiler()[-1].startswith("-mcpu=x86_64_v4" if wide else "-mcpu=x86_64_v3")
+
+
 def test_a_file_is_compiled_once_and_found_again(monkeypatch, cache, afresh):
     assert philox((0, 0, 0, 0), 0)[0] == 0x6627E8D5
     (built,) = cache.iterdir()

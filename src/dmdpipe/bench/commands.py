@@ -49,11 +49,13 @@ def training(
 
     Both are timed in turns. Columns: milliseconds of a generator step with its fake-score steps, of its matrix products
     alone, the rate of those in 10⁹ operations a second, the share (products/training, the median of the turns), and the
-    smallest and largest share of a turn.
+    smallest and largest share of a turn. The faster a CPU makes products, the smaller their share: the last example
+    measures an AVX-512 machine as if it had AVX2 alone, its products likewise.
 
     \b
     dmdpipe bench training
     dmdpipe bench training --width 64 --dim 16 --seconds 5
+    ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 dmdpipe bench training
     """
     import pandas as pd
 

@@ -68,12 +68,14 @@ def sources_of(file: Path) -> list[Path]:
 def compiler() -> tuple[str, ...]:
     """Return the command that compiles C for this machine, without flags that are common to all machines.
 
-    On x86 that is for CPUs with AVX2 and fused multiply-add (2013 and later), or with AVX-512 where this one has it.
+    On x86 that is for CPUs with AVX2 and fused multiply-add (2013 and later), or with AVX-512 where this one has it
+    and ``ATEN_CPU_CAPABILITY``, by which PyTorch goes, holds nothing back.
 
     Raises:
         UserError: if there is none.
     """
-    wide = cpu_extensions() >= WIDE
+    held_back = os.environ.get("ATEN_CPU_CAPABILITY", "").upper() in ("DEFAULT", "AVX2")
+    wide = cpu_extensions() >= WIDE and not held_back
     on_x86 = platform.machine() in ("x86_64", "AMD64")
     if find_spec("ziglang"):
         target = ["-mcpu=x86_64_v4-prefer_256_bit" if wide else "-mcpu=x86_64_v3"]
