@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from planted_trees import POINT, STUDY
 
 from dmdpipe.artifacts.plan import PlannedStep
 from dmdpipe.artifacts.tables import encode_table
-from dmdpipe.audit.findings import scale_block, with_block, write_findings
+from dmdpipe.audit.findings import scale_block, tables_in, with_block, write_findings
 from dmdpipe.errors import UserError
 from dmdpipe.evidence.controls import judge_controls
 from dmdpipe.evidence.results import results_table
@@ -171,7 +172,7 @@ def test_every_number_is_the_one_in_the_tables(tmp_path: Path, docs: Path) -> No
     mean = f"{sum(RHO.values()) / 3:.4g}"
     study = (docs / f"reference/tiny/{STUDY}/README.md").read_text()
     (row,) = cells(study, POINT)
-    assert row[1].split()[0] == mean and row[2:] == ["0.01", "0.1", "3"]
+    assert row[1].split()[0] == mean and row[2:] == ["0.01", "0.1", "3", "3"]
     assert "**Prediction.** It is." in study and "![read_out-planted](read_out-planted.png)" in study
 
 
@@ -211,6 +212,62 @@ def test_what_the_verdicts_do_not_stand_on_is_refused(tmp_path: Path, docs: Path
     (docs / "findings.md").write_text(PAGE.replace("tiny:end", "tiny:and"))
     with pytest.raises(UserError, match=r"needs the lines '<!-- findings tiny:begin -->'"):
         write_findings(root, "tiny", docs, CONTROLS)
+
+
+@pytest.fixture
+def published(tmp_path: Path, docs: Path) -> Path:
+    """Findings of two studies, of which a claim reads the other one alone."""
+    write_findings(tree(tmp_path / "results", RHO), "tiny", docs, CONTROLS)
+    folder = docs / "reference/tiny"
+    shutil.copytree(folder / STUDY, folder / "other")
+    criteria = (folder / "criteria.csv").read_text()
+    (folder / "criteria.csv").write_text(criteria.replace(f",{STUDY},", ",other,"))
+    studies = table_of(folder / "studies.csv")
+    pd.concat([studies.assign(study="other", root="0" * 64), studies]).to_csv(folder / "studies.csv", index=False)
+    controls = (folder / "controls.csv").read_text()
+    (folder / "controls.csv").write_text(controls.replace("K-absent,a | b,not run", "K-absent,a | b,refuted"))
+    return folder
+
+
+def test_a_study_that_no_claim_reads_is_replaced_alone(tmp_path: Path, docs: Path, published: Path) -> None:
+    before = {path: path.read_bytes() for path in docs.rglob("*") if path.is_file()}
+    again = tree(tmp_path / "again", {**RHO, 2: 0.9, 1: 0.9})
+    (published / STUDY / "old-figure.png").write_bytes(b"old")
+    write_findings(again, "tiny", docs, CONTROLS, [STUDY])
+    after = {path: path.read_bytes() for path in docs.rglob("*") if path.is_file()}
+    replaced = {
+        published / STUDY / name for name in ("README.md", "numbers.csv", "manifest.json", "page.manifest.json")
+    }
+    assert {path for path in before if before[path] != after.get(path)} == {
+        *(docs / "findings.md", published / "controls.csv", published / "studies.csv"),
+        *replaced,
+    }
+    assert after.keys() == before.keys()
+    assert table_of(published / "controls.csv")["verdict"].tolist() == ["inconclusive", "refuted"]
+    rows = table_of(published / "studies.csv")
+    manifest = json.loads((again / f"studies/{STUDY}/tiny/manifest.json").read_text())
+    assert rows["study"].tolist() == ["other", STUDY]
+    assert rows["root"].tolist() == ["0" * 64, manifest["result"]["result_digest"]]
+    text = (docs / "findings.md").read_text()
+    tables = tables_in(published)
+    root = json.loads((published / "manifest.json").read_text())["result"]["result_digest"]
+    assert with_block(text, "tiny", scale_block("tiny", root, tables), docs) == text and f"`{root}`" in text
+
+
+def test_a_study_that_can_not_be_replaced_alone_is_refused(tmp_path: Path, docs: Path, published: Path) -> None:
+    root = tmp_path / "results"
+    before = {path: path.read_bytes() for path in docs.rglob("*") if path.is_file()}
+    for only, why in (("other", "is not among those"), ("stduy", "is not among those")):
+        with pytest.raises(UserError, match=why):
+            write_findings(root, "tiny", docs, CONTROLS, [only])
+    (published / "criteria.csv").write_text((published / "criteria.csv").read_text().replace(",other,", f",{STUDY},"))
+    with pytest.raises(UserError, match="read by a claim"):
+        write_findings(root, "tiny", docs, CONTROLS, [STUDY])
+    (published / "criteria.csv").write_bytes(before[published / "criteria.csv"])
+    assert {path: path.read_bytes() for path in docs.rglob("*") if path.is_file()} == before
+    (published / "studies.csv").unlink()
+    with pytest.raises(UserError, match="write all of them first"):
+        write_findings(root, "tiny", docs, CONTROLS, [STUDY])
 
 
 def table_of(path: Path) -> pd.DataFrame:
@@ -263,14 +320,10 @@ def check_reference(folder: Path) -> None:
         for file, described in payload.items():
             if (path.parent / file).exists() and (name != "manifest.json" or path.parent == folder):
                 assert hashlib.sha256((path.parent / file).read_bytes()).hexdigest() == described["sha256"]
-    made: dict[str, Any] = {name: table_of(folder / f"{name}.csv") for name in ("verdicts", "criteria", "studies")}
-    # A scale that was written before there were such tables has none.
-    for name in ("controls", "sensitivity"):
-        made[name] = table_of(folder / f"{name}.csv") if (folder / f"{name}.csv").exists() else None
     root = json.loads((folder / "manifest.json").read_text())["result"]["result_digest"]
     page = folder.parents[1] / "findings.md"
     text = page.read_text()
-    assert with_block(text, folder.name, scale_block(folder.name, root, **made), page) == text
+    assert with_block(text, folder.name, scale_block(folder.name, root, tables_in(folder)), page) == text
 
 
 def test_the_committed_findings_follow_from_the_committed_tables() -> None:

@@ -346,6 +346,10 @@ def bundle(
 def findings(
     scale: Annotated[str | None, typer.Option(help="the configured one if left out")] = None,
     out: Annotated[Path, typer.Option(help="the folder of findings.md and reference/")] = Path("docs"),
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--study", help="write this study alone, which no claim reads; may be given several times"),
+    ] = None,
     results: ResultsOption = None,
 ) -> None:
     """Write what a finished run found, to commit it: the scale's block in docs/findings.md, and docs/reference/.
@@ -354,12 +358,16 @@ def findings(
     numbers at the read-out, figures and manifests. No weights. Equal results give equal files. Refused if a study or a
     page is not the one that the verdicts stand on.
 
-    Example: dmdpipe findings --scale laptop
+    With --study, what is written already stays, but for this study and the controls that read nothing else.
+
+    \b
+    dmdpipe findings --scale laptop
+    dmdpipe findings --scale laptop --study photos_wide
     """
     from dmdpipe.audit.findings import write_findings
 
     controls = load_claims(CONFIG_FOLDER / "controls.yaml", study_names(), controls=True)
-    written = write_findings(results or results_folder(), scale or load_config().scale, out, controls)
+    written = write_findings(results or results_folder(), scale or load_config().scale, out, controls, only or ())
     size = sum(path.stat().st_size for path in written)
     typer.echo(f"{out / 'findings.md'}, and {len(written) - 1} files in {out / 'reference'}: {size / 2**20:.1f} MiB")
 

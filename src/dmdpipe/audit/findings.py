@@ -9,15 +9,15 @@ step's: they are judged here, as ``dmdpipe verdicts --controls`` prints them.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from dmdpipe.artifacts.atomic import write_atomically
 from dmdpipe.artifacts.checked import read_bytes
-from dmdpipe.artifacts.manifest import FILE_NAME
+from dmdpipe.artifacts.manifest import FILE_NAME, read_manifest
 from dmdpipe.artifacts.stages import STAGES
 from dmdpipe.audit.tree import Artifact, read_artifact, read_table
 from dmdpipe.errors import UserError
@@ -31,12 +31,30 @@ REFERENCE = "reference"
 SENSITIVITY = "sensitivity.csv"
 VERDICT_TABLES = ("verdicts.csv", "criteria.csv", SENSITIVITY)
 CONTROLS = "controls.csv"
+_NO_STUDIES = pd.DataFrame(columns=["study"])
 STUDIES, NUMBERS, PAGE_MANIFEST, STUDY_TEXT = "studies.csv", "numbers.csv", "page.manifest.json", "README.md"
 FIGURES, MAIN_FIGURE = (".png", ".csv"), "read_out-"
 SHOWN = ("rho", "rho_floor", "rho_affine")
 
 
-def write_findings(results: Path, scale: str, docs: Path, controls: Claims) -> list[Path]:
+class Tables(NamedTuple):
+    """What ``findings.md`` says of a scale, as the CSV files in ``reference/<scale>/`` have it.
+
+    Attributes:
+        verdicts, criteria: of the claims.
+        sensitivity: likewise; None where a scale was written before the verdicts step made it.
+        studies: columns study, number, title, points, seeds, runs, within_gate and root.
+        controls: their criteria; None where a scale was written without them.
+    """
+
+    verdicts: pd.DataFrame
+    criteria: pd.DataFrame
+    sensitivity: pd.DataFrame | None
+    studies: pd.DataFrame
+    controls: pd.DataFrame | None
+
+
+def write_findings(results: Path, scale: str, docs: Path, controls: Claims, only: Collection[str] = ()) -> list[Path]:
     """Write what a run at a scale found below ``docs``; return the files, in order.
 
     ``reference/<scale>/`` gets the verdicts, criteria and sensitivity with their manifest, the controls, judged
@@ -44,68 +62,105 @@ def write_findings(results: Path, scale: str, docs: Path, controls: Claims) -> l
     at the read-out, the figures of its page, both manifests, and a text. The block of the scale in ``findings.md`` is
     replaced. Files that an earlier call left in these folders and that are no longer there go.
 
+    With ``only``, studies that no claim reads, everything else that is there already stays: these studies are replaced
+    or added, with the controls that read no other.
+
     Raises:
-        UserError: if there are no verdicts, if a study or its page is not the one that they stand on or is damaged, or
-            if ``findings.md`` has no block for the scale.
+        UserError: if there are no verdicts, if a study or its page is not the one that they stand on or is damaged, if
+            ``findings.md`` has no block for the scale; or, with ``only``, if one of them is not in the results or is
+            read by a claim, or if nothing is there yet.
     """
     verdicts = read_artifact(results / STAGES["verdicts"].folder / scale)
     top = docs / REFERENCE / scale
-    files: dict[Path, bytes] = {top / name: verdicts.read(name) for name in VERDICT_TABLES}
-    files[top / FILE_NAME] = read_bytes(verdicts.path / FILE_NAME)
-    judged, criteria, sensitivity = (_table(files[top / name]) for name in VERDICT_TABLES)
-    results_of_all = read_table(verdicts.path / "results.parquet", COLUMNS)
-    files[top / CONTROLS] = _csv(judge_controls(controls, results_of_all).criteria)
-    of_controls = _table(files[top / CONTROLS])
-    rows = []
-    for name in verdicts.manifest.result.spec["studies"]:
-        study = _study(results, scale, str(name), verdicts)
-        page = _page(results, scale, str(name), verdicts)
-        readout = _readout(study)
-        row = _study_row(page, study, readout)
-        folder = top / str(name)
-        files |= {folder / file: page.read(file) for file in page.manifest.result.payload if file.endswith(FIGURES)}
-        files[folder / NUMBERS] = _csv(readout)
-        files[folder / FILE_NAME] = read_bytes(study.path / FILE_NAME)
-        files[folder / PAGE_MANIFEST] = read_bytes(page.path / FILE_NAME)
-        figures = sorted(
-            (path.name for path in files if path.parent == folder and path.suffix == ".png"),
-            key=lambda figure: (not figure.startswith(MAIN_FIGURE), figure),
-        )
-        words = StudyPage.model_validate(page.manifest.result.spec["study"])
-        files[folder / STUDY_TEXT] = study_text(
-            words, scale, row, pd.concat([criteria, of_controls]), readout, figures
-        ).encode()
-        rows.append(row)
-    studies = pd.DataFrame(rows)
-    files[top / STUDIES] = _csv(studies)
-    text = read_bytes(docs / PAGE).decode()
-    root = verdicts.manifest.result.result_digest
-    files[docs / PAGE] = with_block(
-        text, scale, scale_block(scale, root, judged, criteria, sensitivity, studies, of_controls), docs / PAGE
-    ).encode()
-    _put(files, [top, *(path for path in top.glob("*") if path.is_dir()), *{path.parent for path in files} - {docs}])
+    run = [str(name) for name in verdicts.manifest.result.spec["studies"]]
+    judged = _table(_csv(judge_controls(controls, read_table(verdicts.path / "results.parquet", COLUMNS)).criteria))
+    files: dict[Path, bytes] = {}
+    if only:
+        before, manifest = tables_in(top), read_manifest(top / FILE_NAME)
+        judged = _with_controls(before, judged, controls, only, run)
+    else:
+        files |= {top / name: verdicts.read(name) for name in VERDICT_TABLES}
+        files[top / FILE_NAME] = read_bytes(verdicts.path / FILE_NAME)
+        claims, criteria, sensitivity = (_table(files[top / name]) for name in VERDICT_TABLES)
+        before, manifest = Tables(claims, criteria, sensitivity, _NO_STUDIES, None), verdicts.manifest
+    files[top / CONTROLS] = _csv(judged)
+    every = pd.concat([before.criteria, judged])
+    rows: dict[str, Any] = {row["study"]: row for row in before.studies.to_dict("records")}
+    for name in only or run:
+        rows[name], of_study = _study_files(results, scale, name, verdicts, every, top / name)
+        files |= of_study
+    files[top / STUDIES] = _csv(pd.DataFrame(rows.values()))
+    tables = before._replace(controls=judged, studies=_table(files[top / STUDIES]))
+    text = with_block(
+        read_bytes(docs / PAGE).decode(), scale, scale_block(scale, manifest.result.result_digest, tables), docs / PAGE
+    )
+    files[docs / PAGE] = text.encode()
+    folders = {path.parent for path in files} - {docs, top}
+    _put(files, folders if only else [top, *(path for path in top.glob("*") if path.is_dir()), *folders])
     return sorted(files)
 
 
-def scale_block(
-    scale: str,
-    root: str,
-    verdicts: pd.DataFrame,
-    criteria: pd.DataFrame,
-    sensitivity: pd.DataFrame | None,
-    studies: pd.DataFrame,
-    controls: pd.DataFrame | None,
-) -> str:
+def tables_in(folder: Path) -> Tables:
+    """Return the tables that ``reference/<scale>/`` holds.
+
+    Raises:
+        UserError: if it holds none.
+    """
+    if not (folder / STUDIES).exists():
+        raise UserError(f"{folder}: holds no findings to which studies could be added; write all of them first")
+
+    def table(name: str) -> Any:
+        return _table(read_bytes(folder / name)) if (folder / name).exists() else None
+
+    return Tables(*map(table, (*VERDICT_TABLES, STUDIES, CONTROLS)))
+
+
+def _with_controls(
+    before: Tables, judged: pd.DataFrame, controls: Claims, only: Collection[str], run: Collection[str]
+) -> pd.DataFrame:
+    """Return the controls that are there; those that read nothing but ``only`` as they were judged now."""
+    for name in only:
+        if name not in run:
+            raise UserError(f"study '{name}' is not among those that the verdicts stand on: {', '.join(run)}")
+        if name in set(before.criteria["study"]):
+            raise UserError(f"study '{name}' is read by a claim: run all studies again, and write all findings")
+    now = {one.id for one in controls.claims if {criterion.study for criterion in one.criteria} <= {*only}}
+    kept = judged.iloc[:0] if before.controls is None else before.controls[~before.controls["id"].isin(now)]
+    place = {one.id: i for i, one in enumerate(controls.claims)}
+    every = pd.concat([kept, judged[judged["id"].isin(now)]], ignore_index=True)
+    return every.sort_values("id", key=lambda ids: ids.map(place), kind="stable", ignore_index=True)
+
+
+def _study_files(
+    results: Path, scale: str, name: str, verdicts: Artifact, criteria: pd.DataFrame, folder: Path
+) -> tuple[dict[str, Any], dict[Path, bytes]]:
+    """Return a study's row of ``studies.csv``, and the files of its folder."""
+    study = _study(results, scale, name, verdicts)
+    page = _page(results, scale, name, verdicts)
+    readout = _readout(study)
+    row = _study_row(page, study, readout)
+    files = {folder / file: page.read(file) for file in page.manifest.result.payload if file.endswith(FIGURES)}
+    figures = sorted(
+        (path.name for path in files if path.suffix == ".png"),
+        key=lambda figure: (not figure.startswith(MAIN_FIGURE), figure),
+    )
+    words = StudyPage.model_validate(page.manifest.result.spec["study"])
+    files[folder / NUMBERS] = _csv(readout)
+    files[folder / FILE_NAME] = read_bytes(study.path / FILE_NAME)
+    files[folder / PAGE_MANIFEST] = read_bytes(page.path / FILE_NAME)
+    files[folder / STUDY_TEXT] = study_text(words, scale, row, criteria, readout, figures).encode()
+    return row, files
+
+
+def scale_block(scale: str, root: str, tables: Tables) -> str:
     """Return what ``findings.md`` says of a scale: commands, verdicts, criteria, controls, every study's root.
 
     Args:
         scale: which.
         root: the result digest of the verdicts.
-        verdicts, criteria: as their CSV files have them.
-        sensitivity: likewise; None where a scale was written before the verdicts step made it.
-        studies: columns study, number, title, points, seeds, runs, within_gate and root.
-        controls: their criteria, as ``controls.csv`` has them; None where a scale was written without them.
+        tables: of the scale.
     """
+    verdicts, criteria, sensitivity, studies, controls = tables
     names = ", ".join(studies["study"])
     roots = dict(zip(studies["study"], studies["root"], strict=True))
     lines = [
@@ -185,8 +240,8 @@ def study_text(
         *([f"**What would change our mind.** {page.changes_mind}", ""] if page.changes_mind else []),
         "Mean over all seeds at the read-out, converged or not, with its 95 % Student-t interval:",
         "",
-        "| point | ρ [95 %] | floor | affine map | seeds |",
-        "| --- | --- | --- | --- | --- |",
+        "| point | ρ [95 %] | floor | affine map | seeds | within the gate |",
+        "| --- | --- | --- | --- | --- | --- |",
         *_point_rows(readout),
         "",
         "Every metric and seed: [numbers.csv](numbers.csv). ΔE (`delta_e`) is a reconstruction. A hollow mark has not"
@@ -270,11 +325,12 @@ def _would_take(row: Mapping[Any, Any]) -> str:
 
 
 def _hangs_on(scale: str, sensitivity: pd.DataFrame) -> list[str]:
-    changed = sensitivity[sensitivity["change"].notna()]
+    otherwise = sensitivity[~sensitivity["as_declared"].astype(bool)]
+    changed = otherwise[otherwise["change"].notna()]
     lines = [
         "With one choice made otherwise, everything else as declared"
         " ([what is varied](studies.md#does-a-verdict-hang-on-a-choice)),"
-        f" {len(changed)} of {len(sensitivity)} readings give another verdict."
+        f" {len(changed)} of {len(otherwise)} readings give another verdict."
         f" All of them: [sensitivity.csv](reference/{scale}/{SENSITIVITY}).",
         "",
         "| claim | as declared | reversed | inconclusive then | decided then |",
@@ -317,14 +373,15 @@ def _outcome(row: Mapping[Any, Any]) -> str:
 
 
 def _point_rows(readout: pd.DataFrame) -> list[str]:
-    means = readout[readout["seed"] < 0]
+    means, runs = readout[readout["seed"] < 0], readout[(readout["seed"] >= 0) & (readout["metric"] == "rho")]
     lines = []
     for point in dict.fromkeys(means["point"]):
         of_point = means[means["point"] == point].set_index("metric")
         shown = {name: of_point.loc[name] for name in SHOWN if name in of_point.index}
         levels = (number(shown[name]["value"]) if name in shown else "–" for name in SHOWN[1:])
         seeds = shown["rho"]["n_seeds"]
-        lines.append(f"| {_cell(point)} | {_interval(shown['rho'])} | {' | '.join(levels)} | {seeds} |")
+        within = int(runs.loc[runs["point"] == point, "converged"].astype(bool).sum())
+        lines.append(f"| {_cell(point)} | {_interval(shown['rho'])} | {' | '.join(levels)} | {seeds} | {within} |")
     return lines
 
 
