@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLOURS = {"holds": style.GREEN, "fails": style.VERMILLION, "undecided": style.MUTED}
-_GRID = "display:grid;grid-template-columns:repeat(auto-fill,minmax(15.5rem,1fr));gap:.8rem"
+# Wider than the page's text, so that on a usual screen eight cards are two rows of four, with figures that can be read.
+_WIDTH = "min(92rem, 100vw - 3rem)"
+_GRID = (
+    f"width:calc({_WIDTH});margin-left:calc(50% - {_WIDTH} / 2);"
+    "display:grid;grid-template-columns:repeat(auto-fill,minmax(18.5rem,1fr));gap:.8rem"
+)
 _CARD = "border:1px solid #ddd;border-radius:.5rem;padding:.6rem .7rem;font-size:.85rem;line-height:1.35"
 
 
