@@ -56,7 +56,10 @@ def made(step: PlannedStep, results: Path) -> dict[str, Any]:
     return decode_tensors(files[0].read_bytes(), str(files[0]))
 
 
-@pytest.mark.parametrize("source", [{"steps": 2}, {"seed_offset": 4}, {"half": "second"}], ids=str)
+MIXTURE = {"family": "mixture", "dim": 4, "n_train": 200, "n_held_out": 20}
+
+
+@pytest.mark.parametrize("source", [{"steps": 2}, {"seed_offset": 4}, {"half": "second"}, {"data": MIXTURE}], ids=str)
 def test_the_first_weights_are_the_other_teachers_to_the_byte(source: dict[str, Any], tmp_path: Path) -> None:
     base = {"data.half": "first"} if "half" in source else {}
     spec = student({**base, **other(**source)})
@@ -116,6 +119,9 @@ def test_a_start_that_is_the_students_own_teacher_is_the_usual_student() -> None
         (other(seed_offset=-1), "student.init.source.seed_offset"),
         (other(half="third"), "student.init.source.half"),
         (other(step=3), "did you mean 'steps'"),
+        (other(data={"family": "mixture", "dim": 5}), "start must have data of the same dimension"),
+        (other(data={"family": "mixtures"}), "student.init.source.data"),
+        (other(data=MIXTURE, half="first"), "data of the family 'mixture' have no halves"),
         ({**other(steps="../../etc/passwd")}, "student.init.source.steps"),
         ({"data": {"family": "moons"}, **other(half="first")}, "data of the family 'moons' have no halves"),
         ({"data": {"family": "ring"}, "score": {"kind": "exact"}, "student.network.kind": "mlp", **other(steps=2)},

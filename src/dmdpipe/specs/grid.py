@@ -305,7 +305,7 @@ def start_of(cell: Cell, teacher: TeacherSpec, where: str) -> TeacherSpec | None
     if source is None:
         return None
     place = f"{where}: student.init.source"
-    score, data = teacher.score, teacher.data
+    score, data = teacher.score, source.data or teacher.data
     if score.kind != "trained":
         raise UserError(f"{place}: an exact teacher has no steps, seed or data to change; use score.kind 'trained'")
     if source.half and "half" not in type(data).model_fields:

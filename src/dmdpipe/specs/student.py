@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from dmdpipe.specs.base import Spec, later
-from dmdpipe.specs.data import are_images, data_name, dimension, is_gaussian
+from dmdpipe.specs.data import DataSpec, are_images, data_name, dimension, is_gaussian
 from dmdpipe.specs.diffusion import NoiseBankSpec, NoiseRange, TeacherSpec
 from dmdpipe.specs.hardware import Hardware, obstacle_to_shards
 from dmdpipe.specs.network import MLP, Linear, Particles, UNet
@@ -80,6 +80,7 @@ class StartSource(Spec):
 
     steps: PositiveInt | None = Field(None, description="its training steps; none: as many")
     seed_offset: NonNegativeInt = Field(0, description="added to its seed")
+    data: DataSpec | None = Field(None, description="what it has seen, of the same dimension; none: the same data")
     half: Literal["first", "second"] | None = Field(
         None, description="the half of the training images that it has seen; none: the same images"
     )
