@@ -219,8 +219,18 @@ def test_a_history_is_thinned_to_medians_over_windows_of_equal_length() -> None:
 
 
 def test_training_curves_show_what_some_student_has_and_every_seed() -> None:
-    rows = planted.training()
+    histories = planted.training()
+    ends = pd.DataFrame(
+        [
+            (point, seed, 10, point == "case=gan" and seed == 1, True)
+            for point in ("case=gan", "case=fast")
+            for seed in (-1, 0, 1)
+        ],
+        columns=["point", "seed", "generator_step", "converged", "readout"],
+    )
+    rows = training.with_gate(histories, pd.concat([ends, ends, ends.assign(readout=False, converged=True)]))
     figure, data = training.training_curves(rows)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["case=gan: 1 of 2", "case=fast: 0 of 2"]
     titles = [axes.get_title(loc="left") for axes in figure.axes if axes.get_lines()]
     assert titles == [
         training.CURVES[name] for name in ("dm_loss", "fake_loss", "student_gradient", "adversarial_loss")

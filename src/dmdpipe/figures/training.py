@@ -51,12 +51,26 @@ def thinned(history: pd.DataFrame) -> pd.DataFrame:
     return groups.median().assign(generator_step=groups["generator_step"].max()).reset_index(drop=True)
 
 
+def with_gate(training: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
+    """Return the histories with a column ``converged``: whether a student was within the gate at its read-out.
+
+    Args:
+        training: as ``training_table`` returns it, of one study.
+        results: the study's results table.
+    """
+    ends = results[(results["seed"] >= 0) & results["readout"].astype(bool)]
+    ends = ends[["point", "seed", "converged"]].drop_duplicates(["point", "seed"])
+    return training.merge(ends, on=["point", "seed"], how="left", validate="many_to_one")
+
+
 @style.styled
 def training_curves(training: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Draw each quantity of ``CURVES`` that some student has, a panel each: seeds thin, their median thick.
 
+    The key says of every point how many of its students were within the gate in the end.
+
     Args:
-        training: as ``training_table`` returns it, of one study.
+        training: as ``with_gate`` returns it, of one study.
 
     Returns:
         The figure, and the rows that it shows.
@@ -64,6 +78,7 @@ def training_curves(training: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     drawn = [name for name in CURVES if np.isfinite(training[name].to_numpy(dtype=float)).any()]
     points = list(dict.fromkeys(training["point"]))
     names = tables.own_words(training["point"]) if len(points) > 1 else {points[0]: points[0]}
+    within = training.drop_duplicates(["point", "seed"]).groupby("point")["converged"].agg(["sum", "size"])
     n_columns = min(3, max(len(drawn), 1))
     n_rows = math.ceil(max(len(drawn), 1) / n_columns)
     figure = style.new_figure(4.0 * n_columns, 2.9 * n_rows + 0.5 + 0.22 * math.ceil(len(points) / 4))
@@ -79,17 +94,21 @@ def training_curves(training: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         if (training[name].dropna() > 0).all():
             axes.set_yscale("log")
         axes.set_title(CURVES[name])
-        axes.set_xlabel("generator step")
+        axes.set(xlabel="generator step", xscale="log")
     for axes in all_axes[len(drawn) :]:
         axes.set_axis_off()
     keys = [
         marks.key(
-            names[point] or point,
+            f"{names[point] or point}: {within['sum'][point]:.0f} of {within['size'][point]}",
             style.PALETTE[i % len(style.PALETTE)],
             style.LINE_STYLES[i // len(style.PALETTE) % 5],
         )
         for i, point in enumerate(points)
     ]
     marks.legend_below(figure, keys)
-    marks.headline(figure, "How did training go?", "losses and gradient norms, medians over windows; thin: one seed")
+    marks.headline(
+        figure,
+        "How did training go?",
+        "losses and gradient norms, medians over windows; thin: one seed; in the key: how many end within the gate",
+    )
     return figure, training
