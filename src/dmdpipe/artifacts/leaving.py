@@ -26,12 +26,16 @@ class Leaving:
     is_told = False
 
     def tell(self, number: int, frame: object) -> None:
-        """Handle a signal: leave, after a checkpoint if one can come soon, else and the second time at once."""
-        if self.is_told or not self.can_save:
+        """Handle a signal: leave, after a checkpoint if one can come soon, else at once.
+
+        A job's every process is told by SLURM, and then some by Snakemake again: more signals change nothing.
+        """
+        if number == signal.SIGALRM or not self.can_save:
             self.leave()
-        self.is_told = True
-        signal.signal(signal.SIGALRM, self.tell)
-        signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_SAVE)
+        if not self.is_told:
+            self.is_told = True
+            signal.signal(signal.SIGALRM, self.tell)
+            signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_SAVE)
 
     def leave(self) -> NoReturn:
         """Run the clean-up on the way out, undisturbed by more signals."""
