@@ -22,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow"))
 from toy_study import SECONDS, Tree, new_tree, published
 
 PROFILE = ("run", "--profile", "profiles/slurm", "--slurm-init-seconds-before-status-checks", "1")
-# A student that can be caught in the act, and leaves a checkpoint all the time.
-LONGER = (SECONDS, "student.generator_steps: 4", "student.generator_steps: 4000")
+# A student leaves a checkpoint all the time.
 CHECKPOINTS = (
     "src/dmdpipe/diffusion/state.py",
     "SECONDS_BETWEEN_CHECKPOINTS = 15.0",
@@ -76,12 +75,12 @@ class Run:
         return found
 
 
-def toy(checkout: Any) -> Tree:
-    """The toy study, one cell of it, in a checkout in which nothing runs."""
+def toy(checkout: Any, generator_steps: int = 4_000) -> Tree:
+    """The toy study, one cell of it, whose student can be caught in the act, in a checkout in which nothing runs."""
     tree = new_tree(checkout, cells=("digits",), pages=())
     (tree / "config/claims.yaml").write_text(CLAIMS)
-    for path, old, new in (LONGER, CHECKPOINTS):
-        tree.checkout.edit(path, old, new)
+    tree.checkout.edit(SECONDS, "student.generator_steps: 4", f"student.generator_steps: {generator_steps}")
+    tree.checkout.edit(*CHECKPOINTS)
     shown = tree.checkout.python(PLAN)
     assert shown.returncode == 0, shown.stderr
     (tree / "manifests.json").write_text(shown.stdout)

@@ -1,4 +1,4 @@
-"""Trainings whose jobs others push aside: they go on where they were, in the same bytes."""
+"""Trainings whose jobs others push aside save their state, go on from there, and end in the same bytes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from cluster import Cluster
 from runs import (
+    CHECKPOINTS,
     Run,
     Tree,
     copy_of,
@@ -35,8 +36,10 @@ LONG = ("--set-resources", "student:runtime=60")
 @pytest.fixture(scope="module")
 def local(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, new_checkout: Callable[[Path], Any]) -> Tree:
     """A student that trained on this machine, without SLURM. Look, but change nothing."""
-    tree = toy(new_checkout(tmp_path_factory.mktemp("local") / "checkout"))
+    # On a busy machine it takes a while until a student that is seen training stands still.
+    tree = toy(new_checkout(tmp_path_factory.mktemp("local") / "checkout"), generator_steps=16_000)
     tree.checkout.edit(*SEEN_SOON)
+    tree.checkout.edit(CHECKPOINTS[0], CHECKPOINTS[2], "SECONDS_BETWEEN_CHECKPOINTS = 1e9")
     done = tree.checkout.dmdpipe("run", "--cores", "2", manifest_of(tree, "students"))
     assert done.returncode == 0, done.stdout + done.stderr
     return tree
@@ -44,30 +47,34 @@ def local(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, new_checko
 
 @pytest.fixture(scope="module")
 def preempted(cluster: Cluster, local: Tree, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Run]]:
-    """A run in each partition whose jobs may be preempted, with a student that stands still after a checkpoint."""
+    """A run in each partition whose jobs may be preempted, with a student that has saved nothing when it is."""
     with ExitStack() as stack:
         runs = []
         for partition in PARTITIONS:
             tree = copy_of(local, tmp_path_factory.mktemp(partition) / "checkout", "data", "teachers")
             name_partitions(tree, partition)
             runs.append(stack.enter_context(started(tree, manifest_of(tree, "students"), *LONG)))
-        for run in runs:
-            stop(run, lambda run=run: student_checkpoint(run.tree))
+        waiting = list(runs)
+        while waiting:
+            run = waiting[0].wait_until(lambda: next((run for run in waiting if is_under_way(run.tree)), None))
+            for process in processes(run, "student"):
+                process.suspend()
+            waiting.remove(run)
+            assert not student_checkpoint(run.tree)
+            assert processes(run, "student"), "it ended before it could be stopped"
         urgent = ("sbatch", "--parsable", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=:")
         job = cluster.ask(*urgent).strip()
         runs[0].wait_until(lambda: cluster.jobs()[job] == "COMPLETED")
         yield runs
 
 
-def stop(run: Run, happened: Callable[[], Any]) -> None:
-    """Have the run's student stand still once something has happened."""
-    run.wait_until(happened)
-    for process in processes(run, "student"):
-        process.suspend()
+def is_under_way(tree: Tree) -> bool:
+    """Whether the student has told of its progress."""
+    return any('"stage": "student"' in file.read_text() for file in (tree / "results/.progress").glob("*.json"))
 
 
 @pytest.mark.parametrize("partition", PARTITIONS)
-def test_a_preempted_training_goes_back_into_the_queue_whether_slurm_puts_it_there_or_not(
+def test_a_preempted_training_saves_its_state_and_is_queued_again_whether_slurm_does_that_or_not(
     cluster: Cluster, local: Tree, preempted: list[Run], partition: str
 ) -> None:
     run = preempted[PARTITIONS.index(partition)]
