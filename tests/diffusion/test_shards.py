@@ -11,7 +11,8 @@ from torch.testing import assert_close
 
 from dmdpipe.diffusion.losses import edm_weight
 from dmdpipe.diffusion.optimiser import FlatParameters
-from dmdpipe.diffusion.shards import Ranks, Shards, ranks_of
+from dmdpipe.diffusion.shards import Ranks, Shards
+from dmdpipe.diffusion.sharing import ranks_of
 from dmdpipe.diffusion.training import train_denoiser
 from dmdpipe.errors import UserError
 from dmdpipe.kernels.noise import Stream

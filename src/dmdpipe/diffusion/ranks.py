@@ -159,7 +159,7 @@ class Followers:
 
 @contextmanager
 def joined(step: Step, device: str) -> Iterator[Ranks]:
-    """Return the processes that share a step's training while the block runs (``dmdpipe.diffusion.shards.ranks_of``).
+    """Return the processes that share a step's training while the block runs (``dmdpipe.diffusion.sharing.ranks_of``).
 
     Args:
         step: the first process's, which starts the others; or one of theirs.

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from dmdpipe.diffusion.determinism import start_device
 from dmdpipe.diffusion.losses import denoising_loss, edm_weight
 from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
-from dmdpipe.diffusion.shards import ALONE, Ranks, Shards, ranks_of
+from dmdpipe.diffusion.shards import ALONE, Ranks, Shards
+from dmdpipe.diffusion.sharing import ranks_of
 from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.kernels.learning import Learner
 from dmdpipe.kernels.noise import Stream

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from dmdpipe.diffusion.determinism import root_mean_square, start_device
 from dmdpipe.diffusion.losses import denoising_loss
 from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
-from dmdpipe.diffusion.shards import ALONE, WHOLE, Ranks, Shards, ranks_of
+from dmdpipe.diffusion.shards import ALONE, WHOLE, Ranks, Shards
+from dmdpipe.diffusion.sharing import ranks_of
 from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.diffusion.teacher import load_teacher, placed
 from dmdpipe.distill.batches import make_batches
