@@ -9,8 +9,8 @@ command `dmdpipe run` makes everything from data to report. The specs that the s
 field, with those that the scale gpu plans: what is not in the printed list of reduced fields must be equal. For
 Fashion-MNIST stand a few random images with random labels, so no number means anything, and no network is needed.
 
---short takes, of all points that are alike but for sizes, the one of fewest coordinates. What a point is alike in:
-data family, network, classes, start, recipe, precision, everything else in its spec. Status 1 if anything is amiss.
+--short takes, of all points that are alike, the one of fewest coordinates. Alike are those whose specs are equal but
+for what is reduced, seeds, and their data, of which only the family counts. Status 1 if anything is amiss.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import resource
 import sys
 import tempfile
 import time
@@ -61,13 +62,12 @@ REDUCED: dict[str, Any] = {
     "bank.n_reference_sets": 2,
 }
 FOLLOWS = {"student.network.channels"}  # the student's network is the teacher's
-SIZES = {"data.side", "data.components", "bank.dim"}
 
 
 def main() -> int:
     """Rehearse; 0 if every step was made and every spec is the scale's but for what is reduced."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="of points that are alike but for sizes only the smallest")
+    parser.add_argument("--short", action="store_true", help="of points that are alike only the smallest")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of each point (1)")
     parser.add_argument("--cores", type=int, default=2, help="steps at a time (2)")
     parser.add_argument("--keep", type=Path, help="new folder for checkout and results (a temporary one)")
@@ -86,7 +86,8 @@ def main() -> int:
         if done.returncode:
             print(done.stdout + done.stderr)
             return 1
-        print(f"the run took {time.monotonic() - started:.0f} s with {options.cores} steps at a time")
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        print(f"the run took {time.monotonic() - started:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of CPU time")
         return int(report(checkout, studies, chosen))
 
 
@@ -128,11 +129,14 @@ def is_reduced(path: str) -> bool:
 
 
 def likeness(spec: MetricsSpec) -> frozenset[tuple[str, str]]:
-    """Return everything that is neither reduced nor a size nor a seed; of components, whether they are chosen."""
-    kept = {path: value for path, value in fields(spec).items() if not (is_reduced(path) or is_one_of(path, SIZES))}
-    kept = {path: repr(value) for path, value in kept.items() if not path.endswith(".seed")}
-    kept["components"] = str(getattr(spec.pairs.student.teacher.data, "components", None) is not None)
-    return frozenset(kept.items())
+    """Return every field but what is reduced, the seeds, and the data's own beside the family, with what follows."""
+    ignored = ("seed", "bank.dim")
+    return frozenset(
+        (path, repr(value))
+        for path, value in fields(spec).items()
+        if not (is_reduced(path) or is_one_of(path, ignored))
+        and (".data." not in path or is_one_of(path, ["data.family"]))
+    )
 
 
 def representatives(studies: dict[str, list[Member]]) -> dict[str, list[Member]]:
