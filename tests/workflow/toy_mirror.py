@@ -19,6 +19,7 @@ import numpy as np
 from dmdpipe.data import fashion
 
 IMAGES = {fashion.TRAIN_FILE: 400, fashion.HELD_OUT_FILE: 80}
+LABELS = dict(zip(fashion.LABEL_FILES, IMAGES.values(), strict=True))
 CELL = ("    digits: {data.family: digits, data.side: 2}", "    digits: {data.family: fashion, data.side: 2}")
 
 
@@ -33,9 +34,12 @@ def mirror_for(checkout: Any, folder: Path) -> Iterator[list[str]]:
             asked.append(self.path)
 
     rng = np.random.default_rng(0)
-    for name, count in IMAGES.items():
-        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        payload = struct.pack(">4I", 0x803, *images.shape) + images.tobytes()
+    for name, count in (IMAGES | LABELS).items():
+        if name in LABELS:
+            payload = struct.pack(">2I", 0x801, count) + rng.integers(0, 10, count, dtype=np.uint8).tobytes()
+        else:
+            images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+            payload = struct.pack(">4I", 0x803, *images.shape) + images.tobytes()
         (folder / f"{name}.gz").write_bytes(gzip.compress(payload))
         checkout.edit("src/dmdpipe/data/fashion.py", fashion.SHA256[name], hashlib.sha256(payload).hexdigest())
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
