@@ -78,12 +78,24 @@ def spec_of(stage):
 # What a job asks a cluster for. It changes how steps run, never what: it is in no parameter and no digest.
 
 
+def default_of(resource):
+    """What the profile says of a resource in `default-resources`, as text; None if nothing."""
+    defaults = workflow.resource_settings.default_resources or {}
+    return str(defaults[resource].raw).strip("'\"") if resource in defaults else None
+
+
+def at_most(resource, wanted):
+    """What a job wants, or the most that the profile allows a job; "0" or nothing there allows any."""
+    most = int(default_of(resource) or 0)
+    return min(wanted, most) if most else wanted
+
+
 def memory_of(stage):
     """Resource function of a rule: megabytes."""
 
     def megabytes(wildcards, attempt):
         step = planned(stage, wildcards)
-        return RUN.devices_of(step) * megabytes_to_ask_for(step, attempt)
+        return at_most("largest_job", RUN.devices_of(step) * megabytes_to_ask_for(step, attempt))
 
     return megabytes
 
@@ -92,7 +104,7 @@ def minutes_of(stage):
     """Resource function of a rule: the time limit in minutes."""
 
     def minutes(wildcards, attempt):
-        return minutes_to_ask_for(planned(stage, wildcards), attempt)
+        return at_most("longest_job", minutes_to_ask_for(planned(stage, wildcards), attempt))
 
     return minutes
 
@@ -143,9 +155,7 @@ def partition_of(stage):
     """Resource function of such a rule: the partition that the profile names for its device, if it names one."""
 
     def partition(wildcards):
-        defaults = workflow.resource_settings.default_resources or {}
-        wanted = "gpu_partition" if runs_on_gpu(planned(stage, wildcards)) else "slurm_partition"
-        return str(defaults[wanted].raw).strip("'\"") if wanted in defaults else None
+        return default_of("gpu_partition" if runs_on_gpu(planned(stage, wildcards)) else "slurm_partition")
 
     return partition
 

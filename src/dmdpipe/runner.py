@@ -82,7 +82,7 @@ def run_workflow(arguments: list[str]) -> int:
         arguments = [*arguments, "--slurm-jobname-prefix", job_prefix(results)]
         if is_real:
             arguments += ["--slurm-status-command", status_command(*status_settings_of(arguments))]
-    with _alone(results):
+    with alone(results):
         if is_real:
             _end_earlier_run(results, executor)
         os.environ.update({**ONE_THREAD, "DMDPIPE_RESULTS": str(results)})
@@ -198,7 +198,7 @@ def _say_what_is_out_of_date(statuses: Mapping[str, Status]) -> None:
 
 
 @contextmanager
-def _alone(results: Path) -> Iterator[None]:
+def alone(results: Path) -> Iterator[None]:
     """Keep a second run away from the results, and clear the lock that a killed run of ours left in Snakemake's folder.
 
     Raises:
@@ -210,8 +210,14 @@ def _alone(results: Path) -> Iterator[None]:
     with os.fdopen(descriptor, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(f"{results}: another run is using this folder; wait for it to end") from None
+        except OSError as error:  # Lustre without flock, NFS without its lock daemon
+            print(
+                f"dmdpipe: {results}: its file system has no locks ({error.strerror}): see to it that no second run uses"
+                " this folder",
+                file=sys.stderr,
+            )
         if any(Path(".snakemake/locks").glob("*")):
             subprocess.run([sys.executable, "-m", "snakemake", "--unlock", "--quiet", "all"], check=False)
         yield

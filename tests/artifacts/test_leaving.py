@@ -1,4 +1,4 @@
-"""What SIGTERM does to a step that saves nothing, to one that is about to save, and to one that never comes to it."""
+"""What SIGTERM and SIGUSR1 do to a step that saves nothing, to one that can save, and to one that never comes to it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import time
 import pytest
 
 from dmdpipe.artifacts import leaving
-from dmdpipe.artifacts.leaving import LEAVING, sigterm_as_exit
+from dmdpipe.artifacts.leaving import LEAVING, signals_as_exit
 
 
-def told(times: int, can_save: bool) -> list[str]:
-    """Return how far a step comes that gets SIGTERM so many times."""
+def told(times: int, can_save: bool, by: signal.Signals = signal.SIGTERM) -> list[str]:
+    """Return how far a step comes that gets a signal so many times."""
     came: list[str] = []
-    with pytest.raises(SystemExit) as ended, sigterm_as_exit():
+    with pytest.raises(SystemExit) as ended, signals_as_exit():
         LEAVING.can_save = can_save
         for _ in range(times):
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(by)
             came.append("told")
         assert LEAVING.is_told
         LEAVING.leave()
@@ -30,15 +30,16 @@ def test_a_step_that_saves_nothing_leaves_at_once() -> None:
     assert told(1, can_save=False) == []
 
 
-def test_one_that_can_save_goes_on_until_it_has_and_the_second_time_leaves_at_once() -> None:
-    assert told(1, can_save=True) == ["told"]
-    assert told(2, can_save=True) == ["told"]
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGUSR1])
+def test_one_that_can_save_goes_on_until_it_has_and_the_second_time_leaves_at_once(by: signal.Signals) -> None:
+    assert told(1, can_save=True, by=by) == ["told"]
+    assert told(2, can_save=True, by=by) == ["told"]
 
 
 def test_one_that_does_not_come_to_save_leaves_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leaving, "SECONDS_TO_SAVE", 0.01)
     deadline = time.monotonic() + 30
-    with pytest.raises(SystemExit), sigterm_as_exit():
+    with pytest.raises(SystemExit), signals_as_exit():
         LEAVING.can_save = True
         signal.raise_signal(signal.SIGTERM)
         while time.monotonic() < deadline:
@@ -48,7 +49,7 @@ def test_one_that_does_not_come_to_save_leaves_after_a_while(monkeypatch: pytest
 
 def test_on_the_way_out_nothing_disturbs_the_clean_up() -> None:
     cleaned = False
-    with pytest.raises(SystemExit), sigterm_as_exit():
+    with pytest.raises(SystemExit), signals_as_exit():
         try:
             signal.raise_signal(signal.SIGTERM)
         finally:
@@ -59,9 +60,10 @@ def test_on_the_way_out_nothing_disturbs_the_clean_up() -> None:
 
 @pytest.mark.parametrize("can_save", [True, False])
 def test_afterwards_signals_are_what_they_were_and_the_next_step_begins_untold(can_save: bool) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)]
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
     told(1, can_save)
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)] == before
+    assert [signal.getsignal(number) for number in numbers] == before
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
     assert not LEAVING.can_save and not LEAVING.is_told
 
@@ -70,7 +72,7 @@ def test_in_another_thread_signals_are_left_alone() -> None:
     handlers = []
 
     def run() -> None:
-        with sigterm_as_exit():
+        with signals_as_exit():
             handlers.append(signal.getsignal(signal.SIGTERM))
 
     before = signal.getsignal(signal.SIGTERM)

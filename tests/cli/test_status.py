@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -160,3 +161,24 @@ def test_a_look_at_what_would_run_leaves_what_is_known_of_the_last_run(
     # It has a plan of its own, for the reasons that it shows.
     of_run, of_look = seen
     assert not of_run and of_look and not of_look <= read_reasons(progress / "plan.json").keys()
+
+
+def test_a_second_run_is_told_of_the_first_and_a_file_system_without_locks_of_none(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (
+        runner.alone(results),
+        pytest.raises(UserError, match="another run is using this folder"),
+        runner.alone(results),
+    ):
+        pytest.fail("both ran")
+
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with runner.alone(results):
+        assert not look_at(results, seconds=0).is_on
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and f"{results}: its file system has no locks (Function not implemented)" in told

@@ -13,7 +13,7 @@ import torch
 from torch.testing import assert_close
 
 from dmdpipe.artifacts.checkpoint import save_checkpoint
-from dmdpipe.artifacts.leaving import sigterm_as_exit
+from dmdpipe.artifacts.leaving import signals_as_exit
 from dmdpipe.diffusion import state as state_module
 from dmdpipe.diffusion import training
 from dmdpipe.diffusion.losses import edm_weight, weighted_squared_error
@@ -171,7 +171,7 @@ def test_a_training_that_is_told_to_end_saves_the_steps_that_it_was_in(tmp_path,
     monkeypatch.setattr(training, "TOGETHER", together)
     told = Step(tmp_path / "told")
     told.progress = lambda done, total: signal.raise_signal(signal.SIGTERM) if done == told_at else None
-    with pytest.raises(SystemExit) as ended, sigterm_as_exit():
+    with pytest.raises(SystemExit) as ended, signals_as_exit():
         trained(spec, told)
     assert ended.value.code == 128 + signal.SIGTERM
     last = Step(tmp_path / "told")

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 import torch
 
-from dmdpipe.artifacts.leaving import sigterm_as_exit
+from dmdpipe.artifacts.leaving import signals_as_exit
 from dmdpipe.data.prepare import prepare
 from dmdpipe.diffusion import state
 from dmdpipe.diffusion.state import TrainingState
@@ -174,7 +174,7 @@ def test_a_distillation_that_is_told_to_end_saves_the_step_that_it_was_in(tmp_pa
     spec = student_spec(name)
     whole = trained(spec)
     steps = Random(name).randint(1, 16)
-    with pytest.raises(SystemExit) as ended, sigterm_as_exit():
+    with pytest.raises(SystemExit) as ended, signals_as_exit():
         trained(spec, ToldStep(tmp_path, steps))
     assert ended.value.code == 128 + signal.SIGTERM
     last = Step(tmp_path)

@@ -99,3 +99,15 @@ def test_a_training_that_several_gpus_share_asks_for_all_of_them_on_one_node(tre
         # One task, which starts the other processes: as many tasks would be as many whole trainings.
         assert two["--nodes"] == "1" and two.get("--ntasks", "1") == "1" and "--ntasks-per-gpu" not in two
         assert two["-p"] == "cards" and two["-t"] == one["-t"]
+
+
+def test_no_job_asks_for_more_than_the_profile_allows(tree: Tree) -> None:
+    free = asked(tree, 1)
+    profile = "profiles/slurm/config.yaml"
+    for limit, most in (("longest_job", 10), ("largest_job", 1_500)):
+        tree.checkout.edit(profile, f"  {limit}: 0 ", f"  {limit}: {most} ")
+    limited = asked(tree, 1)
+    assert limited.keys() == free.keys()
+    for rule, one in limited.items():
+        assert int(free[rule]["-t"]) > 10 and int(free[rule]["--mem"]) >= 1_500
+        assert one == {**free[rule], "-t": "10", "--mem": "1500"}

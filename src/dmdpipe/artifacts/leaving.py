@@ -1,4 +1,4 @@
-"""How a step leaves when SIGTERM tells it to end: at once, or, from a training, after one more checkpoint."""
+"""How a step leaves that SIGTERM or SIGUSR1 tells to end: at once, or, from a training, after a last checkpoint."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import NoReturn
 
 # SLURM kills what is still there 30 seconds (KillWait) after SIGTERM, and the clean-up takes some of them.
 SECONDS_TO_SAVE = 10.0
+# The second is what jobs are usually warned with before their time limit (sbatch --signal=USR1@60).
+TOLD_BY = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Leaving:
@@ -33,7 +35,7 @@ class Leaving:
 
     def leave(self) -> NoReturn:
         """Run the clean-up on the way out, undisturbed by more signals."""
-        for number in (signal.SIGTERM, signal.SIGALRM):
+        for number in (*TOLD_BY, signal.SIGALRM):
             signal.signal(number, signal.SIG_IGN)
         raise SystemExit(128 + signal.SIGTERM)
 
@@ -42,14 +44,15 @@ LEAVING = Leaving()  # as signals are, the whole process's
 
 
 @contextmanager
-def sigterm_as_exit() -> Iterator[None]:
-    """Let SIGTERM, which would kill at once, lead out of the block by ``SystemExit``; in the main thread only."""
+def signals_as_exit() -> Iterator[None]:
+    """Let signals that would kill at once lead out of the block by ``SystemExit``; in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)}
+    previous = {number: signal.getsignal(number) for number in (*TOLD_BY, signal.SIGALRM)}
     LEAVING.can_save = LEAVING.is_told = False
-    signal.signal(signal.SIGTERM, LEAVING.tell)
+    for number in TOLD_BY:
+        signal.signal(number, LEAVING.tell)
     try:
         yield
     finally:

@@ -23,7 +23,7 @@ from dmdpipe.artifacts.atomic import replace_folder, sync_folder, write_synced
 from dmdpipe.artifacts.checked import inside, json_text
 from dmdpipe.artifacts.disk import failures_told
 from dmdpipe.artifacts.environment import current_environment, git_state, lock_digest, peak_memory_mib, user_name
-from dmdpipe.artifacts.leaving import sigterm_as_exit
+from dmdpipe.artifacts.leaving import signals_as_exit
 from dmdpipe.artifacts.links import refuse_links_on_the_way
 from dmdpipe.artifacts.plan import Order, read_order
 from dmdpipe.artifacts.stages import Stage, find_stage
@@ -335,7 +335,7 @@ def function_of(stage: Stage) -> Callable[[Step], None]:
 @contextmanager
 def _running(canonical: str, results: Path, devices: int) -> Iterator[Step]:
     step = Step(canonical, results, devices)
-    with sigterm_as_exit(), failures_told(step.target):
+    with signals_as_exit(), failures_told(step.target):
         try:
             step._open()
             yield step
