@@ -25,6 +25,7 @@ from dmdpipe.artifacts.step import run_step
 from dmdpipe.copying.standalone import READINGS
 from dmdpipe.figures import grids
 from dmdpipe.measuring.hub import SECONDS_TO_ANSWER
+from dmdpipe.measuring.models import open_model
 from dmdpipe.networks.unet import WEIGHTS
 from dmdpipe.pairing.classes import Classes
 from dmdpipe.specs.adapter import Schedule
@@ -51,6 +52,7 @@ KINDS = {
     "together": {"student.together": True},
 }
 OF_CLASSES = {"data.labels": True, "score.network.classes": 10}
+PHOTOS = {"data": {"family": "photos", "side": 4, "n_train": 200, "n_held_out": 50}}
 PARTICLES = {"student.network.kind": "particles", "student.network.count": 64}
 COMPARED = (
     *("rho", "rho_floor", "rho_affine", "rho_affine_matched", "linear_excess", "delta_e", "delta_e_null", "cosine"),
@@ -239,12 +241,12 @@ def test_unets_go_through_all_of_it(dmdpipe: Command) -> None:
     assert over.status == 2 and "the schedule of t ends at" in over.err
 
 
-def saved_unet(folder: str, classes: int | None = None) -> Any:
+def saved_unet(folder: str, classes: int | None = None, **changes: Any) -> Any:
     from diffusers import UNet2DModel
 
     shape = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "norm_num_groups": 2, "layers_per_block": 1}
     blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [8]}
-    unet = UNet2DModel(num_class_embeds=classes, **shape, **blocks).eval()
+    unet = UNet2DModel(**{"num_class_embeds": classes, **shape, **blocks, **changes}).eval()
     unet.save_pretrained(folder, safe_serialization=True)
     return unet
 
@@ -323,6 +325,27 @@ def test_unets_are_asked_for_a_class_for_each_noise(dmdpipe: Command) -> None:
         answer = unets["s"](sigma * z / total**0.5, 999, class_labels=torch.from_numpy(samples["classes"])).sample
     expected = sigma * z / total - sigma / total**0.5 * answer
     np.testing.assert_allclose(samples["student"], expected.reshape(12, -1), rtol=1e-3, atol=1e-3)
+
+
+def test_a_step_and_a_unet_of_diffusers_see_the_same_picture_of_noise(dmdpipe: Command, results: Path) -> None:
+    """A step's rows have a pixel's colours side by side, those of the library's U-Nets have channels first."""
+    import torch
+
+    study = Study(number=0, title="t", question="q", prediction="p", base=BASE | PHOTOS)
+    (spec,) = (one.spec for one in expand("some", study, "some", Scale(title="one", seeds=1)))
+    student = made(spec, results)["student"]
+    saved_unet("t", in_channels=3, out_channels=3, sample_size=4)
+    asked_for("t")
+    done = dmdpipe("measure", "--teacher", "t", "--student", str(student), *FEW)
+    assert done.status == 0, done
+    samples = load_file("measured/samples.safetensors")
+    z, found = (torch.from_numpy(samples[name]).reshape(4, 3, 4, 4).permute(0, 2, 3, 1) for name in ("z", "student"))
+    expected = open_model(student).one_step(z.reshape(4, -1), [], 20.0)
+    np.testing.assert_allclose(found.reshape(4, -1), expected, rtol=1e-5, atol=1e-6)
+    saved_unet("wide", in_channels=3, out_channels=3, sample_size=(2, 8))
+    asked_for("wide")
+    done = dmdpipe("measure", "--teacher", "wide", "--student", str(student), *FEW, "--out", "other")
+    assert done.status == 2 and f"{student}: is made for 3×4×4, wide for 3×2×8" in done.err, done
 
 
 @pytest.mark.parametrize(

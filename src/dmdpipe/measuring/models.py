@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
@@ -21,6 +20,7 @@ from dmdpipe.artifacts.manifest import FILE_NAME
 from dmdpipe.artifacts.stages import find_stage
 from dmdpipe.artifacts.tensors import decode_tensors
 from dmdpipe.audit.tree import read_artifact
+from dmdpipe.data.layout import image_shape
 from dmdpipe.data.own_file import read_whole
 from dmdpipe.diffusion.teacher import load_teacher, load_weights
 from dmdpipe.distill.student import Student, build_student
@@ -33,20 +33,48 @@ from dmdpipe.networks.mlp import build
 from dmdpipe.networks.unet import CONFIG, WEIGHTS, load_unet
 from dmdpipe.pairing.classes import Classes
 from dmdpipe.specs.adapter import Adapter
-from dmdpipe.specs.data import dimension
+from dmdpipe.specs.data import are_images, dimension
 from dmdpipe.specs.diffusion import NoiseRange, TeacherSpec
 from dmdpipe.specs.problems import parse
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from dmdpipe.diffusion.sampler import DenoiserFunction
 
 # Those that hold objects with their code, and those that may hold no more than tensors.
 OBJECTS, STATES = (".pkl", ".pickle"), (".pt", ".pth", ".bin", ".ckpt")
-IMAGES = ("digits", "fashion", "photos", "own_images")
 LARGEST_ADAPTER = 2**16  # bytes
 ADAPTER = "adapter.json"
+
+
+@dataclass(frozen=True)
+class Images:
+    """How images lie in rows [n, d]: as (C, H, W), or as (H, W, C), with the channels of a pixel side by side.
+
+    Attributes:
+        channels, height, width: C, H and W.
+        channels_first: which of the two.
+    """
+
+    channels: int
+    height: int
+    width: int
+    channels_first: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W), however they lie."""
+        return self.channels, self.height, self.width
+
+    def lying(self, rows: Tensor, channels_first: bool) -> Tensor:
+        """Return the same images [n, d] as they lie with channels first or last."""
+        if self.channels_first == channels_first:
+            return rows
+        if channels_first:
+            return rows.reshape(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2).reshape(rows.shape)
+        return rows.reshape(-1, *self.shape).permute(0, 2, 3, 1).reshape(rows.shape)
+
+    def __str__(self) -> str:
+        return "×".join(map(str, self.shape))
 
 
 @dataclass(frozen=True)
@@ -65,8 +93,7 @@ class Model:
         ends_at: the largest σ of its training, where there is one.
         classes: what it is asked for, if its network has classes.
         unpinned: the checksums of weights which their adapter names and does not state, by that name.
-        pictures: samples [n, d] → [n, side·side] or [n, side·side·3], a pixel's channels side by side; None where
-            samples are no square images.
+        images: how images lie in its rows; None where they are none, or nothing says so.
     """
 
     path: Path
@@ -79,7 +106,7 @@ class Model:
     ends_at: float | None = None
     classes: Classes | None = None
     unpinned: dict[str, str] = field(default_factory=dict)
-    pictures: Callable[[NDArray[Any]], NDArray[Any]] | None = field(default=None, compare=False)
+    images: Images | None = None
 
     def on(self, device: torch.device) -> Model:
         """Move the model to a device."""
@@ -173,7 +200,7 @@ def _of_step(named: Path, path: Path) -> Model:
             denoiser=load_teacher(spec, tensors),
             teacher=spec,
             classes=_classes_of(spec),
-            pictures=_pictures_of(spec),
+            images=_images_of(spec),
         )
     if spec.network.kind == "particles":
         raise UserError(
@@ -192,7 +219,7 @@ def _of_step(named: Path, path: Path) -> Model:
         student=student,
         teacher=spec.teacher,
         classes=_classes_of(spec.teacher),
-        pictures=_pictures_of(spec.teacher),
+        images=_images_of(spec.teacher),
     )
 
 
@@ -200,8 +227,11 @@ def _classes_of(teacher: TeacherSpec) -> Classes | None:
     return Classes(teacher.classes) if teacher.classes else None
 
 
-def _pictures_of(teacher: TeacherSpec) -> Callable[[NDArray[Any]], NDArray[Any]] | None:
-    return (lambda samples: samples) if teacher.data.family in IMAGES and teacher.data.ambient is None else None
+def _images_of(teacher: TeacherSpec) -> Images | None:
+    if not are_images(teacher.data):
+        return None
+    side, colours = image_shape(dimension(teacher.data))
+    return Images(colours, side, side, channels_first=False)
 
 
 def _of_folder(path: Path, adapter_path: Path) -> Model:
@@ -226,7 +256,7 @@ def _of_folder(path: Path, adapter_path: Path) -> Model:
         ends_at=_range_of(adapter).sigma_max if adapter.schedule else None,
         classes=Classes(unet.classes, asked.label, asked.drawn_from) if unet.classes else None,
         unpinned=_unpinned(path / WEIGHTS, files[str(path / WEIGHTS)], adapter, adapter_path),
-        pictures=_channels_last(unet.shape),
+        images=Images(*unet.shape, channels_first=True),
     )
 
 
@@ -258,7 +288,7 @@ def _of_file(path: Path, adapter_path: Path) -> Model:
             denoiser=_adapted(adm, adapter),
             classes=Classes(sizes.label_dim, sizes.label, sizes.drawn_from) if sizes.label_dim else None,
             unpinned=unpinned,
-            pictures=_channels_last(adm.shape),
+            images=Images(*adm.shape, channels_first=True),
         )
     try:
         dim = len(tensors["output.bias"])
@@ -305,16 +335,6 @@ def _decoded(data: bytes, path: Path) -> dict[str, Tensor]:
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: is no valid safetensors file ({reason}); convert or copy it again") from None
-
-
-def _channels_last(shape: tuple[int, int, int]) -> Callable[[NDArray[Any]], NDArray[Any]] | None:
-    """Return ``Model.pictures`` of samples of the shape (C, H, W), channels first."""
-    channels, height, width = shape
-
-    def pictures(samples: NDArray[Any]) -> NDArray[Any]:
-        return samples.reshape(len(samples), *shape).transpose(0, 2, 3, 1).reshape(len(samples), -1)
-
-    return pictures if channels in (1, 3) and height == width else None
 
 
 def _adapted(network: nn.Module, adapter: Adapter) -> AdaptedDenoiser:
