@@ -276,9 +276,71 @@ def test_a_file_in_a_folder_is_measured_as_the_folder_is(dmdpipe: Command, resul
         assert found == expected
         titles = [json.loads(Path(f"{kind} by {how}/about.json").read_text())["title"] for how in ("file", "folder")]
         assert titles[0] == titles[1] and "safetensors" not in titles[0]
-    Path("s", WEIGHTS).rename("s/mine.safetensors")
-    student = ["--student", "s/mine.safetensors", "--teacher", f"t/{WEIGHTS}"]
-    refused(dmdpipe("measure", *student, *FEW, "--out", "other"), "s/mine.safetensors", f"must be called {WEIGHTS}")
+
+
+@pytest.mark.parametrize("where", ["one config.json", "a config of each", "named", "the name of all"])
+def test_a_unet_and_its_student_are_two_files_in_one_folder(dmdpipe: Command, where: str) -> None:
+    for name in "ts":
+        saved_unet(name)
+        asked_for(name)
+    assert dmdpipe("measure", "--teacher", "t", "--student", "s", *FEW, "--out", "by folder").status == 0
+    Path("both").mkdir()
+    for name in "ts":
+        Path(name, WEIGHTS).rename(f"both/{name}.safetensors")
+    by_file = ["--teacher", "both/t.safetensors", "--student", "both/s.safetensors", *FEW]
+    refused(dmdpipe("measure", *by_file, "--adapter", "t/adapter.json"), "both/t.safetensors", "need their config.json")
+    Path("t/adapter.json").rename("both/adapter.json")
+    config = Path("t/config.json").read_text()
+    if where == "named":
+        Path("both/below").mkdir()
+        adapter = json.loads(Path("both/adapter.json").read_text())
+        adapter["network"]["config"] = "below/of_both.json"
+        Path("both/t.json").write_text(json.dumps(adapter))
+        Path("both/s.json").write_text(json.dumps(adapter))
+    files = {
+        "one config.json": ["config.json"],
+        "a config of each": ["t.json", "s.json"],
+        "named": ["below/of_both.json"],
+        "the name of all": ["config.json"],
+    }
+    for name in files[where]:
+        Path("both", name).write_text(config)
+    if where == "the name of all":
+        Path("both/t.safetensors").rename(Path("both", WEIGHTS))
+        by_file[1] = f"both/{WEIGHTS}"
+    done = dmdpipe("measure", *by_file, "--out", "by file")
+    assert done.status == 0, done
+    found, expected = (Path(out, "samples.safetensors").read_bytes() for out in ("by file", "by folder"))
+    assert found == expected
+    # What is wrong with a file is said of that file.
+    Path("both/s.safetensors").write_bytes(b"none")
+    refused(dmdpipe("measure", *by_file), "both/s.safetensors: is no U-Net")
+
+
+@pytest.mark.parametrize("name", ["../config.json", "/config.json", "config.txt", "a//b.json"])
+def test_an_adapter_names_no_config_outside_its_folder(dmdpipe: Command, name: str) -> None:
+    saved_unet("t")
+    asked_for("t", config=name)
+    refused(dmdpipe("measure", "--teacher", "t", "--student", "t", *FEW), "adapter.json: network", "adapter's folder")
+
+
+@pytest.mark.parametrize(("side", "fits"), [(15, False), ((16, 15), False), (14, True)])
+def test_a_side_that_the_levels_cannot_halve_is_one_line(dmdpipe: Command, side: Any, fits: bool) -> None:
+    blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+    saved_unet("t", sample_size=side, block_out_channels=[8, 8], **blocks)
+    asked_for("t")
+    done = dmdpipe("measure", "--teacher", "t", "--student", "t", *FEW)
+    if fits:
+        assert done.status == 0, done
+    else:
+        refused(done, "t/config.json: sample_size, 1", "×15, must be divisible by 2")
+
+
+def test_a_network_of_one_level_takes_odd_sides(dmdpipe: Command) -> None:
+    saved_unet("t", sample_size=7)
+    asked_for("t")
+    done = dmdpipe("measure", "--teacher", "t", "--student", "t", *FEW)
+    assert done.status == 0, done
 
 
 def asked_for(folder: str, label: int | None = None, **network: Any) -> None:
@@ -768,7 +830,7 @@ def test_a_damaged_step_is_refused(dmdpipe: Command, results: Path, tmp_path: Pa
         ({"network": {"kind": "unet"}, "prediction": "v"}, ["needs a schedule"]),
         ({"network": {"kind": "unet"}, "schedule": {}}, ["no schedule"]),
         ({"network": {"kind": "mlp"}, "prediction": "v", "schedule": {}}, ["needs prediction 'edm'"]),
-        ({"network": {"kind": "unet"}}, ["mine.safetensors", WEIGHTS, "config.json", "rename or move"]),
+        ({"network": {"kind": "unet"}}, ["mine.safetensors", "need their config.json", "network.config"]),
         (
             {"network": {"kind": "mlp"}, "prediction": "sample", "schedule": {}},
             ["needs prediction 'edm', got 'sample'"],

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
@@ -30,9 +31,10 @@ from dmdpipe.measuring.hub import folder_from_hub
 from dmdpipe.networks.adapted import AdaptedDenoiser, WithLabels
 from dmdpipe.networks.adm import load_adm
 from dmdpipe.networks.mlp import build
-from dmdpipe.networks.unet import CONFIG, WEIGHTS, load_unet
+from dmdpipe.networks.unet import CONFIG, WEIGHTS, FlatUNet, load_unet
 from dmdpipe.pairing.classes import Classes
 from dmdpipe.specs.adapter import Adapter
+from dmdpipe.specs.adapter import UNet as AdaptedUNet
 from dmdpipe.specs.data import are_images, dimension
 from dmdpipe.specs.diffusion import NoiseRange, TeacherSpec
 from dmdpipe.specs.problems import parse
@@ -163,7 +165,7 @@ def open_model(path: Path, adapter: Path | None = None) -> Model:
         return _of_folder(path, adapter or path / ADAPTER)
     if path.is_file() and path.suffix == ".safetensors":
         beside = path.with_suffix(".json")
-        if (folder / CONFIG).exists() and not beside.exists():
+        if _is_config(beside) or ((folder / CONFIG).exists() and not beside.exists()):
             beside = folder / ADAPTER
         return _of_file(path, adapter or beside)
     within = f"; try {path / 'unet'}" if (path / "unet" / CONFIG).exists() else ""
@@ -238,15 +240,21 @@ def _of_folder(path: Path, adapter_path: Path) -> Model:
     adapter = read_adapter(adapter_path)
     if adapter.network.kind != "unet":
         raise UserError(f"{adapter_path}: network.kind '{adapter.network.kind}': a folder with {CONFIG} is a 'unet'")
-    unet = load_unet(path)
-    asked = adapter.network
+    return _of_unet(path, path / WEIGHTS, path / CONFIG, adapter, adapter.network, adapter_path)
+
+
+def _of_unet(
+    path: Path, weights: Path, config: Path, adapter: Adapter, asked: AdaptedUNet, adapter_path: Path
+) -> Model:
+    unet = _loaded_unet(weights, config)
+    _check_sides(unet, config)
     if max(asked.drawn_from or 0, -1 if asked.label is None else asked.label + 1, 0) > unet.classes:
         key = "label" if asked.drawn_from is None else "drawn_from"
         has = (
             f"{unet.classes} classes: give one, 0 to {unet.classes - 1}" if unet.classes else "no classes: leave it out"
         )
         raise UserError(f"{adapter_path}: network.{key} is {getattr(asked, key)}, but the network of {path} has {has}")
-    files = {str(file): _sha256(file) for file in (path / CONFIG, path / WEIGHTS, adapter_path)}
+    files = {str(file): _sha256(file) for file in (config, weights, adapter_path)}
     return Model(
         path,
         math.prod(unet.shape),
@@ -255,7 +263,7 @@ def _of_folder(path: Path, adapter_path: Path) -> Model:
         denoiser=_adapted(unet, adapter),
         ends_at=_range_of(adapter).sigma_max if adapter.schedule else None,
         classes=Classes(unet.classes, asked.label, asked.drawn_from) if unet.classes else None,
-        unpinned=_unpinned(path / WEIGHTS, files[str(path / WEIGHTS)], adapter, adapter_path),
+        unpinned=_unpinned(weights, files[str(weights)], adapter, adapter_path),
         images=Images(*unet.shape, channels_first=True),
     )
 
@@ -263,12 +271,16 @@ def _of_folder(path: Path, adapter_path: Path) -> Model:
 def _of_file(path: Path, adapter_path: Path) -> Model:
     adapter = read_adapter(adapter_path)
     if adapter.network.kind == "unet":
-        if path.name == WEIGHTS and (path.parent / CONFIG).exists():
-            return _of_folder(path.parent, adapter_path)
-        raise UserError(
-            f"{path}: the weights of a 'unet', which network.kind in {adapter_path} says that they are, must be called"
-            f" {WEIGHTS} and lie beside their {CONFIG}: rename or move the file"
-        )
+        named, beside = adapter.network.config, path.with_suffix(".json")
+        config = adapter_path.parent / named if named else beside if _is_config(beside) else path.parent / CONFIG
+        if not config.exists():
+            raise UserError(
+                f"{path}: network.kind in {adapter_path} says 'unet', whose weights need their {CONFIG}: put it beside"
+                f" them, there or as {beside.name}, or name it as network.config; {config} is not there"
+            )
+        # The name that diffusers gives to all weights says nothing.
+        shown = path.parent if path.name == WEIGHTS and config == path.parent / CONFIG else path
+        return _of_unet(shown, path, config, adapter, adapter.network, adapter_path)
     try:
         data = read_whole(path.resolve())
     except OSError as error:
@@ -299,6 +311,56 @@ def _of_file(path: Path, adapter_path: Path) -> Model:
         raise UserError(f"{path}: its tensors are not those of the network in {adapter_path} ({reason})") from None
     denoiser = _adapted(WithLabels(network), adapter)
     return Model(path, dim, files, _range_of(adapter), denoiser=denoiser, unpinned=unpinned)
+
+
+def _is_config(path: Path) -> bool:
+    """Whether this is the config of a network, and no adapter: diffusers names the class in all of its own."""
+    try:
+        value = json.loads(read_ordinary(path.resolve(), LARGEST_ADAPTER))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and "_class_name" in value
+
+
+def _loaded_unet(weights: Path, config: Path) -> FlatUNet:
+    """Return the U-Net of two files of any names, wherever they lie."""
+    folder = weights.parent
+    if (weights, config) == (folder / WEIGHTS, folder / CONFIG):
+        return load_unet(folder)
+    # diffusers opens folders alone: one that holds the two, by the names that it knows.
+    with tempfile.TemporaryDirectory() as made:
+        links = {str(Path(made, WEIGHTS)): weights, str(Path(made, CONFIG)): config, made: weights}
+        for name, file in list(links.items())[:2]:
+            os.symlink(file.resolve(), name)
+        try:
+            return load_unet(Path(made))
+        except UserError as error:
+            said = str(error)
+            for name, file in links.items():
+                said = said.replace(name, str(file))
+            raise UserError(said) from None
+
+
+@torch.no_grad()
+def _check_sides(unet: FlatUNet, config: Path) -> None:
+    """Refuse sides that the levels cannot halve and double again.
+
+    Raises:
+        UserError: if the network itself fails at them: others may have blocks that take any side.
+    """
+    inner: Any = unet.unet
+    factor = 2 ** (len(inner.config.block_out_channels) - 1)
+    if unet.shape[1] % factor == unet.shape[2] % factor == 0:
+        return
+    classes = torch.zeros(1, dtype=torch.int64) if unet.classes else None
+    try:
+        unet(torch.zeros(1, math.prod(unet.shape)), torch.zeros(1, 1), classes)
+    except RuntimeError:
+        height, width = unet.shape[1:]
+        raise UserError(
+            f"{config}: sample_size, {height}×{width}, must be divisible by {factor}, since its levels halve it so"
+            " often; give the size that the network was trained at"
+        ) from None
 
 
 def _unpinned(path: Path, checksum: str, adapter: Adapter, adapter_path: Path) -> dict[str, str]:

@@ -19,8 +19,16 @@ class UNet(Spec):
     """A ``UNet2DModel`` of the library diffusers, as its folder describes it."""
 
     kind: Literal["unet"] = "unet"
+    config: str | None = Field(None, description="a .safetensors file's config, from the adapter's folder")
     label: int | None = Field(None, ge=0, description="the class that is asked for; none: a drawn one for each noise")
     drawn_from: int | None = Field(None, ge=1, description="so many classes are drawn from; none: from all of them")
+
+    @field_validator("config")
+    @classmethod
+    def _stays_in_its_folder(cls, name: str | None) -> str | None:
+        if name is not None and (not name.endswith(".json") or set(name.split("/")) & {"", ".", ".."}):
+            raise ValueError(f"'{name}': give a .json file in the adapter's folder or below, as in teacher/config.json")
+        return name
 
     @model_validator(mode="after")
     def _asks_in_one_way(self) -> UNet:
