@@ -25,6 +25,7 @@ from dmdpipe.artifacts.step import run_step
 from dmdpipe.copying.standalone import READINGS
 from dmdpipe.figures import grids
 from dmdpipe.measuring.hub import SECONDS_TO_ANSWER
+from dmdpipe.measuring.models import open_model
 from dmdpipe.networks.unet import WEIGHTS
 from dmdpipe.pairing.classes import Classes
 from dmdpipe.specs.adapter import Schedule
@@ -51,6 +52,7 @@ KINDS = {
     "together": {"student.together": True},
 }
 OF_CLASSES = {"data.labels": True, "score.network.classes": 10}
+PHOTOS = {"data": {"family": "photos", "side": 4, "n_train": 200, "n_held_out": 50}}
 PARTICLES = {"student.network.kind": "particles", "student.network.count": 64}
 COMPARED = (
     *("rho", "rho_floor", "rho_affine", "rho_affine_matched", "linear_excess", "delta_e", "delta_e_null", "cosine"),
@@ -239,12 +241,12 @@ def test_unets_go_through_all_of_it(dmdpipe: Command) -> None:
     assert over.status == 2 and "the schedule of t ends at" in over.err
 
 
-def saved_unet(folder: str, classes: int | None = None) -> Any:
+def saved_unet(folder: str, classes: int | None = None, **changes: Any) -> Any:
     from diffusers import UNet2DModel
 
     shape = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "norm_num_groups": 2, "layers_per_block": 1}
     blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [8]}
-    unet = UNet2DModel(num_class_embeds=classes, **shape, **blocks).eval()
+    unet = UNet2DModel(**{"num_class_embeds": classes, **shape, **blocks, **changes}).eval()
     unet.save_pretrained(folder, safe_serialization=True)
     return unet
 
@@ -274,9 +276,71 @@ def test_a_file_in_a_folder_is_measured_as_the_folder_is(dmdpipe: Command, resul
         assert found == expected
         titles = [json.loads(Path(f"{kind} by {how}/about.json").read_text())["title"] for how in ("file", "folder")]
         assert titles[0] == titles[1] and "safetensors" not in titles[0]
-    Path("s", WEIGHTS).rename("s/mine.safetensors")
-    student = ["--student", "s/mine.safetensors", "--teacher", f"t/{WEIGHTS}"]
-    refused(dmdpipe("measure", *student, *FEW, "--out", "other"), "s/mine.safetensors", f"must be called {WEIGHTS}")
+
+
+@pytest.mark.parametrize("where", ["one config.json", "a config of each", "named", "the name of all"])
+def test_a_unet_and_its_student_are_two_files_in_one_folder(dmdpipe: Command, where: str) -> None:
+    for name in "ts":
+        saved_unet(name)
+        asked_for(name)
+    assert dmdpipe("measure", "--teacher", "t", "--student", "s", *FEW, "--out", "by folder").status == 0
+    Path("both").mkdir()
+    for name in "ts":
+        Path(name, WEIGHTS).rename(f"both/{name}.safetensors")
+    by_file = ["--teacher", "both/t.safetensors", "--student", "both/s.safetensors", *FEW]
+    refused(dmdpipe("measure", *by_file, "--adapter", "t/adapter.json"), "both/t.safetensors", "need their config.json")
+    Path("t/adapter.json").rename("both/adapter.json")
+    config = Path("t/config.json").read_text()
+    if where == "named":
+        Path("both/below").mkdir()
+        adapter = json.loads(Path("both/adapter.json").read_text())
+        adapter["network"]["config"] = "below/of_both.json"
+        Path("both/t.json").write_text(json.dumps(adapter))
+        Path("both/s.json").write_text(json.dumps(adapter))
+    files = {
+        "one config.json": ["config.json"],
+        "a config of each": ["t.json", "s.json"],
+        "named": ["below/of_both.json"],
+        "the name of all": ["config.json"],
+    }
+    for name in files[where]:
+        Path("both", name).write_text(config)
+    if where == "the name of all":
+        Path("both/t.safetensors").rename(Path("both", WEIGHTS))
+        by_file[1] = f"both/{WEIGHTS}"
+    done = dmdpipe("measure", *by_file, "--out", "by file")
+    assert done.status == 0, done
+    found, expected = (Path(out, "samples.safetensors").read_bytes() for out in ("by file", "by folder"))
+    assert found == expected
+    # What is wrong with a file is said of that file.
+    Path("both/s.safetensors").write_bytes(b"none")
+    refused(dmdpipe("measure", *by_file), "both/s.safetensors: is no U-Net")
+
+
+@pytest.mark.parametrize("name", ["../config.json", "/config.json", "config.txt", "a//b.json"])
+def test_an_adapter_names_no_config_outside_its_folder(dmdpipe: Command, name: str) -> None:
+    saved_unet("t")
+    asked_for("t", config=name)
+    refused(dmdpipe("measure", "--teacher", "t", "--student", "t", *FEW), "adapter.json: network", "adapter's folder")
+
+
+@pytest.mark.parametrize(("side", "fits"), [(15, False), ((16, 15), False), (14, True)])
+def test_a_side_that_the_levels_cannot_halve_is_one_line(dmdpipe: Command, side: Any, fits: bool) -> None:
+    blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+    saved_unet("t", sample_size=side, block_out_channels=[8, 8], **blocks)
+    asked_for("t")
+    done = dmdpipe("measure", "--teacher", "t", "--student", "t", *FEW)
+    if fits:
+        assert done.status == 0, done
+    else:
+        refused(done, "t/config.json: sample_size, 1", "×15, must be divisible by 2")
+
+
+def test_a_network_of_one_level_takes_odd_sides(dmdpipe: Command) -> None:
+    saved_unet("t", sample_size=7)
+    asked_for("t")
+    done = dmdpipe("measure", "--teacher", "t", "--student", "t", *FEW)
+    assert done.status == 0, done
 
 
 def asked_for(folder: str, label: int | None = None, **network: Any) -> None:
@@ -323,6 +387,27 @@ def test_unets_are_asked_for_a_class_for_each_noise(dmdpipe: Command) -> None:
         answer = unets["s"](sigma * z / total**0.5, 999, class_labels=torch.from_numpy(samples["classes"])).sample
     expected = sigma * z / total - sigma / total**0.5 * answer
     np.testing.assert_allclose(samples["student"], expected.reshape(12, -1), rtol=1e-3, atol=1e-3)
+
+
+def test_a_step_and_a_unet_of_diffusers_see_the_same_picture_of_noise(dmdpipe: Command, results: Path) -> None:
+    """A step's rows have a pixel's colours side by side, those of the library's U-Nets have channels first."""
+    import torch
+
+    study = Study(number=0, title="t", question="q", prediction="p", base=BASE | PHOTOS)
+    (spec,) = (one.spec for one in expand("some", study, "some", Scale(title="one", seeds=1)))
+    student = made(spec, results)["student"]
+    saved_unet("t", in_channels=3, out_channels=3, sample_size=4)
+    asked_for("t")
+    done = dmdpipe("measure", "--teacher", "t", "--student", str(student), *FEW)
+    assert done.status == 0, done
+    samples = load_file("measured/samples.safetensors")
+    z, found = (torch.from_numpy(samples[name]).reshape(4, 3, 4, 4).permute(0, 2, 3, 1) for name in ("z", "student"))
+    expected = open_model(student).one_step(z.reshape(4, -1), [], 20.0)
+    np.testing.assert_allclose(found.reshape(4, -1), expected, rtol=1e-5, atol=1e-6)
+    saved_unet("wide", in_channels=3, out_channels=3, sample_size=(2, 8))
+    asked_for("wide")
+    done = dmdpipe("measure", "--teacher", "wide", "--student", str(student), *FEW, "--out", "other")
+    assert done.status == 2 and f"{student}: is made for 3×4×4, wide for 3×2×8" in done.err, done
 
 
 @pytest.mark.parametrize(
@@ -745,7 +830,7 @@ def test_a_damaged_step_is_refused(dmdpipe: Command, results: Path, tmp_path: Pa
         ({"network": {"kind": "unet"}, "prediction": "v"}, ["needs a schedule"]),
         ({"network": {"kind": "unet"}, "schedule": {}}, ["no schedule"]),
         ({"network": {"kind": "mlp"}, "prediction": "v", "schedule": {}}, ["needs prediction 'edm'"]),
-        ({"network": {"kind": "unet"}}, ["mine.safetensors", WEIGHTS, "config.json", "rename or move"]),
+        ({"network": {"kind": "unet"}}, ["mine.safetensors", "need their config.json", "network.config"]),
         (
             {"network": {"kind": "mlp"}, "prediction": "sample", "schedule": {}},
             ["needs prediction 'edm', got 'sample'"],

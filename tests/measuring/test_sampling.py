@@ -13,7 +13,7 @@ from torch import nn
 from dmdpipe.diffusion import sampler
 from dmdpipe.errors import UserError
 from dmdpipe.measuring import sampling
-from dmdpipe.measuring.models import Model
+from dmdpipe.measuring.models import Images, Model
 from dmdpipe.measuring.sampling import common_range, sample_both
 from dmdpipe.pairing.bank import noise_rows
 from dmdpipe.pairing.classes import Classes
@@ -90,6 +90,37 @@ def test_a_teacher_that_makes_no_samples_is_named(answer, says):
 def test_models_of_other_dimensions_are_refused():
     with pytest.raises(UserError, match=r"^other: has 2 coordinates, but mine has 3"):
         sampled(model(Gaussian(1.0)), model(Gaussian(1.0), dim=2, name="other"))
+
+
+class OfItsPixel(Gaussian):
+    """The denoiser of pictures of N(0, spread²), spread [C, H, W], for rows that lie one way or the other."""
+
+    def __init__(self, spread, channels_first):
+        super().__init__((spread if channels_first else spread.permute(1, 2, 0)).reshape(1, -1))
+
+
+def picturing(spread, channels_first, name):
+    images = Images(*spread.shape, channels_first=channels_first)
+    return replace(model(OfItsPixel(spread, channels_first), spread.numel(), name), images=images)
+
+
+@pytest.mark.parametrize("firsts", [(True, False), (False, True), (True, True), (False, False)])
+def test_both_see_the_same_picture_of_noise_wherever_their_channels_lie(firsts):
+    spread = 0.1 + torch.arange(3 * 2 * 4).reshape(3, 2, 4) / 10
+    both = sampled(*(picturing(spread, first, "ts"[i]) for i, first in enumerate(firsts)), steps=2)
+    own = OfItsPixel(spread, firsts[0]).spread.numpy()
+    np.testing.assert_array_equal(both.z, noise_rows(24, 10, 0, "paired"))
+    np.testing.assert_allclose(both.student, 20 * own**2 / (own**2 + 400) * both.z, rtol=1e-5)
+
+
+def test_models_of_one_dimension_and_two_shapes_are_refused():
+    teacher, student = (
+        picturing(torch.ones(shape), True, name) for name, shape in (("t", (3, 4, 4)), ("s", (3, 2, 8)))
+    )
+    with pytest.raises(UserError, match=r"^s: is made for 3×2×8, t for 3×4×4; name two models of one shape$"):
+        sampled(teacher, student)
+    # Where nothing is known of one of them, its dimension is all that can be compared.
+    assert sampled(teacher, replace(student, images=None)).student.shape == (10, 48)
 
 
 def test_levels_are_the_teachers_from_the_students_top():

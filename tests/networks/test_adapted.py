@@ -10,10 +10,12 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from dmdpipe.errors import UserError
 from dmdpipe.networks.adapted import AdaptedDenoiser, WithLabels
 from dmdpipe.networks.denoiser import Denoiser, build_network
 from dmdpipe.specs.adapter import Adapter, Schedule, UNet
 from dmdpipe.specs.network import MLP
+from dmdpipe.specs.problems import parse
 
 SPREAD = 0.7  # of the data, in both coordinates
 
@@ -61,6 +63,24 @@ SCHEDULES = [
 def test_the_noise_levels_of_a_schedule(schedule):
     kept = np.cumprod(1 - betas(schedule))
     np.testing.assert_allclose(schedule.sigmas(), np.sqrt((1 - kept) / kept), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "says"),
+    [
+        ({"steps": 100_000, "first": 0.9, "last": 0.99}, "100000 steps with betas up to 0.99 leave nothing"),
+        ({"steps": 100_000}, "leave nothing"),
+        ({"first": 0.02, "last": 0.0001}, r"first \(0.02\) must not be above last \(0.0001\)"),
+    ],
+)
+def test_a_schedule_that_no_training_had_is_one_line(schedule, says):
+    with pytest.raises(UserError, match=rf"^adapter.json: schedule: [^\n]*{says}[^\n]*$"):
+        parse(Adapter, {"network": {"kind": "unet"}, "prediction": "v", "schedule": schedule}, "adapter.json")
+
+
+def test_schedules_at_the_ends_of_what_there_is_are_taken():
+    assert Schedule(first=0.01, last=0.01).sigmas()[0] == pytest.approx(math.sqrt(0.01 / 0.99))
+    assert 1e6 < Schedule(steps=100_000, betas="cosine", first=0.02, last=1e-4).sigmas()[-1] < 1e7
 
 
 CASES = [

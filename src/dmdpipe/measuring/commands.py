@@ -269,9 +269,12 @@ def _measure_models(
         "noise_range": levels.model_dump(mode="json"),
         "notes": notes,
     }
-    pictures = teacher.pictures or student.pictures
-    drawn = [pictures(samples) if pictures else samples for samples in (sampled.teacher, sampled.student)]
-    write_report(out, table, (drawn[0], drawn[1]), about, images=pictures is not None, samples=sampled.arrays())
+    images = teacher.images or student.images
+    drawn = [sampled.teacher, sampled.student]
+    square = images is not None and images.channels in (1, 3) and images.height == images.width
+    if images and square:
+        drawn = [images.lying(torch.from_numpy(samples), channels_first=False).numpy() for samples in drawn]
+    write_report(out, table, (drawn[0], drawn[1]), about, images=square, samples=sampled.arrays())
     typer.echo(summary(table, n, teacher.dim, notes))
     typer.echo(f"\n{out}: metrics.csv, metrics.parquet, pairs.png, samples.safetensors")
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
+import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
@@ -21,6 +21,7 @@ from dmdpipe.artifacts.manifest import FILE_NAME
 from dmdpipe.artifacts.stages import find_stage
 from dmdpipe.artifacts.tensors import decode_tensors
 from dmdpipe.audit.tree import read_artifact
+from dmdpipe.data.layout import image_shape
 from dmdpipe.data.own_file import read_whole
 from dmdpipe.diffusion.teacher import load_teacher, load_weights
 from dmdpipe.distill.student import Student, build_student
@@ -30,23 +31,52 @@ from dmdpipe.measuring.hub import folder_from_hub
 from dmdpipe.networks.adapted import AdaptedDenoiser, WithLabels
 from dmdpipe.networks.adm import load_adm
 from dmdpipe.networks.mlp import build
-from dmdpipe.networks.unet import CONFIG, WEIGHTS, load_unet
+from dmdpipe.networks.unet import CONFIG, WEIGHTS, FlatUNet, load_unet
 from dmdpipe.pairing.classes import Classes
 from dmdpipe.specs.adapter import Adapter
-from dmdpipe.specs.data import dimension
+from dmdpipe.specs.adapter import UNet as AdaptedUNet
+from dmdpipe.specs.data import are_images, dimension
 from dmdpipe.specs.diffusion import NoiseRange, TeacherSpec
 from dmdpipe.specs.problems import parse
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from dmdpipe.diffusion.sampler import DenoiserFunction
 
 # Those that hold objects with their code, and those that may hold no more than tensors.
 OBJECTS, STATES = (".pkl", ".pickle"), (".pt", ".pth", ".bin", ".ckpt")
-IMAGES = ("digits", "fashion", "photos", "own_images")
 LARGEST_ADAPTER = 2**16  # bytes
 ADAPTER = "adapter.json"
+
+
+@dataclass(frozen=True)
+class Images:
+    """How images lie in rows [n, d]: as (C, H, W), or as (H, W, C), with the channels of a pixel side by side.
+
+    Attributes:
+        channels, height, width: C, H and W.
+        channels_first: which of the two.
+    """
+
+    channels: int
+    height: int
+    width: int
+    channels_first: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W), however they lie."""
+        return self.channels, self.height, self.width
+
+    def lying(self, rows: Tensor, channels_first: bool) -> Tensor:
+        """Return the same images [n, d] as they lie with channels first or last."""
+        if self.channels_first == channels_first:
+            return rows
+        if channels_first:
+            return rows.reshape(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2).reshape(rows.shape)
+        return rows.reshape(-1, *self.shape).permute(0, 2, 3, 1).reshape(rows.shape)
+
+    def __str__(self) -> str:
+        return "×".join(map(str, self.shape))
 
 
 @dataclass(frozen=True)
@@ -65,8 +95,7 @@ class Model:
         ends_at: the largest σ of its training, where there is one.
         classes: what it is asked for, if its network has classes.
         unpinned: the checksums of weights which their adapter names and does not state, by that name.
-        pictures: samples [n, d] → [n, side·side] or [n, side·side·3], a pixel's channels side by side; None where
-            samples are no square images.
+        images: how images lie in its rows; None where they are none, or nothing says so.
     """
 
     path: Path
@@ -79,7 +108,7 @@ class Model:
     ends_at: float | None = None
     classes: Classes | None = None
     unpinned: dict[str, str] = field(default_factory=dict)
-    pictures: Callable[[NDArray[Any]], NDArray[Any]] | None = field(default=None, compare=False)
+    images: Images | None = None
 
     def on(self, device: torch.device) -> Model:
         """Move the model to a device."""
@@ -136,7 +165,7 @@ def open_model(path: Path, adapter: Path | None = None) -> Model:
         return _of_folder(path, adapter or path / ADAPTER)
     if path.is_file() and path.suffix == ".safetensors":
         beside = path.with_suffix(".json")
-        if (folder / CONFIG).exists() and not beside.exists():
+        if _is_config(beside) or ((folder / CONFIG).exists() and not beside.exists()):
             beside = folder / ADAPTER
         return _of_file(path, adapter or beside)
     within = f"; try {path / 'unet'}" if (path / "unet" / CONFIG).exists() else ""
@@ -173,7 +202,7 @@ def _of_step(named: Path, path: Path) -> Model:
             denoiser=load_teacher(spec, tensors),
             teacher=spec,
             classes=_classes_of(spec),
-            pictures=_pictures_of(spec),
+            images=_images_of(spec),
         )
     if spec.network.kind == "particles":
         raise UserError(
@@ -192,7 +221,7 @@ def _of_step(named: Path, path: Path) -> Model:
         student=student,
         teacher=spec.teacher,
         classes=_classes_of(spec.teacher),
-        pictures=_pictures_of(spec.teacher),
+        images=_images_of(spec.teacher),
     )
 
 
@@ -200,23 +229,32 @@ def _classes_of(teacher: TeacherSpec) -> Classes | None:
     return Classes(teacher.classes) if teacher.classes else None
 
 
-def _pictures_of(teacher: TeacherSpec) -> Callable[[NDArray[Any]], NDArray[Any]] | None:
-    return (lambda samples: samples) if teacher.data.family in IMAGES and teacher.data.ambient is None else None
+def _images_of(teacher: TeacherSpec) -> Images | None:
+    if not are_images(teacher.data):
+        return None
+    side, colours = image_shape(dimension(teacher.data))
+    return Images(colours, side, side, channels_first=False)
 
 
 def _of_folder(path: Path, adapter_path: Path) -> Model:
     adapter = read_adapter(adapter_path)
     if adapter.network.kind != "unet":
         raise UserError(f"{adapter_path}: network.kind '{adapter.network.kind}': a folder with {CONFIG} is a 'unet'")
-    unet = load_unet(path)
-    asked = adapter.network
+    return _of_unet(path, path / WEIGHTS, path / CONFIG, adapter, adapter.network, adapter_path)
+
+
+def _of_unet(
+    path: Path, weights: Path, config: Path, adapter: Adapter, asked: AdaptedUNet, adapter_path: Path
+) -> Model:
+    unet = _loaded_unet(weights, config)
+    _check_sides(unet, config)
     if max(asked.drawn_from or 0, -1 if asked.label is None else asked.label + 1, 0) > unet.classes:
         key = "label" if asked.drawn_from is None else "drawn_from"
         has = (
             f"{unet.classes} classes: give one, 0 to {unet.classes - 1}" if unet.classes else "no classes: leave it out"
         )
         raise UserError(f"{adapter_path}: network.{key} is {getattr(asked, key)}, but the network of {path} has {has}")
-    files = {str(file): _sha256(file) for file in (path / CONFIG, path / WEIGHTS, adapter_path)}
+    files = {str(file): _sha256(file) for file in (config, weights, adapter_path)}
     return Model(
         path,
         math.prod(unet.shape),
@@ -225,20 +263,24 @@ def _of_folder(path: Path, adapter_path: Path) -> Model:
         denoiser=_adapted(unet, adapter),
         ends_at=_range_of(adapter).sigma_max if adapter.schedule else None,
         classes=Classes(unet.classes, asked.label, asked.drawn_from) if unet.classes else None,
-        unpinned=_unpinned(path / WEIGHTS, files[str(path / WEIGHTS)], adapter, adapter_path),
-        pictures=_channels_last(unet.shape),
+        unpinned=_unpinned(weights, files[str(weights)], adapter, adapter_path),
+        images=Images(*unet.shape, channels_first=True),
     )
 
 
 def _of_file(path: Path, adapter_path: Path) -> Model:
     adapter = read_adapter(adapter_path)
     if adapter.network.kind == "unet":
-        if path.name == WEIGHTS and (path.parent / CONFIG).exists():
-            return _of_folder(path.parent, adapter_path)
-        raise UserError(
-            f"{path}: the weights of a 'unet', which network.kind in {adapter_path} says that they are, must be called"
-            f" {WEIGHTS} and lie beside their {CONFIG}: rename or move the file"
-        )
+        named, beside = adapter.network.config, path.with_suffix(".json")
+        config = adapter_path.parent / named if named else beside if _is_config(beside) else path.parent / CONFIG
+        if not config.exists():
+            raise UserError(
+                f"{path}: network.kind in {adapter_path} says 'unet', whose weights need their {CONFIG}: put it beside"
+                f" them, there or as {beside.name}, or name it as network.config; {config} is not there"
+            )
+        # The name that diffusers gives to all weights says nothing.
+        shown = path.parent if path.name == WEIGHTS and config == path.parent / CONFIG else path
+        return _of_unet(shown, path, config, adapter, adapter.network, adapter_path)
     try:
         data = read_whole(path.resolve())
     except OSError as error:
@@ -258,7 +300,7 @@ def _of_file(path: Path, adapter_path: Path) -> Model:
             denoiser=_adapted(adm, adapter),
             classes=Classes(sizes.label_dim, sizes.label, sizes.drawn_from) if sizes.label_dim else None,
             unpinned=unpinned,
-            pictures=_channels_last(adm.shape),
+            images=Images(*adm.shape, channels_first=True),
         )
     try:
         dim = len(tensors["output.bias"])
@@ -269,6 +311,56 @@ def _of_file(path: Path, adapter_path: Path) -> Model:
         raise UserError(f"{path}: its tensors are not those of the network in {adapter_path} ({reason})") from None
     denoiser = _adapted(WithLabels(network), adapter)
     return Model(path, dim, files, _range_of(adapter), denoiser=denoiser, unpinned=unpinned)
+
+
+def _is_config(path: Path) -> bool:
+    """Whether this is the config of a network, and no adapter: diffusers names the class in all of its own."""
+    try:
+        value = json.loads(read_ordinary(path.resolve(), LARGEST_ADAPTER))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and "_class_name" in value
+
+
+def _loaded_unet(weights: Path, config: Path) -> FlatUNet:
+    """Return the U-Net of two files of any names, wherever they lie."""
+    folder = weights.parent
+    if (weights, config) == (folder / WEIGHTS, folder / CONFIG):
+        return load_unet(folder)
+    # diffusers opens folders alone: one that holds the two, by the names that it knows.
+    with tempfile.TemporaryDirectory() as made:
+        links = {str(Path(made, WEIGHTS)): weights, str(Path(made, CONFIG)): config, made: weights}
+        for name, file in list(links.items())[:2]:
+            os.symlink(file.resolve(), name)
+        try:
+            return load_unet(Path(made))
+        except UserError as error:
+            said = str(error)
+            for name, file in links.items():
+                said = said.replace(name, str(file))
+            raise UserError(said) from None
+
+
+@torch.no_grad()
+def _check_sides(unet: FlatUNet, config: Path) -> None:
+    """Refuse sides that the levels cannot halve and double again.
+
+    Raises:
+        UserError: if the network itself fails at them: others may have blocks that take any side.
+    """
+    inner: Any = unet.unet
+    factor = 2 ** (len(inner.config.block_out_channels) - 1)
+    if unet.shape[1] % factor == unet.shape[2] % factor == 0:
+        return
+    classes = torch.zeros(1, dtype=torch.int64) if unet.classes else None
+    try:
+        unet(torch.zeros(1, math.prod(unet.shape)), torch.zeros(1, 1), classes)
+    except RuntimeError:
+        height, width = unet.shape[1:]
+        raise UserError(
+            f"{config}: sample_size, {height}×{width}, must be divisible by {factor}, since its levels halve it so"
+            " often; give the size that the network was trained at"
+        ) from None
 
 
 def _unpinned(path: Path, checksum: str, adapter: Adapter, adapter_path: Path) -> dict[str, str]:
@@ -305,16 +397,6 @@ def _decoded(data: bytes, path: Path) -> dict[str, Tensor]:
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: is no valid safetensors file ({reason}); convert or copy it again") from None
-
-
-def _channels_last(shape: tuple[int, int, int]) -> Callable[[NDArray[Any]], NDArray[Any]] | None:
-    """Return ``Model.pictures`` of samples of the shape (C, H, W), channels first."""
-    channels, height, width = shape
-
-    def pictures(samples: NDArray[Any]) -> NDArray[Any]:
-        return samples.reshape(len(samples), *shape).transpose(0, 2, 3, 1).reshape(len(samples), -1)
-
-    return pictures if channels in (1, 3) and height == width else None
 
 
 def _adapted(network: nn.Module, adapter: Adapter) -> AdaptedDenoiser:

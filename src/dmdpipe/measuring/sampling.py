@@ -25,7 +25,7 @@ BETWEEN_ROUNDING = 1e-6  # by which a --sigma-max that was printed may be above 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Paired samples and what they are held against, float32.
+    """Paired samples and what they are held against, float32; images lie in all of them as in the teacher's rows.
 
     Attributes:
         z: the bank's paired noise [N, d].
@@ -105,11 +105,16 @@ def sample_both(
         progress: called before each part with a few words.
 
     Raises:
-        UserError: if the two are not of one dimension or are asked for other classes, the teacher is a student, or a
-            sample is not finite.
+        UserError: if the two are not of one dimension and shape or are asked for other classes, the teacher is a
+            student, or a sample is not finite.
     """
     if teacher.denoiser is None:
         raise UserError(f"{teacher.path}: is a student; the teacher must be a denoiser, e.g. a folder in teachers/")
+    images, students = teacher.images, student.images
+    if images and students and images.shape != students.shape:
+        raise UserError(
+            f"{student.path}: is made for {students}, {teacher.path} for {images}; name two models of one shape"
+        )
     if teacher.dim != student.dim:
         raise UserError(f"{student.path}: has {student.dim} coordinates, but {teacher.path} has {teacher.dim}")
     told = _common_classes(teacher, student)
@@ -148,15 +153,21 @@ def sample_both(
     doubled = teachers(z, classes, 2 * steps, f"the teacher, {n} samples of {2 * steps} steps")
     of_held_out = teachers(held_out, classes_held_out, steps, f"the teacher, {n_held_out} further samples")
     progress(f"the student, {n} samples")
-    made = [
-        asked.one_step(rows, noises, levels.sigma_max, labels).cpu()
-        for rows, labels, *noises in parts(z, classes, *between)
-    ]
+    # Both see the same picture of noise, wherever a network wants its channels.
+    z_of_student = images.lying(z, students.channels_first) if images and students else z
+    answers = torch.cat(
+        [
+            asked.one_step(rows, noises, levels.sigma_max, labels).cpu()
+            for rows, labels, *noises in parts(z_of_student, classes, *between)
+        ]
+    )
+    if images and students:
+        answers = students.lying(answers, images.channels_first)
     return Sampled(
         z.numpy(),
         of_teacher,
         doubled,
-        _checked(torch.cat(made), student),
+        _checked(answers, student),
         held_out.numpy(),
         of_held_out,
         classes.numpy() if told else None,

@@ -11,14 +11,24 @@ from dmdpipe.specs.base import Spec
 from dmdpipe.specs.network import MLP
 
 HEAD_CHANNELS = 64  # of one head of an ADM's attention
+# ᾱ at the last time step, where σ is 10¹⁵: schedules in use end below 10⁷, and float32 holds no squares above 10³⁸.
+LEAST_KEPT = 1e-30
 
 
 class UNet(Spec):
     """A ``UNet2DModel`` of the library diffusers, as its folder describes it."""
 
     kind: Literal["unet"] = "unet"
+    config: str | None = Field(None, description="a .safetensors file's config, from the adapter's folder")
     label: int | None = Field(None, ge=0, description="the class that is asked for; none: a drawn one for each noise")
     drawn_from: int | None = Field(None, ge=1, description="so many classes are drawn from; none: from all of them")
+
+    @field_validator("config")
+    @classmethod
+    def _stays_in_its_folder(cls, name: str | None) -> str | None:
+        if name is not None and (not name.endswith(".json") or set(name.split("/")) & {"", ".", ".."}):
+            raise ValueError(f"'{name}': give a .json file in the adapter's folder or below, as in teacher/config.json")
+        return name
 
     @model_validator(mode="after")
     def _asks_in_one_way(self) -> UNet:
@@ -81,6 +91,17 @@ class Schedule(Spec):
     )
     first: float = Field(1e-4, gt=0, lt=1, description="linear, scaled_linear: the first beta")
     last: float = Field(0.02, gt=0, lt=1, description="linear, scaled_linear: the last beta")
+
+    @model_validator(mode="after")
+    def _ends_at_a_noise_level(self) -> Schedule:
+        if self.betas != "cosine" and self.first > self.last:
+            raise ValueError(f"first ({self.first:g}) must not be above last ({self.last:g}): betas rise")
+        if math.prod(1 - beta for beta in self._betas()) < LEAST_KEPT:
+            raise ValueError(
+                f"{self.steps} steps with betas up to {self._betas()[-1]:g} leave nothing of the data (ᾱ below"
+                f" {LEAST_KEPT:g}): give the steps, first and last of the training"
+            )
+        return self
 
     def sigmas(self) -> list[float]:
         """Return σ_t = √((1 − ᾱ_t)/ᾱ_t) of every time step t, ascending."""
