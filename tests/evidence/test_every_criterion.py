@@ -27,6 +27,7 @@ SEEDS = 4
 EACH = [(claim.id, criterion.name) for claim in EVERY for criterion in claim.criteria]
 UNREAD = {
     "curves": "its prediction is which students pass the gate, and one that does not counts for no criterion",
+    "mixture_pools": "it came after the others' results, which one more control would have judged more strictly",
 }
 """The studies that neither a claim nor a control reads, and why."""
 
