@@ -84,10 +84,21 @@ def default_of(resource):
     return str(defaults[resource].raw).strip("'\"") if resource in defaults else None
 
 
-def at_most(resource, wanted):
-    """What a job wants, or the most that the profile allows a job; "0" or nothing there allows any."""
-    most = int(default_of(resource) or 0)
-    return min(wanted, most) if most else wanted
+def limit_of(resource):
+    """The most that the profile allows a job; 0 if any."""
+    given = default_of(resource) or "0"
+    if not given.isdecimal():
+        sys.exit(f"dmdpipe: default-resources: {resource}: '{given}' must be a whole number; 0: no limit")
+    return int(given)
+
+
+# Minutes and megabytes.
+LONGEST_JOB, LARGEST_JOB = limit_of("longest_job"), limit_of("largest_job")
+
+
+def at_most(limit, wanted):
+    """What a job wants, but no more than a limit, if there is one."""
+    return min(wanted, limit) if limit else wanted
 
 
 def memory_of(stage):
@@ -95,7 +106,7 @@ def memory_of(stage):
 
     def megabytes(wildcards, attempt):
         step = planned(stage, wildcards)
-        return at_most("largest_job", RUN.devices_of(step) * megabytes_to_ask_for(step, attempt))
+        return at_most(LARGEST_JOB, RUN.devices_of(step) * megabytes_to_ask_for(step, attempt))
 
     return megabytes
 
@@ -104,7 +115,7 @@ def minutes_of(stage):
     """Resource function of a rule: the time limit in minutes."""
 
     def minutes(wildcards, attempt):
-        return at_most("longest_job", minutes_to_ask_for(planned(stage, wildcards), attempt))
+        return at_most(LONGEST_JOB, minutes_to_ask_for(planned(stage, wildcards), attempt))
 
     return minutes
 

@@ -264,6 +264,11 @@ def test_a_study_that_can_not_be_replaced_alone_is_refused(tmp_path: Path, docs:
         write_findings(root, "tiny", docs, CONTROLS, [STUDY])
     (published / "criteria.csv").write_bytes(before[published / "criteria.csv"])
     assert {path: path.read_bytes() for path in docs.rglob("*") if path.is_file()} == before
+    every = [one for control in CONTROLS.claims for one in control.criteria]
+    criteria = tuple(one.model_copy(update={"name": f"{i}"}) for i, one in enumerate(every))
+    of_both = Claims(claims=(CONTROLS.claims[0].model_copy(update={"criteria": criteria}),))
+    with pytest.raises(UserError, match="K-here reads other, too"):
+        write_findings(root, "tiny", docs, of_both, [STUDY])
     (published / "studies.csv").unlink()
     with pytest.raises(UserError, match="write all of them first"):
         write_findings(root, "tiny", docs, CONTROLS, [STUDY])

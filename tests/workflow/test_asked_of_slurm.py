@@ -111,3 +111,9 @@ def test_no_job_asks_for_more_than_the_profile_allows(tree: Tree) -> None:
     for rule, one in limited.items():
         assert int(free[rule]["-t"]) > 10 and int(free[rule]["--mem"]) >= 1_500
         assert one == {**free[rule], "-t": "10", "--mem": "1500"}
+
+
+def test_a_limit_that_is_no_number_is_one_line(tree: Tree) -> None:
+    done = tree.checkout.dmdpipe("run", "-n", "--default-resources", "longest_job=1d")
+    assert done.returncode != 0 and "Traceback" not in done.stdout + done.stderr
+    assert "dmdpipe: default-resources: longest_job: '1d' must be a whole number; 0: no limit\n" in done.stderr

@@ -68,7 +68,7 @@ def write_findings(results: Path, scale: str, docs: Path, controls: Claims, only
     Raises:
         UserError: if there are no verdicts, if a study or its page is not the one that they stand on or is damaged, if
             ``findings.md`` has no block for the scale; or, with ``only``, if one of them is not in the results or is
-            read by a claim, or if nothing is there yet.
+            read by a claim, if a control reads one of them and another study, or if nothing is there yet.
     """
     verdicts = read_artifact(results / STAGES["verdicts"].folder / scale)
     top = docs / REFERENCE / scale
@@ -124,7 +124,11 @@ def _with_controls(
             raise UserError(f"study '{name}' is not among those that the verdicts stand on: {', '.join(run)}")
         if name in set(before.criteria["study"]):
             raise UserError(f"study '{name}' is read by a claim: run all studies again, and write all findings")
-    now = {one.id for one in controls.claims if {criterion.study for criterion in one.criteria} <= {*only}}
+    read_by = {one.id: {criterion.study for criterion in one.criteria} for one in controls.claims}
+    for id_, studies in read_by.items():
+        if studies & {*only} and (others := sorted(studies - {*only})):
+            raise UserError(f"{id_} reads {', '.join(others)}, too: run and name all studies that it reads")
+    now = {id_ for id_, studies in read_by.items() if studies <= {*only}}
     kept = judged.iloc[:0] if before.controls is None else before.controls[~before.controls["id"].isin(now)]
     place = {one.id: i for i, one in enumerate(controls.claims)}
     every = pd.concat([kept, judged[judged["id"].isin(now)]], ignore_index=True)
