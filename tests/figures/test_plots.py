@@ -228,7 +228,7 @@ def test_training_curves_show_what_some_student_has_and_every_seed() -> None:
         ],
         columns=["point", "seed", "generator_step", "converged", "readout"],
     )
-    rows = training.with_gate(histories, pd.concat([ends, ends, ends.assign(readout=False, converged=True)]))
+    rows = training.with_gate(histories, pd.concat([ends.assign(readout=False, converged=True), ends, ends]))
     figure, data = training.training_curves(rows)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["case=gan: 1 of 2", "case=fast: 0 of 2"]
     titles = [axes.get_title(loc="left") for axes in figure.axes if axes.get_lines()]
