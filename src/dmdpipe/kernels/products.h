@@ -8,11 +8,12 @@
 
 enum { PANEL = 16 };
 
-/* A tile has `TILE` rows and two vectors a row: one panel of 16 columns by AVX2, two panels by AVX-512. */
+/* A tile has at most `TILE` rows of `VECTORS` vectors, or `NARROW` rows of fewer: as many sums as there are registers for, and
+ * enough of them to keep the multipliers busy while each sum waits for its last term. */
 #if defined(__AVX512F__)
-enum { LANES = 16, TILE = 8 };
+enum { LANES = 16, VECTORS = 4, TILE = 6, NARROW = 8 };
 #else
-enum { LANES = 8, TILE = 6 };
+enum { LANES = 8, VECTORS = 2, TILE = 6, NARROW = 8 };
 #endif
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -48,46 +49,60 @@ EACH lanes fused(lanes a, lanes b, lanes c) {
 #endif
 }
 
-/* c[r][j] = (start ? c : 0) + Σ_k a[r·a_row + k·a_step] · b[k·b_step + j] for r < rows ≤ TILE and the columns j of one or
- * two vectors; the second lies b_next after the first in b. */
+/* c[r][j] = (start ? c : 0) + Σ_k a[r·a_row + k·a_step] · b[k·b_step + j] for the columns j of some vectors; those of b
+ * lie b_next apart. */
 EACH void tile(const int rows, const int vectors, count inner, const float *a, count a_row, count a_step, const float *b,
                count b_next, count b_step, float *c, count c_row, int start) {
-    lanes sums[TILE][2];
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++) sums[r][v] = start ? load(c + r * c_row + v * LANES) : (lanes){0};
+    lanes sums[NARROW][VECTORS];
+    UNROLLED for (int r = 0; r < rows; r++)
+        UNROLLED for (int v = 0; v < vectors; v++) sums[r][v] = start ? load(c + r * c_row + v * LANES) : (lanes){0};
     for (count k = 0; k < inner; k++, a += a_step, b += b_step) {
-        lanes left = load(b), right = vectors > 1 ? load(b + b_next) : left;
-        for (int r = 0; r < rows; r++) {
+        lanes own[VECTORS];
+        UNROLLED for (int v = 0; v < vectors; v++) own[v] = load(b + v * b_next);
+        UNROLLED for (int r = 0; r < rows; r++) {
             lanes entry = same_in_all(a[r * a_row]);
-            sums[r][0] = fused(entry, left, sums[r][0]);
-            if (vectors > 1) sums[r][1] = fused(entry, right, sums[r][1]);
+            UNROLLED for (int v = 0; v < vectors; v++) sums[r][v] = fused(entry, own[v], sums[r][v]);
         }
     }
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++) store(c + r * c_row + v * LANES, sums[r][v]);
+    UNROLLED for (int r = 0; r < rows; r++)
+        UNROLLED for (int v = 0; v < vectors; v++) store(c + r * c_row + v * LANES, sums[r][v]);
 }
 
 /* The same for any number of rows. */
 EACH void strip(count rows, const int vectors, count inner, const float *a, count a_row, count a_step, const float *b,
                 count b_next, count b_step, float *c, count c_row, int start) {
-    for (count r = 0; r < rows; r += TILE, a += TILE * a_row, c += TILE * c_row)
-        switch (smaller(TILE, rows - r)) {
-#define CASE(few) case few: tile(few, vectors, inner, a, a_row, a_step, b, b_next, b_step, c, c_row, start); break
-        CASE(1); CASE(2); CASE(3); CASE(4); CASE(5); CASE(6);
-#if defined(__AVX512F__)
-        CASE(7); CASE(8);
-#endif
-#undef CASE
-        }
+#define TILES_OF(some) \
+    for (; rows >= some; rows -= some, a += some * a_row, c += some * c_row) \
+        tile(some, vectors, inner, a, a_row, a_step, b, b_next, b_step, c, c_row, start)
+    if (vectors < VECTORS) TILES_OF(NARROW);
+    TILES_OF(TILE);
+    TILES_OF(4);
+    TILES_OF(2);
+    TILES_OF(1);
+#undef TILES_OF
 }
 
-/* c [rows × 16·panels] = (start ? c : 0) + a·b; b's panels lie b_panel apart. Strides as in `tile`. */
+/* The same for any number of panels. */
+EACH void strips(count rows, count panels, count inner, const float *a, count a_row, count a_step, const float *b,
+                 count b_panel, count b_step, float *c, count c_row, int start) {
+    const count b_next = LANES == PANEL ? b_panel : LANES;
+#define STRIPS_OF(vectors) \
+    for (const count each = (vectors) * LANES / PANEL; each && panels >= each; \
+         panels -= each, b += each * b_panel, c += each * PANEL) \
+        strip(rows, vectors, inner, a, a_row, a_step, b, b_next, b_step, c, c_row, start)
+    STRIPS_OF(VECTORS);
+    STRIPS_OF(VECTORS / 2);
+    STRIPS_OF(VECTORS / 4);
+#undef STRIPS_OF
+}
+
+/* c [rows × 16·panels] = (start ? c : 0) + a·b. Entries of a lie a_row and a_step apart, one of which is 1; b's panels lie
+ * b_panel and its rows b_step apart. */
 static void product(count rows, count panels, count inner, const float *a, count a_row, count a_step, const float *b,
                     count b_panel, count b_step, float *c, count c_row, int start) {
-    const count together = 2 * LANES / PANEL, b_next = LANES == PANEL ? b_panel : LANES;
-    for (; panels >= together; panels -= together, b += together * b_panel, c += together * PANEL)
-        strip(rows, 2, inner, a, a_row, a_step, b, b_next, b_step, c, c_row, start);
-    if (panels) strip(rows, 1, inner, a, a_row, a_step, b, b_next, b_step, c, c_row, start);
+    /* Where compilers know the 1, they find shorter ways from one entry to the next. */
+    if (a_row == 1) strips(rows, panels, inner, a, 1, a_step, b, b_panel, b_step, c, c_row, start);
+    else strips(rows, panels, inner, a, a_row, 1, b, b_panel, b_step, c, c_row, start);
 }
 
 /* A row's entries, with zeros up to `all`, both multiples of 16 often: calls of memcpy would take longer than they copy. */
