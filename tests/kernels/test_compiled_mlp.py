@@ -237,7 +237,7 @@ def test_memory_is_written_before_it_is_read_and_not_beyond_its_ends(monkeypatch
         given_out.append(whole)
         return whole[256:-256].fill_(math.nan).view(shape)
 
-    monkeypatch.setattr("dmdpipe.kernels.mlp.torch.empty", guarded)
+    monkeypatch.setattr("dmdpipe.kernels.mlp.zeros", guarded)
     # What is kept from call to call has no borders.
     monkeypatch.setattr("dmdpipe.kernels.mlp._memory", memory_to_work_with.__wrapped__)
     denoiser.kernel.spare = None

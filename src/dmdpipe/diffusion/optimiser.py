@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dmdpipe.diffusion.determinism import square_root
 from dmdpipe.kernels import optimiser as kernel
+from dmdpipe.kernels.large_pages import zeros_like
 from dmdpipe.kernels.learning import Flat
 
 ADAM_EPSILON = 1e-8
@@ -32,8 +33,8 @@ class FlatParameters:
 
     def __init__(self, module: nn.Module):
         parameters = list(module.parameters())
-        self.values = torch.cat([p.detach().reshape(-1) for p in parameters])
-        self.gradient = torch.zeros_like(self.values)
+        given = torch.cat([p.detach().reshape(-1) for p in parameters])
+        self.values, self.gradient = zeros_like(given).copy_(given), zeros_like(given)
         sizes = [p.numel() for p in parameters]
         pieces = zip(parameters, self.values.split(sizes), self.gradient.split(sizes), strict=True)
         for parameter, values, gradient in pieces:
@@ -64,10 +65,10 @@ class FlatOptimiser:
     state: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        zeros = torch.zeros_like(self.parameters.values)
-        self.state = {"steps": torch.zeros(1, dtype=torch.int64), "first": zeros}
+        values = self.parameters.values
+        self.state = {"steps": torch.zeros(1, dtype=torch.int64), "first": zeros_like(values)}
         if self.kind == "adamw":
-            self.state["second"] = zeros.clone()
+            self.state["second"] = zeros_like(values)
 
     def step(self, learning_rate: float) -> float:
         """Take one step; return the gradient's norm before clipping."""

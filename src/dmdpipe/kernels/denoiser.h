@@ -11,10 +11,10 @@ EACH void forward(const Shape *s, const Layer *layers, const float *panels, cons
 /* The way back of a block: `to` [rows × d] is the loss's gradient at F, columns padded. to_h and to_e [ROWS × width] are
  * memory. */
 static void backward(const Shape *s, const float *panels, const Conditions *given, count rows, Block b, const float *to,
-                     float *to_h, float *to_e, float *sums) {
-    add_gradients(s, output_of(s), rows, to, b.h + s->depth * ROWS * stride(s->width), sums);
+                     float *to_h, float *to_e, float *sums, int begun) {
+    add_gradients(s, output_of(s), rows, to, b.h + s->depth * ROWS * stride(s->width), sums, begun);
     apply_transposed(s, panels, output_of(s), rows, to, to_h, 0);
-    backward_body(s, panels, given, s->depth, rows, b, to_h, to_e, sums);
+    backward_body(s, panels, given, s->depth, rows, b, to_h, to_e, sums, begun);
 }
 
 /* D of a block's rows, given F: to [rows × d]. */
@@ -31,23 +31,19 @@ static void combine(const Shape *s, const Conditions *given, count first, count 
     }
 }
 
-/* How many floats the functions below want to work with. */
+/* How many floats the functions below want to work with, beside the panels of all weights. */
 static count working_size(const Shape *s) {
-    count last = output_of(s) + 1;
-    return forward_at(s, last) + backward_at(s, last) + sums_at(s, last) + block_size(s)
-         + ROWS * (stride(s->dim) + 2 * stride(s->width));
+    return sums_at(s, output_of(s) + 1) + block_size(s) + ROWS * (stride(s->dim) + 2 * stride(s->width));
 }
 
+/* Its parts; in the sums of gradients the way back leaves its results, for `finish`. */
 typedef struct {
-    float *forward, *backward, *sums, *block, *to_answer, *to_h, *to_e;
+    float *sums, *block, *to_answer, *to_h, *to_e;
 } Memory;
 
 static Memory memory_at(const Shape *s, float *memory) {
-    count last = output_of(s) + 1;
-    Memory m = {.forward = memory};
-    m.backward = m.forward + forward_at(s, last);
-    m.sums = m.backward + backward_at(s, last);
-    m.block = m.sums + sums_at(s, last);
+    Memory m = {.sums = memory};
+    m.block = m.sums + sums_at(s, output_of(s) + 1);
     m.to_answer = m.block + block_size(s);
     m.to_h = m.to_answer + ROWS * stride(s->dim);
     m.to_e = m.to_h + ROWS * stride(s->width);
@@ -55,15 +51,13 @@ static Memory memory_at(const Shape *s, float *memory) {
 }
 
 /* answer [rows × d] = D(x). */
-static void denoise(const Shape *s, const Layer *layers, const Conditions *given, count rows, const float *x, float *answer,
-                    float *memory) {
-    Memory m = memory_at(s, memory);
-    Block b = block_at(s, m.block);
-    pack_forward(s, layers, m.forward);
+static void denoise(const Shape *s, const Layer *layers, const float *panels, const Conditions *given, count rows,
+                    const float *x, float *answer, float *memory) {
+    Block b = block_at(s, memory_at(s, memory).block);
     for (count first = 0; first < rows; first += ROWS) {
         count here = smaller(ROWS, rows - first);
         const float *own = x + first * s->dim;
-        forward(s, layers, m.forward, given, first, here, own, b, 0);
+        forward(s, layers, panels, given, first, here, own, b, 0);
         combine(s, given, first, here, own, b.answer, answer + first * s->dim);
     }
 }
@@ -72,15 +66,13 @@ static void denoise(const Shape *s, const Layer *layers, const Conditions *given
 static count kept_size(const Shape *s, count rows) { return (rows + ROWS - 1) / ROWS * block_size(s); }
 
 /* answer [rows × d] = D(x), and what the way back needs goes to `kept`. */
-static void denoise_and_keep(const Shape *s, const Layer *layers, const Conditions *given, count rows, const float *x,
-                             float *answer, float *kept, float *memory) {
-    Memory m = memory_at(s, memory);
-    pack_forward(s, layers, m.forward);
+static void denoise_and_keep(const Shape *s, const Layer *layers, const float *panels, const Conditions *given, count rows,
+                             const float *x, float *answer, float *kept) {
     for (count first = 0; first < rows; first += ROWS, kept += block_size(s)) {
         count here = smaller(ROWS, rows - first);
         const float *own = x + first * s->dim;
         Block b = block_at(s, kept);
-        forward(s, layers, m.forward, given, first, here, own, b, 1);
+        forward(s, layers, panels, given, first, here, own, b, 1);
         combine(s, given, first, here, own, b.answer, answer + first * s->dim);
     }
 }
@@ -96,38 +88,33 @@ static void through_preconditioning(const Shape *s, const Conditions *given, cou
     }
 }
 
-/* Set, or add to, the gradients at the layers, given the loss's gradient at D [rows × d]. `kept` is overwritten. */
-static void pull_back(const Shape *s, const Layer *layers, const Layer *gradients, const Conditions *given, count rows,
-                      const float *to_d, float *kept, count add, float *memory) {
+/* Find the gradients at the layers, given the loss's gradient at D [rows × d]. `kept` is overwritten. */
+static void pull_back(const Shape *s, const float *panels, const Conditions *given, count rows, const float *to_d,
+                      float *kept, float *memory) {
     Memory m = memory_at(s, memory);
-    pack_backward(s, layers, m.backward);
-    memset(m.sums, 0, (size_t)sums_at(s, output_of(s) + 1) * sizeof *m.sums);
     Block b = block_at(s, kept);
     for (count first = 0; first < rows; first += ROWS, kept += block_size(s)) {
         count here = smaller(ROWS, rows - first);
         b = block_at(s, kept);
         through_preconditioning(s, given, first, here, to_d + first * s->dim, m.to_answer);
-        backward(s, m.backward, given, here, b, m.to_answer, m.to_h, m.to_e, m.sums);
+        backward(s, panels, given, here, b, m.to_answer, m.to_h, m.to_e, m.sums, first > 0);
     }
-    finish(s, given, b, m.to_e, m.sums, gradients, 0, add != 0);
+    if (one_level(given)) add_one_level(s, b, m.to_e, m.sums);
 }
 
-/* Set the gradients of the denoising loss, mean of weight·(D(x) − target)², and return the loss. weight: a table like
+/* Find the gradients of the denoising loss, mean of weight·(D(x) − target)², and return the loss. weight: a table like
  * the conditions', or none for 1. */
-static float denoising_loss(const Shape *s, const Layer *layers, const Layer *gradients, const Conditions *given, count rows,
+static float denoising_loss(const Shape *s, const Layer *layers, const float *panels, const Conditions *given, count rows,
                             const float *x, const float *target, const float *weight, float *memory) {
     Memory m = memory_at(s, memory);
     Block b = block_at(s, m.block);
-    pack_forward(s, layers, m.forward);
-    pack_backward(s, layers, m.backward);
-    memset(m.sums, 0, (size_t)sums_at(s, output_of(s) + 1) * sizeof *m.sums);
     const float per_entry = 2.0f / (float)(rows * s->dim);
     float losses[EIGHT] = {0};
     count dim = stride(s->dim);
     for (count first = 0; first < rows; first += ROWS) {
         count here = smaller(ROWS, rows - first);
         const float *own = x + first * s->dim, *wanted = target + first * s->dim;
-        forward(s, layers, m.forward, given, first, here, own, b, 1);
+        forward(s, layers, panels, given, first, here, own, b, 1);
         for (count i = 0; i < here; i++) {
             count entry = entry_of(given, first + i);
             float out = given->c_out[entry], skip = given->c_skip ? given->c_skip[entry] : 0.0f;
@@ -147,8 +134,8 @@ static float denoising_loss(const Shape *s, const Layer *layers, const Layer *gr
                     losses[lane] = fma1(answer[j + lane], to[j + lane], losses[lane]);
             for (count j = 0; j < s->dim; j++) to[j] *= out;
         }
-        backward(s, m.backward, given, here, b, m.to_answer, m.to_h, m.to_e, m.sums);
+        backward(s, panels, given, here, b, m.to_answer, m.to_h, m.to_e, m.sums, first > 0);
     }
-    finish(s, given, b, m.to_e, m.sums, gradients, 0, 0);
+    if (one_level(given)) add_one_level(s, b, m.to_e, m.sums);
     return 0.5f * sum_of_eight(losses);
 }

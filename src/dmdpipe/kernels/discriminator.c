@@ -86,46 +86,44 @@ void discriminator_logits(const Shape *s, const Layer *layers, const Norm *norms
                           const float *signs, float scale, float *logits, float *to_x, float *memory) {
     count last = output_of(s), width = stride(s->width), dim = stride(s->dim), answer = stride(s->answer);
     count blocks = s->depth - NORMS, size = ROWS * width;
-    float *forward_panels = memory, *backward_panels = forward_panels + forward_at(s, last + 1);
-    float *input_panels = backward_panels + backward_at(s, last + 1);
+    float *panels = memory, *input_panels = panels + panels_size(s);
     float *layer_sums = input_panels + s->width * padded(s->dim), *norm_sums = layer_sums + sums_at(s, last + 1);
     float *own = norm_sums + 2 * NORMS * width, *units = own + block_size(s);
     float *to_answer = units + NORMS * norm_size(s), *to_input = to_answer + ROWS * answer;
     float *to_h = to_input + ROWS * dim, *to_e = to_h + size;
     float *sums = gradients ? layer_sums : 0;
     Block b = block_at(s, own);
-    pack_forward(s, layers, forward_panels);
-    pack_backward(s, layers, backward_panels);
+    pack_all(s, layers, FORWARD | BACKWARD, panels);
     if (to_x) pack(s->width, s->dim, layers[INPUT].weight, s->dim, input_panels);
     memset(layer_sums, 0, (size_t)(own - layer_sums) * sizeof *own);
     memset(to_answer, 0, (size_t)(ROWS * answer) * sizeof *to_answer);
     for (count first = 0; first < rows; first += ROWS) {
         count here = smaller(ROWS, rows - first);
-        forward_body(s, layers, forward_panels, given, blocks, first, here, x + first * s->dim, b, 1);
+        forward_body(s, layers, panels, given, blocks, first, here, x + first * s->dim, b, 1);
         for (count k = 0; k < NORMS; k++) {
             count layer = FIRST + blocks + k;
             float *a = units + k * norm_size(s), *before = b.h + (blocks + k) * size;
-            apply(s, layers, forward_panels, layer, here, before, a, 0);
+            apply(s, layers, panels, layer, here, before, a, 0);
             norm_and_silu(s, norms + k, here, a, a + size, before + size, b.slopes + (blocks + k) * size);
         }
-        apply(s, layers, forward_panels, last, here, b.h + s->depth * size, b.answer, 0);
+        apply(s, layers, panels, last, here, b.h + s->depth * size, b.answer, 0);
         for (count i = 0; i < here; i++) {
             float sign = signs[first + i], logit = logits[first + i] = b.answer[i * answer];
             to_answer[i * answer] = scale * sign * sigmoid(sign * logit);
         }
-        if (sums) add_gradients(s, last, here, to_answer, b.h + s->depth * size, sums);
-        apply_transposed(s, backward_panels, last, here, to_answer, to_h, 0);
+        if (sums) add_gradients(s, last, here, to_answer, b.h + s->depth * size, sums, 1);
+        apply_transposed(s, panels, last, here, to_answer, to_h, 0);
         for (count k = NORMS - 1; k >= 0; k--) {
             count layer = FIRST + blocks + k;
             float *a = units + k * norm_size(s);
             back_through_norm(s, norms + k, here, a, a + size, b.slopes + (blocks + k) * size, to_h,
                               sums ? norm_sums + 2 * k * width : 0);
-            if (sums) add_gradients(s, layer, here, to_h, b.h + (blocks + k) * size, sums);
+            if (sums) add_gradients(s, layer, here, to_h, b.h + (blocks + k) * size, sums, 1);
             /* to_e is free until the body. */
-            apply_transposed(s, backward_panels, layer, here, to_h, to_e, 0);
+            apply_transposed(s, panels, layer, here, to_h, to_e, 0);
             memcpy(to_h, to_e, (size_t)(here * width) * sizeof *to_h);
         }
-        if (to_x || from == 0) backward_body(s, backward_panels, given, blocks, here, b, to_h, to_e, sums);
+        if (to_x || from == 0) backward_body(s, panels, given, blocks, here, b, to_h, to_e, sums, 1);
         if (!to_x) continue;
         product(here, padded(s->dim) / PANEL, s->width, to_h, width, 1, input_panels, s->width * PANEL, PANEL, to_input, dim,
                 0);
@@ -135,7 +133,7 @@ void discriminator_logits(const Shape *s, const Layer *layers, const Norm *norms
         }
     }
     if (!gradients) return;
-    finish(s, given, b, to_e, layer_sums, gradients, from, 1);
+    for (count l = from; l <= last; l++) finish(s, l, layer_sums, gradients, 1);
     for (count k = 0; k < NORMS; k++)
         for (count j = 0; j < s->width; j++) {
             norm_gradients[k].gain[j] += norm_sums[2 * k * width + j];

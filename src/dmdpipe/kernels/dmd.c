@@ -51,7 +51,7 @@ static void draw_latent(const Latent *latent, count batches, count size, float *
 static void denoise_at(const Network *network, const int64_t *row, count rows, const float *noisy, float *answer) {
     Conditions given = *network->given;
     given.rows = row;
-    denoise(network->shape, network->layers, &given, rows, noisy, answer, network->memory);
+    denoise(network->shape, network->layers, network->panels, &given, rows, noisy, answer, network->memory);
 }
 
 /* A number that is none becomes 0, an infinite one the largest finite one. */
@@ -86,6 +86,13 @@ static float match(const Matching *m, count rows, count dim, const float *x, con
     return root_of_mean(squares, rows * dim);
 }
 
+/* Pack the weights of a round's networks, before the first round: from then on its steps do, for those that learn. */
+void dmd_begin(const Network *student, const Network *teacher, const Network *fake) {
+    pack_all(student->shape, student->layers, FORWARD | BACKWARD, student->panels);
+    pack_all(teacher->shape, teacher->layers, FORWARD, teacher->panels);
+    pack_all(fake->shape, fake->layers, FORWARD | BACKWARD, fake->panels);
+}
+
 /* Take a generator step on a batch; then the fake score's steps, the first on that batch if it is `shared`, each of the others
  * on one of its own. log: the root mean square of the gradient, the norm of the student's, and the fake score's last
  * loss, if it takes a step. */
@@ -96,17 +103,17 @@ void dmd_round(const Network *student, const Network *teacher, const Network *fa
     const count dim = student->shape->dim, size = batch * dim, others = fake_steps - shared;
     float *x = room->samples;
     draw_latent(latent, 1, size, room->latent);
-    denoise_and_keep(student->shape, student->layers, student->given, batch, room->latent, x, room->kept, student->memory);
+    denoise_and_keep(student->shape, student->layers, student->panels, student->given, batch, room->latent, x, room->kept);
     noise_samples(at_generator, batch, dim, x, room->row, room->noisy);
     denoise_at(teacher, room->row, batch, room->noisy, room->real);
     denoise_at(fake, room->row, batch, room->noisy, room->fake);
     log[0] = match(matching, batch, dim, x, room->real, room->fake, room->gradient);
-    pull_back(student->shape, student->layers, student->gradients, student->given, batch, room->gradient, room->kept, 0,
-              student->memory);
-    log[1] = step_by(of_student, generator_sizes);
+    pull_back(student->shape, student->panels, student->given, batch, room->gradient, room->kept, student->memory);
+    log[1] = step_by(student, of_student, generator_sizes);
 
     draw_latent(latent, others, size, room->latent);
-    denoise(student->shape, student->layers, student->given, others * batch, room->latent, x + size, student->memory);
+    denoise(student->shape, student->layers, student->panels, student->given, others * batch, room->latent, x + size,
+            student->memory);
     Conditions given = *fake->given;
     given.rows = room->row;
     if (!shared) x += size;

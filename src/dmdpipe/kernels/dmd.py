@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dmdpipe.kernels.large_pages import zeros
 from dmdpipe.kernels.learning import Learner, told_network, told_sizes
 from dmdpipe.kernels.library import function
 from dmdpipe.kernels.mlp import MEMORY, SIZE, place, structure
@@ -75,7 +76,8 @@ class Logged(NamedTuple):
 
 
 class CompiledRounds:
-    """The rounds of one distillation. All that it is given is read and changed where it is, in every round.
+    """The rounds of one distillation. All that it is given is read and changed where it is, in every round, but for the
+    networks' weights: those are read at the first round, and until the last one changed by nothing else.
 
     Args:
         student: G, with the conditions of its one level.
@@ -115,12 +117,12 @@ class CompiledRounds:
         if len(student.given.c_in) != 1 or batch < 1 or most < 0:
             raise ValueError(f"{len(student.given.c_in)} levels of the student, batches of {batch}, {most} steps")
         row = torch.zeros(batch, dtype=torch.int64)
-        floats = [*torch.empty(4, batch, dim), torch.empty(most + 1, batch, dim), torch.empty(max(most, 1), batch, dim)]
+        floats = [*zeros(4, batch, dim), zeros(most + 1, batch, dim), zeros(max(most, 1), batch, dim)]
         of_levels = [one._replace(given=one.given.at(row)) for one in (teacher, fake)]
-        networks = [told_network(one, floats[0]) for one in (student, *of_levels)]
+        networks = [told_network(one, floats[0], one.network.own_memory()) for one in (student, *of_levels)]
         shape = structure(*student.network.sizes)
-        floats.append(torch.empty(function("dmd", "dmd_kept_size", SIZE, MEMORY, SIZE)(shape, batch)))
-        self.batch, self.most = batch, most
+        floats.append(zeros(function("dmd", "dmd_kept_size", SIZE, MEMORY, SIZE)(shape, batch)))
+        self.batch, self.most, self.begun = batch, most, False
         self.log = (ctypes.c_double * 3)()
         self._before = [
             *(network.pointers for network in networks),
@@ -152,6 +154,9 @@ class CompiledRounds:
         """
         if not shared <= len(fakes) <= self.most:
             raise ValueError(f"{len(fakes)} steps of the fake score, there may be {int(shared)} to {self.most}")
+        if not self.begun:
+            function("dmd", "dmd_begin", None, *[MEMORY] * 3)(*self._before[:3])
+            self.begun = True
         of_student, of_fake = self._flats
         sizes = told_sizes([generator]), told_sizes(fakes)
         steps = of_student, sizes[0], of_fake, sizes[1], len(fakes), shared

@@ -3,12 +3,13 @@
 #include "denoiser.h"
 #include "optimiser.h"
 
-/* An MLP denoiser, where its gradients go if it learns, what it is told of the noise levels, and memory to work with. */
+/* An MLP denoiser, where its gradients go if it learns, what it is told of the noise levels, its packed weights, and memory to
+ * work with. */
 typedef struct {
     const Shape *shape;
     const Layer *layers, *gradients;
     const Conditions *given;
-    float *memory;
+    float *panels, *memory;
 } Network;
 
 /* The parameters of all layers, their gradients and AdamW's moments, as one vector each. clip: bound on the gradient's
@@ -25,21 +26,32 @@ typedef struct {
     float beta1, beta2, rate, epsilon, keep;
 } Sizes;
 
-/* Take AdamW's step along the gradient that is there; return its norm before it is clipped. */
-static double step_by(const Flat *flat, const Sizes *sizes) {
-    double norm = norm_of(flat->size, flat->gradient);
+/* Take AdamW's step along the gradient that the way back has left, layer by layer, so that what one pass has touched is still
+ * in the cache for the next; return its norm before it is clipped. */
+static double step_by(const Network *network, const Flat *flat, const Sizes *sizes) {
+    const Shape *s = network->shape;
+    const float *sums = memory_at(s, network->memory).sums;
+    Squares squares = {0};
+    for (count l = 0, end = 0; l <= output_of(s); l++) {
+        finish(s, l, sums, network->gradients, 0);
+        square_up_to(&squares, flat->gradient, end += parameters_of(s, l));
+    }
+    double norm = norm_of(squares, flat->size, flat->gradient);
     /* What is not a number is clipped, too, and shows in all parameters. */
     float scale = flat->clip > 0 && !(norm <= flat->clip) ? (float)(flat->clip / (norm + 1e-6)) : 1.0f;
-    adamw(flat->size, flat->values, flat->gradient, flat->first, flat->second, scale, sizes->keep, sizes->beta1,
-          sizes->beta2, sizes->rate, sizes->epsilon);
+    for (count l = 0, at = 0; l <= output_of(s); at += parameters_of(s, l++)) {
+        adamw(parameters_of(s, l), flat->values + at, flat->gradient + at, flat->first + at, flat->second + at, scale,
+              sizes->keep, sizes->beta1, sizes->beta2, sizes->rate, sizes->epsilon);
+        pack_layer(s, network->layers, l, FORWARD | BACKWARD, network->panels);
+    }
     return norm;
 }
 
 /* Take a step on samples x [rows × d], and return their loss. */
 static float learn(const Network *network, const Conditions *given, const float *weight, const Flat *flat,
                    const Sizes *sizes, count rows, const float *noisy, const float *x) {
-    float loss = denoising_loss(network->shape, network->layers, network->gradients, given, rows, noisy, x, weight,
+    float loss = denoising_loss(network->shape, network->layers, network->panels, given, rows, noisy, x, weight,
                                 network->memory);
-    step_by(flat, sizes);
+    step_by(network, flat, sizes);
     return loss;
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dmdpipe.kernels.mlp import CompiledMLP, place, structure
+from dmdpipe.kernels.mlp import CompiledMLP, Memory, place, structure
 
 if TYPE_CHECKING:
     from dmdpipe.kernels.conditions import Conditions
@@ -65,8 +65,8 @@ class Told(NamedTuple):
     parts: tuple[Any, ...]
 
 
-def told_network(learner: Learner, x: Tensor) -> Told:
-    """Return a network for C, with its conditions checked against samples x [B, d].
+def told_network(learner: Learner, x: Tensor, memory: Memory) -> Told:
+    """Return a network for C, with its conditions checked against samples x [B, d], and the memory that it works in.
 
     Raises:
         ValueError: if these don't fit, or a parameter of a network that learns has no place for its gradient.
@@ -74,7 +74,7 @@ def told_network(learner: Learner, x: Tensor) -> Told:
     network = learner.network
     shape, layers, given = network.question(x, learner.given)
     parts = (shape, layers, network.gradients() if learner.flat else structure(0), given)
-    return Told(structure(*map(ctypes.addressof, parts), network.memory().data_ptr()), parts)
+    return Told(structure(*map(ctypes.addressof, parts), *map(place, memory)), (*parts, memory))
 
 
 def told_sizes(sizes: Sequence[AdamWSizes]) -> Any:

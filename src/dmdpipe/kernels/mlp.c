@@ -8,29 +8,45 @@ count mlp_rows_fit(const int64_t *row, count rows, count entries) {
     return inside == rows;
 }
 
-/* How many floats of memory the functions below want: of what `mlp_denoise_and_keep` keeps, and to work with. */
+/* How many floats of memory the functions below want: of what `mlp_denoise_and_keep` keeps, of packed weights, and, beside
+ * those, to work with. */
 count mlp_kept_size(const Shape *s, count rows) { return kept_size(s, rows); }
 
-count mlp_memory_size(const Shape *s) { return working_size(s); }
+count mlp_panels_size(const Shape *s) { return panels_size(s); }
+
+count mlp_memory_size(const Shape *s) { return working_size(s) + 2 * ROWS * s->dim; }
 
 void mlp_denoise(const Shape *s, const Layer *layers, const Conditions *given, count rows, const float *x, float *answer,
-                 float *memory) {
-    denoise(s, layers, given, rows, x, answer, memory);
+                 float *panels, float *memory) {
+    pack_all(s, layers, FORWARD, panels);
+    denoise(s, layers, panels, given, rows, x, answer, memory);
 }
 
 void mlp_denoise_and_keep(const Shape *s, const Layer *layers, const Conditions *given, count rows, const float *x,
-                          float *answer, float *kept, float *memory) {
-    denoise_and_keep(s, layers, given, rows, x, answer, kept, memory);
+                          float *answer, float *kept, float *panels) {
+    pack_all(s, layers, FORWARD, panels);
+    denoise_and_keep(s, layers, panels, given, rows, x, answer, kept);
 }
 
+static void finish_all(const Shape *s, const Layer *gradients, int add, float *memory) {
+    for (count l = 0; l <= output_of(s); l++) finish(s, l, memory_at(s, memory).sums, gradients, add);
+}
+
+/* Set, or add to, the gradients, given the loss's gradient at D [rows × d]. */
 void mlp_pull_back(const Shape *s, const Layer *layers, const Layer *gradients, const Conditions *given, count rows,
-                   const float *to_d, float *kept, count add, float *memory) {
-    pull_back(s, layers, gradients, given, rows, to_d, kept, add, memory);
+                   const float *to_d, float *kept, count add, float *panels, float *memory) {
+    pack_all(s, layers, BACKWARD, panels);
+    pull_back(s, panels, given, rows, to_d, kept, memory);
+    finish_all(s, gradients, add != 0, memory);
 }
 
+/* Set the gradients of the denoising loss, and return it. */
 float mlp_denoising_loss(const Shape *s, const Layer *layers, const Layer *gradients, const Conditions *given, count rows,
-                         const float *x, const float *target, const float *weight, float *memory) {
-    return denoising_loss(s, layers, gradients, given, rows, x, target, weight, memory);
+                         const float *x, const float *target, const float *weight, float *panels, float *memory) {
+    pack_all(s, layers, FORWARD | BACKWARD, panels);
+    float loss = denoising_loss(s, layers, panels, given, rows, x, target, weight, memory);
+    finish_all(s, gradients, 0, memory);
+    return loss;
 }
 
 /* start + share·(end − start), from the nearer end, as PyTorch's lerp. */
@@ -50,22 +66,18 @@ typedef struct {
     float keep, back;
 } Interval;
 
-/* How many floats `mlp_flow` wants. */
-count mlp_flow_size(const Shape *s) { return working_size(s) + 2 * ROWS * s->dim; }
-
 /* Send x [rows × d] along the probability flow, as probability_flow of dmdpipe.diffusion.sampler; `levels` has an entry for the
  * beginning of each interval, and the last one ends at σ = 0. */
 void mlp_flow(const Shape *s, const Layer *layers, const Conditions *levels, const Interval *intervals, count steps,
-              count rows, float *x, float *memory) {
-    Memory m = memory_at(s, memory);
-    Block b = block_at(s, m.block);
+              count rows, float *x, float *panels, float *memory) {
+    Block b = block_at(s, memory_at(s, memory).block);
     float *denoised = memory + working_size(s), *euler = denoised + ROWS * s->dim;
-    pack_forward(s, layers, m.forward);
+    pack_all(s, layers, FORWARD, panels);
     for (count first = 0; first < rows; first += ROWS, x += ROWS * s->dim) {
         const count here = smaller(ROWS, rows - first), size = here * s->dim;
         for (count k = 0; k < steps; k++) {
             Conditions given = level_of(levels, s, k);
-            forward(s, layers, m.forward, &given, 0, here, x, b, 0);
+            forward(s, layers, panels, &given, 0, here, x, b, 0);
             combine(s, &given, 0, here, x, b.answer, denoised);
             const Interval own = intervals[k];
             SIDE_BY_SIDE for (count i = 0; i < size; i++) euler[i] = between(denoised[i], x[i], own.keep);
@@ -74,7 +86,7 @@ void mlp_flow(const Shape *s, const Layer *layers, const Conditions *levels, con
                 break;
             }
             given = level_of(levels, s, k + 1);
-            forward(s, layers, m.forward, &given, 0, here, euler, b, 0);
+            forward(s, layers, panels, &given, 0, here, euler, b, 0);
             combine(s, &given, 0, here, euler, b.answer, denoised);
             SIDE_BY_SIDE for (count i = 0; i < size; i++)
                 x[i] = fma1(own.back, euler[i] - denoised[i], between(x[i], euler[i], 0.5f));

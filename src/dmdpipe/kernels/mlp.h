@@ -52,6 +52,8 @@ EACH count inner_of(const Shape *s, count layer) {
 
 EACH count outer_of(const Shape *s, count layer) { return layer == output_of(s) ? s->answer : s->width; }
 
+EACH count parameters_of(const Shape *s, count layer) { return (inner_of(s, layer) + 1) * outer_of(s, layer); }
+
 EACH count entry_of(const Conditions *given, count i) { return given->rows ? given->rows[i] : i * given->stride; }
 
 EACH int one_level(const Conditions *given) { return !given->rows && given->stride == 0; }
@@ -73,7 +75,7 @@ static Block block_at(const Shape *s, float *memory) {
     return b;
 }
 
-/* Where a layer's panels of weights begin, to go forward [in × out] or backward [out × in]; of all: layer = output + 1. */
+/* Where a layer's panels of weights begin: to go forward [in × out] and, behind all those, to go backward [out × in]. */
 static count forward_at(const Shape *s, count layer) {
     count at = 0;
     for (count l = 0; l < layer; l++) at += inner_of(s, l) * padded(outer_of(s, l));
@@ -81,7 +83,7 @@ static count forward_at(const Shape *s, count layer) {
 }
 
 static count backward_at(const Shape *s, count layer) {
-    count at = 0;
+    count at = forward_at(s, output_of(s) + 1);
     for (count l = FIRST; l < layer; l++) at += outer_of(s, l) * padded(inner_of(s, l));
     return at;
 }
@@ -93,14 +95,20 @@ static count sums_at(const Shape *s, count layer) {
     return at;
 }
 
-static void pack_forward(const Shape *s, const Layer *layers, float *to) {
-    for (count l = 0; l <= output_of(s); l++)
-        pack_transposed(inner_of(s, l), outer_of(s, l), layers[l].weight, to + forward_at(s, l));
+static count panels_size(const Shape *s) { return backward_at(s, output_of(s) + 1); }
+
+enum { FORWARD = 1, BACKWARD = 2 };
+
+/* Pack a layer's weights to go forward or backward, or both. */
+static void pack_layer(const Shape *s, const Layer *layers, count l, int ways, float *panels) {
+    count inner = inner_of(s, l), outer = outer_of(s, l);
+    const float *weight = layers[l].weight;
+    if (ways & FORWARD) pack_transposed(inner, outer, weight, panels + forward_at(s, l));
+    if (ways & BACKWARD && l >= FIRST) pack(outer, inner, weight, inner, panels + backward_at(s, l));
 }
 
-static void pack_backward(const Shape *s, const Layer *layers, float *to) {
-    for (count l = FIRST; l <= output_of(s); l++)
-        pack(outer_of(s, l), inner_of(s, l), layers[l].weight, inner_of(s, l), to + backward_at(s, l));
+static void pack_all(const Shape *s, const Layer *layers, int ways, float *panels) {
+    for (count l = 0; l <= output_of(s); l++) pack_layer(s, layers, l, ways, panels);
 }
 
 /* to [rows × outer] = bias + from·Wᵀ, or, with `to` begun already, to += from·Wᵀ. */
@@ -155,11 +163,14 @@ EACH float *forward_body(const Shape *s, const Layer *layers, const float *panel
     return h;
 }
 
-/* Add to a layer's sums what a block's rows say: `to` [rows × outer] is the gradient at its output, `from` its input. */
-static void add_gradients(const Shape *s, count layer, count rows, const float *to, const float *from, float *sums) {
+/* Add to a layer's sums, which are `begun` or else 0, what a block's rows say: `to` [rows × outer] is the gradient at its
+ * output, `from` its input. */
+static void add_gradients(const Shape *s, count layer, count rows, const float *to, const float *from, float *sums,
+                          int begun) {
     count inner = stride(inner_of(s, layer)), outer = outer_of(s, layer), row = stride(outer);
     float *weight = sums + sums_at(s, layer), *bias = weight + outer * inner;
-    product(outer, padded(inner_of(s, layer)) / PANEL, rows, to, 1, row, from, PANEL, inner, weight, inner, 1);
+    product(outer, padded(inner_of(s, layer)) / PANEL, rows, to, 1, row, from, PANEL, inner, weight, inner, begun);
+    if (!begun) memset(bias, 0, (size_t)row * sizeof *bias);
     for (count i = 0; i < rows; i++)
         SIDE_BY_SIDE for (count j = 0; j < row; j++) bias[j] += to[i * row + j];
 }
@@ -173,9 +184,10 @@ static void apply_transposed(const Shape *s, const float *panels, count layer, c
 }
 
 /* The way back through residual blocks: to_h [rows × width] is the gradient at h after them and becomes that at h₀; slopes
- * are overwritten. to_e [ROWS × width] is memory. Without sums there are no gradients at weights. */
+ * are overwritten. to_e [ROWS × width] is memory. Without sums there are no gradients at weights. With one noise level, e is
+ * added in every row of every residual block, and its gradient is left to `add_one_level`. */
 static void backward_body(const Shape *s, const float *panels, const Conditions *given, count blocks, count rows, Block b,
-                          float *to_h, float *to_e, float *sums) {
+                          float *to_h, float *to_e, float *sums, int begun) {
     count width = stride(s->width), size = ROWS * width;
     if (!one_level(given)) memset(to_e, 0, (size_t)(rows * width) * sizeof *to_e);
     for (count l = blocks - 1; l >= 0; l--) {
@@ -183,38 +195,36 @@ static void backward_body(const Shape *s, const float *panels, const Conditions 
         SIDE_BY_SIDE for (count i = 0; i < rows * width; i++) to_a[i] *= to_h[i];
         if (!one_level(given))
             SIDE_BY_SIDE for (count i = 0; i < rows * width; i++) to_e[i] += to_a[i];
-        if (sums) add_gradients(s, FIRST + l, rows, to_a, b.h + l * size, sums);
+        if (sums) add_gradients(s, FIRST + l, rows, to_a, b.h + l * size, sums, begun);
         apply_transposed(s, panels, FIRST + l, rows, to_a, to_h, 1);
     }
     if (!sums) return;
-    add_gradients(s, INPUT, rows, to_h, b.x, sums);
+    add_gradients(s, INPUT, rows, to_h, b.x, sums, begun);
     if (one_level(given)) return;
     SIDE_BY_SIDE for (count i = 0; i < rows * width; i++) to_e[i] *= b.e_slope[i];
-    add_gradients(s, EMBEDDING, rows, to_e, b.features, sums);
+    add_gradients(s, EMBEDDING, rows, to_e, b.features, sums, begun);
 }
 
-/* Set or add to the gradients of layers `from` and up. With one noise level, e is added in every row of every residual
- * block: its gradient is the sum of theirs at the biases. b is any block. */
-static void finish(const Shape *s, const Conditions *given, Block b, float *to_e, float *sums, const Layer *gradients,
-                   count from, int add) {
-    if (one_level(given)) {
-        count width = stride(s->width);
-        memset(to_e, 0, (size_t)width * sizeof *to_e);
-        for (count l = s->depth - 1; l >= 0; l--) {
-            const float *bias = sums + sums_at(s, FIRST + l) + s->width * width;
-            for (count j = 0; j < width; j++) to_e[j] += bias[j];
-        }
-        for (count j = 0; j < width; j++) to_e[j] *= b.e_slope[j];
-        add_gradients(s, EMBEDDING, 1, to_e, b.features, sums);
+/* Set the embedding's sums where all rows have one noise level: the gradient at e is the sum of those at the biases of all
+ * residual blocks. b is any block, to_e [width] memory. */
+static void add_one_level(const Shape *s, Block b, float *to_e, float *sums) {
+    count width = stride(s->width);
+    memset(to_e, 0, (size_t)width * sizeof *to_e);
+    for (count l = s->depth - 1; l >= 0; l--) {
+        const float *bias = sums + sums_at(s, FIRST + l) + s->width * width;
+        for (count j = 0; j < width; j++) to_e[j] += bias[j];
     }
-    for (count l = from; l <= output_of(s); l++) {
-        count inner = inner_of(s, l), outer = outer_of(s, l);
-        const float *row = sums + sums_at(s, l);
-        for (count i = 0; i <= outer; i++, row += stride(inner)) {
-            float *to = i < outer ? gradients[l].weight + i * inner : gradients[l].bias;
-            count size = i < outer ? inner : outer;
-            SIDE_BY_SIDE for (count j = 0; j < size; j++) to[j] = add ? to[j] + row[j] : row[j];
-        }
-    }
+    for (count j = 0; j < width; j++) to_e[j] *= b.e_slope[j];
+    add_gradients(s, EMBEDDING, 1, to_e, b.features, sums, 0);
 }
 
+/* Set, or add to, a layer's gradients. */
+static void finish(const Shape *s, count layer, const float *sums, const Layer *gradients, int add) {
+    count inner = inner_of(s, layer), outer = outer_of(s, layer);
+    const float *row = sums + sums_at(s, layer);
+    for (count i = 0; i <= outer; i++, row += stride(inner)) {
+        float *to = i < outer ? gradients[layer].weight + i * inner : gradients[layer].bias;
+        count size = i < outer ? inner : outer;
+        SIDE_BY_SIDE for (count j = 0; j < size; j++) to[j] = add ? to[j] + row[j] : row[j];
+    }
+}

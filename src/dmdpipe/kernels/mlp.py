@@ -9,15 +9,23 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dmdpipe.kernels.conditions import Conditions
+from dmdpipe.kernels.large_pages import zeros
 from dmdpipe.kernels.library import function
 
 SIZE, MEMORY = ctypes.c_int64, ctypes.c_void_p
+
+
+class Memory(NamedTuple):
+    """What C needs for a network: room for its packed weights, and for what becomes of a block of rows."""
+
+    panels: Tensor
+    working: Tensor
 
 
 class CompiledMLP:
@@ -43,26 +51,25 @@ class CompiledMLP:
     def denoise(self, x: Tensor, given: Conditions) -> Tensor:
         """Return D(x) [B, d], given x [B, d] and its conditions."""
         x = x.contiguous()
-        answer, memory = torch.empty_like(x), self.memory()
-        call = function("mlp", "mlp_denoise", None, *[MEMORY] * 3, SIZE, *[MEMORY] * 3)
-        call(*self.question(x, given), x.shape[0], x.data_ptr(), answer.data_ptr(), memory.data_ptr())
+        answer = torch.empty_like(x)
+        call = function("mlp", "mlp_denoise", None, *[MEMORY] * 3, SIZE, *[MEMORY] * 4)
+        call(*self.question(x, given), x.shape[0], x.data_ptr(), answer.data_ptr(), *map(place, self.memory()))
         return answer
 
     def with_pullback(self, x: Tensor, given: Conditions) -> tuple[Tensor, Callable[..., None]]:
         """Return D(x) [B, d] and its pullback (``dmdpipe.networks.pullback``), which may be called once."""
         x = x.contiguous()
-        answer, memory = torch.empty_like(x), self.memory()
-        kept = self._kept(x.shape[0])
+        answer, kept = torch.empty_like(x), self._kept(x.shape[0])
         call = function("mlp", "mlp_denoise_and_keep", None, *[MEMORY] * 3, SIZE, *[MEMORY] * 4)
-        places = x.data_ptr(), answer.data_ptr(), kept.data_ptr(), memory.data_ptr()
+        places = x.data_ptr(), answer.data_ptr(), kept.data_ptr(), place(self.memory().panels)
         call(*self.question(x, given), x.shape[0], *places)
 
         def pullback(to_answer: Tensor, add: bool = False) -> None:
             shape, layers, conditions = self.question(x, given)
             _same_shape(to_answer, x)
-            to, memory = to_answer.contiguous(), self.memory()
-            back = function("mlp", "mlp_pull_back", None, *[MEMORY] * 4, SIZE, MEMORY, MEMORY, SIZE, MEMORY)
-            places = to.data_ptr(), kept.data_ptr(), add, memory.data_ptr()
+            to = to_answer.contiguous()
+            back = function("mlp", "mlp_pull_back", None, *[MEMORY] * 4, SIZE, MEMORY, MEMORY, SIZE, MEMORY, MEMORY)
+            places = to.data_ptr(), kept.data_ptr(), add, *map(place, self.memory())
             back(shape, layers, self.gradients(), conditions, x.shape[0], *places)
             self.spare = kept
 
@@ -81,9 +88,9 @@ class CompiledMLP:
         _same_shape(clean, x)
         if weight is not None:
             _same_shape(weight, given.c_in)
-        x, clean, memory = x.contiguous(), clean.contiguous(), self.memory()
-        call = function("mlp", "mlp_denoising_loss", ctypes.c_float, *[MEMORY] * 4, SIZE, *[MEMORY] * 4)
-        places = x.data_ptr(), clean.data_ptr(), place(weight), memory.data_ptr()
+        x, clean = x.contiguous(), clean.contiguous()
+        call = function("mlp", "mlp_denoising_loss", ctypes.c_float, *[MEMORY] * 4, SIZE, *[MEMORY] * 5)
+        places = x.data_ptr(), clean.data_ptr(), place(weight), *map(place, self.memory())
         loss: float = call(shape, layers, self.gradients(), conditions, x.shape[0], *places)
         return loss
 
@@ -105,10 +112,9 @@ class CompiledMLP:
         shape, layers, _ = self.question(end, Conditions(*(column[:1] for column in levels[:4])))
         told = structure(*(place(column) for column in levels[:2]), place(levels.c_skip) if self.skip else 0,
                          place(levels.features), 0, 0)  # fmt: skip
-        memory = torch.empty(function("mlp", "mlp_flow_size", SIZE, MEMORY)(shape))
         heun = torch.tensor(intervals, dtype=torch.float32)
-        call = function("mlp", "mlp_flow", None, *[MEMORY] * 4, SIZE, SIZE, MEMORY, MEMORY)
-        call(shape, layers, told, heun.data_ptr(), len(heun), end.shape[0], end.data_ptr(), memory.data_ptr())
+        call = function("mlp", "mlp_flow", None, *[MEMORY] * 4, SIZE, SIZE, *[MEMORY] * 3)
+        call(shape, layers, told, heun.data_ptr(), len(heun), end.shape[0], end.data_ptr(), *map(place, self.memory()))
         return end
 
     def question(self, x: Tensor, given: Conditions) -> tuple[Any, Any, Any]:
@@ -168,14 +174,19 @@ class CompiledMLP:
             known = self.known[of_gradients] = structure(*map(place, tensors))
         return known
 
-    def memory(self) -> Tensor:
+    def memory(self) -> Memory:
+        """Return memory to work with, shared with all networks of this shape."""
         return _memory(self.sizes)
+
+    def own_memory(self) -> Memory:
+        """Return the same, but with room for packed weights that is this network's alone."""
+        return self.memory()._replace(panels=_room("mlp_panels_size", self.sizes))
 
     def _kept(self, rows: int) -> Tensor:
         """Return memory for what the way back needs of so many rows: the last pullback's, if it fits."""
         size = function("mlp", "mlp_kept_size", SIZE, MEMORY, SIZE)(structure(*self.sizes), rows)
         spare, self.spare = self.spare, None
-        return spare if spare is not None and spare.shape[0] == size else torch.empty(size)
+        return spare if spare is not None and spare.shape[0] == size else zeros(size)
 
 
 def _same_shape(one: Tensor, x: Tensor) -> None:
@@ -194,6 +205,10 @@ def place(tensor: Tensor | None) -> int:
 
 
 @cache
-def _memory(sizes: tuple[int, ...]) -> Tensor:
-    """Return memory to work with, the same at every call: fresh memory costs more than what is done in it."""
-    return torch.empty(function("mlp", "mlp_memory_size", SIZE, MEMORY)(structure(*sizes)))
+def _memory(sizes: tuple[int, ...]) -> Memory:
+    """Return memory for a network, the same at every call: fresh memory costs more than what is done in it."""
+    return Memory(_room("mlp_panels_size", sizes), _room("mlp_memory_size", sizes))
+
+
+def _room(measure: str, sizes: tuple[int, ...]) -> Tensor:
+    return zeros(function("mlp", measure, SIZE, MEMORY)(structure(*sizes)))

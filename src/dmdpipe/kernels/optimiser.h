@@ -4,18 +4,28 @@
 
 enum { SUMS = 8 };
 
-/* Return the Euclidean norm, summed in double precision. */
-static double norm_of(count size, const float *gradient) {
-    double sums[SUMS] = {0};
-    count i = 0;
-    for (; i + SUMS <= size; i += SUMS)
+/* A sum of squares in double precision, of the first `size` entries so far. */
+typedef struct {
+    double sums[SUMS];
+    count size;
+} Squares;
+
+/* Go on to the last whole eight among the first `end` entries of a gradient. */
+static void square_up_to(Squares *squares, const float *gradient, count end) {
+    for (; squares->size + SUMS <= end; squares->size += SUMS)
         for (int lane = 0; lane < SUMS; lane++) {
-            double g = gradient[i + lane];
-            sums[lane] += g * g;
+            double g = gradient[squares->size + lane];
+            squares->sums[lane] += g * g;
         }
+}
+
+/* Return the Euclidean norm of a gradient of which some squares are summed. */
+static double norm_of(Squares squares, count size, const float *gradient) {
+    square_up_to(&squares, gradient, size);
+    const double *s = squares.sums;
     double rest = 0;
-    for (; i < size; i++) rest += (double)gradient[i] * gradient[i];
-    double left = (sums[0] + sums[1]) + (sums[2] + sums[3]), right = (sums[4] + sums[5]) + (sums[6] + sums[7]);
+    for (count i = squares.size; i < size; i++) rest += (double)gradient[i] * gradient[i];
+    double left = (s[0] + s[1]) + (s[2] + s[3]), right = (s[4] + s[5]) + (s[6] + s[7]);
     return __builtin_sqrt(left + right + rest);
 }
 

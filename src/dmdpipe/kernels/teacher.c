@@ -17,6 +17,7 @@ void teacher_steps(const Network *network, const float *weight, const Flat *flat
                    const float *clean, float *average, float *losses) {
     const Shape *s = network->shape;
     Conditions given = *network->given;
+    pack_all(s, network->layers, FORWARD | BACKWARD, network->panels);
     given.stride = batch > 1;
     for (count step = 0; step < steps; step++) {
         losses[step] = learn(network, &given, weight, flat, sizes + step, batch, noisy, clean);

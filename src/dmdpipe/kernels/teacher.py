@@ -40,7 +40,7 @@ def teacher_steps(
         ValueError: if these don't fit together.
     """
     steps, samples, given = len(sizes), noisy.shape[0], teacher.given
-    flat, network = teacher.told_flat(), told_network(teacher, noisy)
+    flat, network = teacher.told_flat(), told_network(teacher, noisy, teacher.network.memory())
     told = [clean, weight, average]
     expected = [noisy.shape, (samples, 1), (flat[4],)]
     fits = all(one.shape == shape and one.dtype == torch.float32 for one, shape in zip(told, expected, strict=True))

@@ -1,0 +1,69 @@
+"""Memory for what a training goes through in every step, in the machine's large pages where it has some.
+
+A core remembers where a few hundred pages lie. The parameters, moments and activations of a small network are spread
+over more pages of the usual 4 KiB than that, and on a virtual machine each that it has to look up is dear.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+
+import torch
+from torch import Tensor
+
+PAGE = 2**21
+LINE = 64
+CPU = torch.device("cpu")
+CHUNK = 16 * PAGE
+
+
+class _Chunk:
+    """A piece of memory, given out from its beginning to its end, and the system's again when all that it gave is gone."""
+
+    def __init__(self, size: int):
+        self.memory = mmap.mmap(-1, size + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            self.memory.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            # A kernel without large pages.
+            pass
+        self.at = -torch.frombuffer(self.memory, dtype=torch.uint8).data_ptr() % PAGE
+        self.end = self.at + size
+
+    def give(self, count: int, dtype: torch.dtype) -> Tensor | None:
+        """Return so many zeros, or None if there is no room left."""
+        size = count * dtype.itemsize
+        if self.at + size > self.end:
+            return None
+        given = torch.frombuffer(self.memory, dtype=dtype, count=count, offset=self.at)
+        # Vectors of one length that begin in different lines of a page do not compete for places in the cache.
+        self.at += math.ceil(size / LINE) * LINE + LINE
+        return given
+
+
+_current: list[_Chunk] = []
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> Tensor:
+    """Return zeros; on the CPU in large pages if the system has some to give, and like ``torch.zeros`` in all else.
+
+    Args:
+        shape: of the tensor.
+        dtype: of its numbers.
+        device: where they are.
+    """
+    count = math.prod(shape)
+    if count == 0 or device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(shape, dtype=dtype, device=device)
+    given = _current[0].give(count, dtype) if _current else None
+    if given is None:
+        _current[:] = [_Chunk(max(CHUNK, count * dtype.itemsize))]
+        given = _current[0].give(count, dtype)
+        assert given is not None
+    return given.view(shape)
+
+
+def zeros_like(tensor: Tensor) -> Tensor:
+    """Return zeros of a tensor's shape, dtype and device, as ``zeros`` does."""
+    return zeros(*tensor.shape, dtype=tensor.dtype, device=tensor.device)
