@@ -63,7 +63,7 @@ def test_the_plain_loop_is_the_same_algorithm() -> None:
     loop = Distillation(spec.recipe, Student(student, [80.0]), teacher, fake, RandomBatches(spec, 3), None, 41)
     noise = RandomBatches(spec, 3)
     for generator_step in range(9):
-        loop.advance(generator_step)
+        loop.advance(range(generator_step, generator_step + 1))
     for iteration in range(41):
         z = noise.latent()
         dm = noise.diffusion("dm")[1:] if iteration % 5 == 0 else None

@@ -114,7 +114,7 @@ def test_a_generator_step_is_the_dm_gradient_at_the_simulated_sample() -> None:
             noisy = x + dm.sigma * dm.noise
             at = dm_gradient(x, teacher(noisy, dm.sigma), fake(noisy, dm.sigma))
         wanted = torch.autograd.grad((x * at).mean(), list(student.parameters()))
-        Distillation(spec.recipe, student, teacher, fake, RandomBatches(spec, 2), None, 1).advance(0)
+        Distillation(spec.recipe, student, teacher, fake, RandomBatches(spec, 2), None, 1).advance(range(0, 1))
         for (name, value), gradient in zip(student.named_parameters(), wanted, strict=True):
             assert_close(value.detach(), before[name] - gradient)
     assert seen == {0, 1, 2}

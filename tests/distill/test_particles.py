@@ -84,7 +84,7 @@ def test_gradient_descent_moves_the_drawn_rows_by_their_summed_gradients_and_no_
     expected = student.particles.detach().numpy().copy()
     for step, (rows, gradients) in enumerate(drawn_gradients(spec, expected, 4)):
         before = student.particles.detach().numpy().copy()
-        loop.advance(step)
+        loop.advance(range(step, step + 1))
         after = student.particles.detach().numpy()
         untouched = np.setdiff1d(np.arange(12), rows)
         assert len(untouched) > 0 and len(set(rows)) < len(rows)  # some rows twice
@@ -109,7 +109,7 @@ def test_adamw_takes_the_gradient_whole_so_a_row_that_is_not_drawn_goes_on_by_it
         step = first / (1 - 0.8**t) / (np.sqrt(second / (1 - 0.9**t)) + 1e-8)
         x *= 1 - 0.05 * 0.5
         x -= 0.05 * step
-        loop.advance(t - 1)
+        loop.advance(range(t - 1, t))
         np.testing.assert_allclose(student.particles.detach().numpy(), x, rtol=1e-9)
         carried_on |= {row for row in range(12) if row not in rows and step[row].any()}
     assert carried_on

@@ -204,10 +204,10 @@ def test_iterations_run_in_the_published_order(name, fakes):
     loop, events, _ = watched(Recipe(name=name), iterations=11)
     for generator_step in range(2):
         events.clear()
-        loop.advance(generator_step)
+        loop.advance(range(generator_step, generator_step + 1))
         assert events == [*GENERATOR_TURN, *ALL_SAMPLES, *FAKE_STEP * fakes], generator_step
     events.clear()
-    loop.advance(2)
+    loop.advance(range(2, 3))
     assert events == [*GENERATOR_TURN, *FAKE_STEP * (fakes - 4)]
 
 
@@ -223,7 +223,7 @@ def test_in_dmd2_the_fake_score_trains_on_the_batch_from_before_the_generators_s
     diffusion = loop.batches.diffusion
     loop.batches.diffusion = lambda purpose: draws.setdefault(purpose, diffusion(purpose))
     before = loop.student.scale.detach().clone()
-    loop.advance(0)
+    loop.advance(range(0, 1))
     z, x = seen["student"]
     assert_close(x, z * before)
     assert not torch.allclose(x, z * loop.student.scale)
@@ -247,7 +247,7 @@ def test_in_fastgen_only_the_one_whose_turn_it_is_moves():
     for generator_step, still in ((1, False), (0, True)):  # the last one, and one that fake-score steps follow
         loop.student_optimiser.step = (lambda rate: 0.0) if still else takes_step
         before = {name: getattr(loop, name).scale.detach().clone() for name in ("student", "fake")}
-        loop.advance(generator_step)
+        loop.advance(range(generator_step, generator_step + 1))
         moved.append({name for name in before if not torch.equal(getattr(loop, name).scale, before[name])})
     assert moved == [{"student"}, {"fake"}]
     assert torch.equal(loop.teacher.scale, teacher_before)
@@ -361,7 +361,7 @@ def test_regression_trains_without_a_fake_score():
     recipe = Recipe(name="regression", generator={"learning_rate": 0.05, "warmup": 0, "clip": None, "weight_decay": 0})
     loop, events, _ = watched(recipe, PairPool(z, z * torch.tensor([-1.0, 0.5])))
     assert loop.fake is None and loop.fake_optimiser is None
-    logs = [loop.advance(i) for i in range(400)]
+    logs = loop.advance(range(400))
     assert set(events) == {"student learns", "student steps"}
     assert all(log.keys() == {"regression_loss", "student_gradient"} for log in logs)
     assert logs[0]["regression_loss"].item() == pytest.approx(0.5 * (4 + 2.25), rel=0.8)
@@ -393,7 +393,7 @@ def test_the_regression_term_is_added_with_its_weight():
         if dm:
             with torch.no_grad():
                 loop.fake.scale.mul_(2)
-        loop.advance(0)
+        loop.advance(range(0, 1))
         moves[dm, regression] = loop.student.scale.detach() - torch.tensor([1.0, 2.0])
     assert_close(moves[2.0, 0.25], 2 * moves[1.0, 0.0] + 0.25 * moves[0.0, 1.0])
     assert moves[1.0, 0.0].abs().min() > 1e-5
@@ -409,7 +409,7 @@ def test_the_normalisers_switches_reach_the_gradient(switches):
     with torch.no_grad():
         loop.fake.scale.mul_(2)
     start = loop.student.scale.detach().clone()
-    loop.advance(0)
+    loop.advance(range(0, 1))
     z, x = seen["student"]
     (_, real), (_, fake) = seen["teacher"], seen["fake"]
     gradient = dm_gradient(x, real, fake, **switches)

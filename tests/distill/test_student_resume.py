@@ -13,6 +13,7 @@ from dmdpipe.data.prepare import prepare
 from dmdpipe.diffusion import state
 from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.diffusion.teacher import load_teacher
+from dmdpipe.distill import loop
 from dmdpipe.distill.loop import distil
 from dmdpipe.kernels.noise import Stream
 from dmdpipe.networks.denoiser import build_network
@@ -99,9 +100,12 @@ def teacher(spec):
     return load_teacher(spec.teacher, tensors, getattr(torch, spec.dtype))
 
 
-def trained(spec, step=None):
-    """Return all bytes that a distillation returns."""
-    snapshots, history = distil(spec, teacher(spec), step, data=DATA, paired=PAIRED)
+def trained(spec, step=None, together=1):
+    """Return all bytes that a distillation returns; with a step, it goes so many rounds at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        if step:
+            patch.setattr(loop, "rounds_together", lambda parameters, batch: together)
+        snapshots, history = distil(spec, teacher(spec), step, data=DATA, paired=PAIRED)
     return {name: value.numpy().tobytes() for name, value in snapshots.items()} | {"history": history.numpy().tobytes()}
 
 
@@ -124,6 +128,20 @@ def test_a_killed_distillation_ends_in_the_same_bytes(tmp_path, monkeypatch, nam
     last = Step(tmp_path)
     assert trained(spec, last) == whole
     assert last.calls == 16 - done
+
+
+@pytest.mark.parametrize("name", ["dmd2", "fastgen"])
+def test_rounds_that_go_together_end_where_a_snapshot_is_due_and_are_killed_as_one(tmp_path, monkeypatch, name):
+    """40 generator steps, three snapshots: 1, 16, 16 and 7 at once, the third time killed."""
+    spec = student_spec(name, generator_steps=40, snapshots=3)
+    whole = trained(spec)
+    assert trained(spec, Step(tmp_path / "alone")) == whole
+    monkeypatch.setattr(state, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    with pytest.raises(KilledError):
+        trained(spec, Step(tmp_path, 3), together=16)
+    last = Step(tmp_path)
+    assert trained(spec, last) == whole
+    assert last.calls == 40 - 17
 
 
 @pytest.mark.parametrize("name", ["dmd2", "fastgen"])

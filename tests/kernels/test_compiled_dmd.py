@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dmdpipe.diffusion.optimiser import FlatOptimiser, FlatParameters
-from dmdpipe.kernels.dmd import CompiledRounds, Matching, Noising
+from dmdpipe.kernels.dmd import CompiledRounds, Matching, Noising, Round
 from dmdpipe.kernels.learning import Learner
 from dmdpipe.kernels.noise import Stream
 from dmdpipe.networks.denoiser import Denoiser
@@ -60,7 +60,8 @@ def told(student: Denoiser, teacher: Denoiser, fake: Denoiser, clip: float | Non
 
 def go(given: dict[str, Any], optimisers: list[FlatOptimiser], fakes: int = 2, shared: bool = True):
     sizes = [optimiser.begin_steps([0.125] * count) for optimiser, count in zip(optimisers, (1, fakes), strict=True)]
-    return CompiledRounds(**given)(sizes[0][0], sizes[1], shared)
+    (logged,) = CompiledRounds(**given)([Round(sizes[0][0], sizes[1])], shared)
+    return logged
 
 
 def test_what_is_no_number_becomes_none_and_what_is_infinite_becomes_finite() -> None:
@@ -127,6 +128,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_drawn() -> None:
         {"weight": torch.cat([SIGMA, SIGMA], dim=1)[:, :1]},
         {"batch": 0},
         {"most": -1},
+        {"average": torch.zeros(3)},
+        {"average": torch.zeros_like(fake.flat.values).double()},
     ):
         with pytest.raises(ValueError):  # noqa: PT011
             CompiledRounds(**given | wrong)

@@ -120,7 +120,7 @@ def of_trainings():
         matching = dmd.Matching(True, 0.1, 0.2, 0.5)
         rounds = dmd.CompiledRounds(*learners, Stream(9), 50.0, *noisings, matching, sigma, batch, 3)
         sizes = [one.begin_steps(rates) for one, rates in zip(optimisers, ([0.01], [0.01, 0.02]), strict=True)]
-        yield torch.tensor(rounds(sizes[0][0], sizes[1], True), dtype=torch.float64)
+        yield torch.tensor(rounds([dmd.Round(sizes[0][0], sizes[1])], True), dtype=torch.float64)
         x, noisy = draw(2, 2 * batch, dim)
         learner = learners[2]._replace(given=fake.conditions(draw(2 * batch, 1).exp()))
         average = torch.zeros(len(flats[1].values))

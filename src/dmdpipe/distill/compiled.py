@@ -31,6 +31,7 @@ def compiled_rounds(
     batches: RandomBatches,
     weight: Tensor | None,
     optimisers: tuple[FlatOptimiser, FlatOptimiser | None],
+    average: Tensor | None,
 ) -> CompiledRounds | None:
     """Return what goes through the rounds of a distillation in C, or None if they are the loop's to go.
 
@@ -42,6 +43,7 @@ def compiled_rounds(
         batches: where all noise comes from.
         weight: of the fake score's loss at each noise level of the grid [K, 1]; none for 1.
         optimisers: of the student's parameters and of the fake score's.
+        average: of the student's parameters [P], if the recipe has one.
     """
     of_student, of_fake = optimisers
     more = (recipe.regression_weight, recipe.adversarial_weight, recipe.score_noise, recipe.fake_lag)
@@ -73,7 +75,19 @@ def compiled_rounds(
         weight,
         batch,
         recipe.generator_every,
+        average,
+        1 - recipe.ema if recipe.ema else 0.0,
     )
+
+
+def rounds_together(parameters: int, batch: int) -> int:
+    """Return how many rounds to go in one call: enough to outweigh the call, and a second or so at most.
+
+    Args:
+        parameters: of the student.
+        batch: its batch size.
+    """
+    return max(1, min(16, 2**30 // (parameters * batch)))
 
 
 def _learner(denoiser: object, sigma: Tensor, optimiser: FlatOptimiser | None) -> Learner | None:

@@ -33,9 +33,11 @@ from dmdpipe.diffusion.sharing import ranks_of
 from dmdpipe.diffusion.state import TrainingState
 from dmdpipe.diffusion.teacher import load_teacher, placed
 from dmdpipe.distill.batches import make_batches
-from dmdpipe.distill.compiled import compiled_rounds
+from dmdpipe.distill.compiled import compiled_rounds, rounds_together
 from dmdpipe.distill.initialisation import initialise
 from dmdpipe.distill.student import Student, student_to_train
+from dmdpipe.kernels.dmd import Round
+from dmdpipe.kernels.large_pages import zeros_like
 from dmdpipe.networks.denoiser import Denoiser
 from dmdpipe.networks.pullback import with_pullback
 from dmdpipe.seeds import derive_seed
@@ -99,7 +101,7 @@ def fakes() -> Any:
 
 
 class Distillation:
-    """A student, its fake score and their optimisers; ``advance`` goes from one generator step to the next.
+    """A student, its fake score and their optimisers; ``advance`` goes from generator steps to the ones after them.
 
     Args:
         recipe: the losses and their schedule.
@@ -112,6 +114,10 @@ class Distillation:
         iterations: the length of the training, for the decay of learning rates.
         adversary: the discriminator, or None if the weight of its term is 0.
         shards: of the batches, those that this process computes.
+
+    Attributes:
+        evaluated: the student's parameters [P], as they are or, if the recipe says so, averaged.
+        together: how many generator steps ``advance`` does best to take at once.
     """
 
     def __init__(
@@ -147,33 +153,48 @@ class Distillation:
         if adversary:
             learning.append(adversary.trained)
         self.fake_optimiser = make_optimiser(recipe.fake_score, learning) if learning else None
+        current = self.student_optimiser.parameters.values
+        average = zeros_like(current).copy_(current) if recipe.ema else None
+        self.evaluated = current if average is None else average
         self.compiled = None
         if shards.count == 1:
             optimisers = self.student_optimiser, self.fake_optimiser
-            self.compiled = compiled_rounds(recipe, student, teacher, fake, batches, self.fake_weight, optimisers)
+            given = recipe, student, teacher, fake, batches, self.fake_weight, optimisers, average
+            self.compiled = compiled_rounds(*given)
+        self.together = rounds_together(len(current), batches.shape[0]) if self.compiled else 1
 
     @torch.no_grad()
-    def advance(self, generator_step: int) -> Log:
-        """Take a generator step, counted from 0, and the fake score's steps up to the next one.
+    def advance(self, generator_steps: range) -> list[Log]:
+        """Take generator steps, counted from 0, each with the fake score's steps up to the next one.
 
         Returns:
-            What it logs, by the names in ``HISTORY``: gradient norms at the generator's step, and the last losses.
+            What each logs, by the names in ``HISTORY``: gradient norms at the generator's step, and the last losses.
         """
-        iteration = generator_step * self.recipe.generator_every
-        following = min(self.recipe.generator_every, self.iterations - iteration) - 1
-        shared = self.recipe.fake_trains_with_generator
-        learning = range(iteration if shared else iteration + 1, iteration + following + 1)
-        rate = learning_rate(self.recipe.generator, iteration, self.iterations)
-        rates = [learning_rate(self.recipe.fake_score, each, self.iterations) for each in learning]
+        rates = [self._learning_rates(each * self.recipe.generator_every) for each in generator_steps]
         if self.compiled and self.fake_optimiser:
-            (sizes,) = self.student_optimiser.begin_steps([rate])
-            logged = self.compiled(sizes, self.fake_optimiser.begin_steps(rates), shared)._asdict()
-            return {name: value for name, value in logged.items() if rates or name != "fake_loss"}
+            generators = self.student_optimiser.begin_steps([rate for rate, _ in rates])
+            fakes = [self.fake_optimiser.begin_steps(of_round) for _, of_round in rates]
+            rounds = [Round(*both) for both in zip(generators, fakes, strict=True)]
+            return [log._asdict() for log in self.compiled(rounds, self.recipe.fake_trains_with_generator)]
+        return [self._advance(step, *both) for step, both in zip(generator_steps, rates, strict=True)]
+
+    def _learning_rates(self, iteration: int) -> tuple[float, list[float]]:
+        """Return the rate of the generator's step at an iteration, and of the fake score's steps up to the next one."""
+        end = min(iteration + self.recipe.generator_every, self.iterations)
+        learning = range(iteration + (not self.recipe.fake_trains_with_generator), end)
+        rates = [learning_rate(self.recipe.fake_score, each, self.iterations) for each in learning]
+        return learning_rate(self.recipe.generator, iteration, self.iterations), rates
+
+    def _advance(self, generator_step: int, rate: float, fake_rates: list[float]) -> Log:
+        """Take one generator step, and the fake score's steps up to the next one."""
         log: Log = {}
         made = self._generator_step(generator_step, rate, log)
+        if self.recipe.ema:
+            self.evaluated.lerp_(self.student_optimiser.parameters.values, 1 - self.recipe.ema)
         if self.fake_optimiser:
-            batches = [*([made] if shared else []), *self._make_batches(following)]
-            for batch, fake_rate in zip(batches, rates, strict=True):
+            shared = self.recipe.fake_trains_with_generator
+            batches = [*([made] if shared else []), *self._make_batches(len(fake_rates) - shared)]
+            for batch, fake_rate in zip(batches, fake_rates, strict=True):
                 self._fake_step(batch, self.fake_optimiser, fake_rate, log)
         return log
 
@@ -346,8 +367,7 @@ def distil(
     shards = Shards(spec.shards, spec.batch, ranks)
     loop = Distillation(recipe, student, teacher, fake, batches, pool, iterations, adversary, shards)
 
-    current = loop.student_optimiser.parameters.values
-    evaluated = current.clone() if recipe.ema else current
+    current, evaluated = loop.student_optimiser.parameters.values, loop.evaluated
     steps = snapshot_steps(spec.generator_steps, spec.snapshots)
     snapshots = current.new_zeros(len(steps), len(current))
     history = torch.full((spec.generator_steps, len(HISTORY)), math.nan, dtype=torch.float64)
@@ -370,12 +390,14 @@ def distil(
             fake.refresh()
     if first == 0:
         snapshots[0] = evaluated
-    for generator_step in range(first, spec.generator_steps):
-        for name, value in loop.advance(generator_step).items():
-            written[generator_step, HISTORY.index(name)] = float(value)
-        if recipe.ema:
-            evaluated.lerp_(current, 1 - recipe.ema)
-        done = generator_step + 1
+    done = first
+    while done < spec.generator_steps:
+        to_the_next = min(each for each in steps if each > done)
+        stretch = range(done, min(done + loop.together, to_the_next))
+        for generator_step, log in zip(stretch, loop.advance(stretch), strict=True):
+            for name, value in log.items():
+                written[generator_step, HISTORY.index(name)] = float(value)
+        done = stretch.stop
         if done in steps:
             snapshots[steps.index(done)] = evaluated
         if step and state:

@@ -1,5 +1,5 @@
-/* One round of Distribution Matching Distillation (dmdpipe.distill.loop): a generator step, and the fake score's steps up to
- * the next one. */
+/* Rounds of Distribution Matching Distillation (dmdpipe.distill.loop): a generator step, and the fake score's steps up to the
+ * next one. */
 #include "learning.h"
 #include "noise.h"
 
@@ -95,11 +95,11 @@ void dmd_begin(const Network *student, const Network *teacher, const Network *fa
 
 /* Take a generator step on a batch; then the fake score's steps, the first on that batch if it is `shared`, each of the others
  * on one of its own. log: the root mean square of the gradient, the norm of the student's, and the fake score's last
- * loss, if it takes a step. */
-void dmd_round(const Network *student, const Network *teacher, const Network *fake, const Latent *latent,
-               const Noising *at_generator, const Noising *at_fake, const Matching *matching, const float *weight,
-               const Flat *of_student, const Sizes *generator_sizes, const Flat *of_fake, const Sizes *fake_sizes,
-               count fake_steps, count shared, count batch, const Room *room, double *log) {
+ * loss, which is no number if it takes no step. */
+static void go_round(const Network *student, const Network *teacher, const Network *fake, const Latent *latent,
+                     const Noising *at_generator, const Noising *at_fake, const Matching *matching, const float *weight,
+                     const Flat *of_student, const Sizes *generator_sizes, const Flat *of_fake, const Sizes *fake_sizes,
+                     count fake_steps, count shared, count batch, const Room *room, double *log) {
     const count dim = student->shape->dim, size = batch * dim, others = fake_steps - shared;
     float *x = room->samples;
     draw_latent(latent, 1, size, room->latent);
@@ -116,10 +116,26 @@ void dmd_round(const Network *student, const Network *teacher, const Network *fa
             student->memory);
     Conditions given = *fake->given;
     given.rows = room->row;
+    log[2] = __builtin_nan("");
     if (!shared) x += size;
     for (count step = 0; step < fake_steps; step++, x += size) {
         noise_samples(at_fake, batch, dim, x, room->row, room->noisy);
         log[2] = learn(fake, &given, weight, of_fake, fake_sizes + step, batch, room->noisy, x);
+    }
+}
+
+/* Go so many rounds, with fake_steps [rounds] steps of the fake score each; sizes and log stand one after the other. After each
+ * generator step its average, if there is one, moves by a share of the way towards the student's parameters. */
+void dmd_rounds(const Network *student, const Network *teacher, const Network *fake, const Latent *latent,
+                const Noising *at_generator, const Noising *at_fake, const Matching *matching, const float *weight,
+                const Flat *of_student, const Flat *of_fake, float share, float *average, count batch, const Room *room,
+                count rounds, count shared, const Sizes *generator_sizes, const Sizes *fake_sizes,
+                const int64_t *fake_steps, double *log) {
+    for (count i = 0; i < rounds; i++, log += 3) {
+        go_round(student, teacher, fake, latent, at_generator, at_fake, matching, weight, of_student, generator_sizes + i,
+                 of_fake, fake_sizes, fake_steps[i], shared, batch, room, log);
+        fake_sizes += fake_steps[i];
+        if (average) average_with(of_student->size, of_student->values, share, average);
     }
 }
 

@@ -1,7 +1,7 @@
-"""One round of DMD, a generator step and the fake score's steps up to the next, in one call of ``dmd.c``.
+"""Rounds of DMD, a generator step and the fake score's steps up to the next each, in one call of ``dmd.c``.
 
 Float32, on the CPU, for MLPs. Piece by piece, calls from Python would take a third as long as what they compute, and
-leave the cache to each other.
+leave the cache to each other; round by round still a twentieth.
 """
 
 from __future__ import annotations
@@ -67,8 +67,26 @@ class Matching(NamedTuple):
     scale: float
 
 
+class Round(NamedTuple):
+    """The numbers of AdamW's steps in a round; their ``scale`` does not count: C clips.
+
+    Attributes:
+        generator: of the generator's step.
+        fakes: of each step of the fake score.
+    """
+
+    generator: AdamWSizes
+    fakes: Sequence[AdamWSizes]
+
+
 class Logged(NamedTuple):
-    """What a round tells: the root mean square of g, the norm of the student's gradient, the fake score's last loss."""
+    """What a round tells.
+
+    Attributes:
+        dm_gradient: the root mean square of g.
+        student_gradient: the norm of the student's gradient.
+        fake_loss: the fake score's last loss; not a number if it takes no step.
+    """
 
     dm_gradient: float
     student_gradient: float
@@ -91,6 +109,8 @@ class CompiledRounds:
         weight: of the fake score's loss at each level [K, 1]; none for 1.
         batch: rows B of a batch.
         most: most steps of the fake score in a round.
+        average: of the student's parameters [P]; after each of its steps it moves towards them. None: there is none.
+        share: by which share of the way.
 
     Raises:
         ValueError: if these don't fit together: C would read or write beyond their memory.
@@ -109,6 +129,8 @@ class CompiledRounds:
         weight: Tensor | None,
         batch: int,
         most: int,
+        average: Tensor | None = None,
+        share: float = 0.0,
     ):
         dim = student.network.sizes[0]
         known = {_column(each) for each in (at_generator.sigma, at_fake.sigma, *([] if weight is None else [weight]))}
@@ -122,46 +144,51 @@ class CompiledRounds:
         networks = [told_network(one, floats[0], one.network.own_memory()) for one in (student, *of_levels)]
         shape = structure(*student.network.sizes)
         floats.append(zeros(function("dmd", "dmd_kept_size", SIZE, MEMORY, SIZE)(shape, batch)))
-        self.batch, self.most, self.begun = batch, most, False
-        self.log = (ctypes.c_double * 3)()
-        self._before = [
+        self.most, self.begun = most, False
+        flats = [one.told_flat() for one in (student, fake)]
+        if average is not None and (average.shape != (flats[0][4],) or average.dtype != torch.float32):
+            raise ValueError(f"an average of {list(average.shape)} in {average.dtype}, of {flats[0][4]} parameters")
+        self._told = [
             *(network.pointers for network in networks),
             _mixed(latent.seed, latent.position.data_ptr(), float(level)),
             at_generator.told(),
             at_fake.told(),
             (ctypes.c_float * len(matching))(*matching),
             place(weight),
+            *flats,
+            share,
+            place(average),
+            batch,
+            structure(row.data_ptr(), *map(place, floats)),
         ]
-        self._flats = [one.told_flat() for one in (student, fake)]
-        self._room = structure(row.data_ptr(), *map(place, floats))
         # C is told places in memory: what lies there must stay.
-        self._held = student, teacher, fake, latent, at_generator, at_fake, weight, row, floats, networks
-        self._call = function("dmd", "dmd_round", None, *[MEMORY] * 12, SIZE, SIZE, SIZE, MEMORY, MEMORY)
+        self._held = student, teacher, fake, latent, at_generator, at_fake, weight, average, row, floats, networks
+        told = *[MEMORY] * 10, ctypes.c_float, MEMORY, SIZE, MEMORY
+        self._call = function("dmd", "dmd_rounds", None, *told, SIZE, SIZE, *[MEMORY] * 4)
 
-    def __call__(self, generator: AdamWSizes, fakes: Sequence[AdamWSizes], shared: bool) -> Logged:
-        """Go one round.
+    def __call__(self, rounds: Sequence[Round], shared: bool) -> list[Logged]:
+        """Go some rounds.
 
         Args:
-            generator: of the generator's step; its ``scale`` does not count, here and below: C clips.
-            fakes: of each step of the fake score.
-            shared: whether the first of these is on the generator's batch; each of the others has one of its own.
+            rounds: AdamW's numbers in each.
+            shared: whether the fake score's first step is on the generator's batch; the others have one of their own each.
 
         Returns:
-            Its log; without a step of the fake score, its loss is that of the round before.
+            What each round tells.
 
         Raises:
-            ValueError: if these are more steps than the round has room for.
+            ValueError: if one of them has more steps than there is room for.
         """
-        if not shared <= len(fakes) <= self.most:
-            raise ValueError(f"{len(fakes)} steps of the fake score, there may be {int(shared)} to {self.most}")
+        steps = [len(each.fakes) for each in rounds]
+        if not all(shared <= count <= self.most for count in steps):
+            raise ValueError(f"{steps} steps of the fake score, there may be {int(shared)} to {self.most}")
         if not self.begun:
-            function("dmd", "dmd_begin", None, *[MEMORY] * 3)(*self._before[:3])
+            function("dmd", "dmd_begin", None, *[MEMORY] * 3)(*self._told[:3])
             self.begun = True
-        of_student, of_fake = self._flats
-        sizes = told_sizes([generator]), told_sizes(fakes)
-        steps = of_student, sizes[0], of_fake, sizes[1], len(fakes), shared
-        self._call(*self._before, *steps, self.batch, self._room, self.log)
-        return Logged(*self.log)
+        generators, fakes = [each.generator for each in rounds], [one for each in rounds for one in each.fakes]
+        log = (ctypes.c_double * len(Logged._fields) * len(rounds))()
+        self._call(*self._told, len(rounds), shared, told_sizes(generators), told_sizes(fakes), structure(*steps), log)
+        return [Logged(*each) for each in log]
 
 
 def _column(column: Tensor) -> int:

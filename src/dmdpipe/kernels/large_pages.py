@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -19,15 +20,13 @@ CHUNK = 16 * PAGE
 
 
 class _Chunk:
-    """A piece of memory, given out from its beginning to its end, and the system's again when all that it gave is gone."""
+    """Memory that is given out from its beginning to its end, and the system's again when all that it gave is gone."""
 
     def __init__(self, size: int):
         self.memory = mmap.mmap(-1, size + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        try:
+        # A kernel may have none.
+        with suppress(OSError):
             self.memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            # A kernel without large pages.
-            pass
         self.at = -torch.frombuffer(self.memory, dtype=torch.uint8).data_ptr() % PAGE
         self.end = self.at + size
 

@@ -1,4 +1,4 @@
-/* AdamW over flat parameters, in one pass. */
+/* AdamW over flat parameters, in one pass, and their running average. */
 #pragma once
 #include "arithmetic.h"
 
@@ -40,5 +40,14 @@ static void adamw(count size, float *values, const float *gradient, float *first
         first[i] = m;
         second[i] = v;
         values[i] = fma1(-rate, m / (__builtin_sqrtf(v) + epsilon), keep * values[i]);
+    }
+}
+
+/* average += share·(values − average), from the nearer end, as PyTorch's lerp. */
+static void average_with(count size, const float *values, float share, float *average) {
+    const float rest = 1.0f - share;
+    for (count i = 0; i < size; i++) {
+        float way = values[i] - average[i];
+        average[i] = share < 0.5f ? fma1(share, way, average[i]) : fma1(-way, rest, values[i]);
     }
 }

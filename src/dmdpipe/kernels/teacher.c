@@ -1,15 +1,6 @@
 /* Steps of a teacher's training (dmdpipe.diffusion.training). */
 #include "learning.h"
 
-/* average += share·(values − average), from the nearer end, as PyTorch's lerp. */
-static void average_with(count size, const float *values, float share, float *average) {
-    const float rest = 1.0f - share;
-    for (count i = 0; i < size; i++) {
-        float way = values[i] - average[i];
-        average[i] = share < 0.5f ? fma1(share, way, average[i]) : fma1(-way, rest, values[i]);
-    }
-}
-
 /* Take so many steps, each on the next `batch` rows of noisy and clean samples [steps·batch × d], which have conditions and
  * a weight each. After each one the average of the parameters moves by its share [steps]; losses: [steps]. */
 void teacher_steps(const Network *network, const float *weight, const Flat *flat, const Sizes *sizes,
