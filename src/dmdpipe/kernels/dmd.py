@@ -171,7 +171,7 @@ class CompiledRounds:
 
         Args:
             rounds: AdamW's numbers in each.
-            shared: whether the fake score's first step is on the generator's batch; the others have one of their own each.
+            shared: whether the fake score's first step is on the generator's batch; the others have their own.
 
         Returns:
             What each round tells.
