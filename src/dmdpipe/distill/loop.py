@@ -20,6 +20,7 @@ from __future__ import annotations
 import copy
 import math
 from importlib import import_module
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -173,8 +174,9 @@ class Distillation:
         rates = [self._learning_rates(each * self.recipe.generator_every) for each in generator_steps]
         if self.compiled and self.fake_optimiser:
             generators = self.student_optimiser.begin_steps([rate for rate, _ in rates])
-            fakes = [self.fake_optimiser.begin_steps(of_round) for _, of_round in rates]
-            rounds = [Round(*both) for both in zip(generators, fakes, strict=True)]
+            fakes = iter(self.fake_optimiser.begin_steps([rate for _, of_round in rates for rate in of_round]))
+            of_rounds = [list(islice(fakes, len(of_round))) for _, of_round in rates]
+            rounds = [Round(*both) for both in zip(generators, of_rounds, strict=True)]
             return [log._asdict() for log in self.compiled(rounds, self.recipe.fake_trains_with_generator)]
         return [self._advance(step, *both) for step, both in zip(generator_steps, rates, strict=True)]
 

@@ -2,10 +2,10 @@
 #pragma once
 #include "mlp.h"
 
-EACH void forward(const Shape *s, const Layer *layers, const float *panels, const Conditions *given, count first,
-                  count rows, const float *x, Block b, const int keep) {
-    const float *h = forward_body(s, layers, panels, given, s->depth, first, rows, x, b, keep);
-    apply(s, layers, panels, output_of(s), rows, h, b.answer, 0);
+EACH void forward(const Shape *s, const float *panels, const Conditions *given, count first, count rows, const float *x,
+                  Block b, const int keep) {
+    const float *h = forward_body(s, panels, given, s->depth, first, rows, x, b, keep);
+    apply(s, panels, output_of(s), rows, h, 0, 0, b.answer);
 }
 
 /* The way back of a block: `to` [rows × d] is the loss's gradient at F, columns padded. to_h and to_e [ROWS × width] are
@@ -51,13 +51,13 @@ static Memory memory_at(const Shape *s, float *memory) {
 }
 
 /* answer [rows × d] = D(x). */
-static void denoise(const Shape *s, const Layer *layers, const float *panels, const Conditions *given, count rows,
+static void denoise(const Shape *s, const float *panels, const Conditions *given, count rows,
                     const float *x, float *answer, float *memory) {
     Block b = block_at(s, memory_at(s, memory).block);
     for (count first = 0; first < rows; first += ROWS) {
         count here = smaller(ROWS, rows - first);
         const float *own = x + first * s->dim;
-        forward(s, layers, panels, given, first, here, own, b, 0);
+        forward(s, panels, given, first, here, own, b, 0);
         combine(s, given, first, here, own, b.answer, answer + first * s->dim);
     }
 }
@@ -66,13 +66,13 @@ static void denoise(const Shape *s, const Layer *layers, const float *panels, co
 static count kept_size(const Shape *s, count rows) { return (rows + ROWS - 1) / ROWS * block_size(s); }
 
 /* answer [rows × d] = D(x), and what the way back needs goes to `kept`. */
-static void denoise_and_keep(const Shape *s, const Layer *layers, const float *panels, const Conditions *given, count rows,
+static void denoise_and_keep(const Shape *s, const float *panels, const Conditions *given, count rows,
                              const float *x, float *answer, float *kept) {
     for (count first = 0; first < rows; first += ROWS, kept += block_size(s)) {
         count here = smaller(ROWS, rows - first);
         const float *own = x + first * s->dim;
         Block b = block_at(s, kept);
-        forward(s, layers, panels, given, first, here, own, b, 1);
+        forward(s, panels, given, first, here, own, b, 1);
         combine(s, given, first, here, own, b.answer, answer + first * s->dim);
     }
 }
@@ -104,7 +104,7 @@ static void pull_back(const Shape *s, const float *panels, const Conditions *giv
 
 /* Find the gradients of the denoising loss, mean of weight·(D(x) − target)², and return the loss. weight: a table like
  * the conditions', or none for 1. */
-static float denoising_loss(const Shape *s, const Layer *layers, const float *panels, const Conditions *given, count rows,
+static float denoising_loss(const Shape *s, const float *panels, const Conditions *given, count rows,
                             const float *x, const float *target, const float *weight, float *memory) {
     Memory m = memory_at(s, memory);
     Block b = block_at(s, m.block);
@@ -114,7 +114,7 @@ static float denoising_loss(const Shape *s, const Layer *layers, const float *pa
     for (count first = 0; first < rows; first += ROWS) {
         count here = smaller(ROWS, rows - first);
         const float *own = x + first * s->dim, *wanted = target + first * s->dim;
-        forward(s, layers, panels, given, first, here, own, b, 1);
+        forward(s, panels, given, first, here, own, b, 1);
         for (count i = 0; i < here; i++) {
             count entry = entry_of(given, first + i);
             float out = given->c_out[entry], skip = given->c_skip ? given->c_skip[entry] : 0.0f;

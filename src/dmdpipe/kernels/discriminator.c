@@ -99,14 +99,14 @@ void discriminator_logits(const Shape *s, const Layer *layers, const Norm *norms
     memset(to_answer, 0, (size_t)(ROWS * answer) * sizeof *to_answer);
     for (count first = 0; first < rows; first += ROWS) {
         count here = smaller(ROWS, rows - first);
-        forward_body(s, layers, panels, given, blocks, first, here, x + first * s->dim, b, 1);
+        forward_body(s, panels, given, blocks, first, here, x + first * s->dim, b, 1);
         for (count k = 0; k < NORMS; k++) {
             count layer = FIRST + blocks + k;
             float *a = units + k * norm_size(s), *before = b.h + (blocks + k) * size;
-            apply(s, layers, panels, layer, here, before, a, 0);
+            apply(s, panels, layer, here, before, 0, 0, a);
             norm_and_silu(s, norms + k, here, a, a + size, before + size, b.slopes + (blocks + k) * size);
         }
-        apply(s, layers, panels, last, here, b.h + s->depth * size, b.answer, 0);
+        apply(s, panels, last, here, b.h + s->depth * size, 0, 0, b.answer);
         for (count i = 0; i < here; i++) {
             float sign = signs[first + i], logit = logits[first + i] = b.answer[i * answer];
             to_answer[i * answer] = scale * sign * sigmoid(sign * logit);
@@ -126,7 +126,7 @@ void discriminator_logits(const Shape *s, const Layer *layers, const Norm *norms
         if (to_x || from == 0) backward_body(s, panels, given, blocks, here, b, to_h, to_e, sums, 1);
         if (!to_x) continue;
         product(here, padded(s->dim) / PANEL, s->width, to_h, width, 1, input_panels, s->width * PANEL, PANEL, to_input, dim,
-                0);
+                (Start){0});
         for (count i = 0; i < here; i++) {
             float c_in = given->c_in[entry_of(given, first + i)];
             for (count j = 0; j < s->dim; j++) to_x[(first + i) * s->dim + j] = c_in * to_input[i * dim + j];

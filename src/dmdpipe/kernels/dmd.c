@@ -51,7 +51,7 @@ static void draw_latent(const Latent *latent, count batches, count size, float *
 static void denoise_at(const Network *network, const int64_t *row, count rows, const float *noisy, float *answer) {
     Conditions given = *network->given;
     given.rows = row;
-    denoise(network->shape, network->layers, network->panels, &given, rows, noisy, answer, network->memory);
+    denoise(network->shape, network->panels, &given, rows, noisy, answer, network->memory);
 }
 
 /* A number that is none becomes 0, an infinite one the largest finite one. */
@@ -103,7 +103,7 @@ static void go_round(const Network *student, const Network *teacher, const Netwo
     const count dim = student->shape->dim, size = batch * dim, others = fake_steps - shared;
     float *x = room->samples;
     draw_latent(latent, 1, size, room->latent);
-    denoise_and_keep(student->shape, student->layers, student->panels, student->given, batch, room->latent, x, room->kept);
+    denoise_and_keep(student->shape, student->panels, student->given, batch, room->latent, x, room->kept);
     noise_samples(at_generator, batch, dim, x, room->row, room->noisy);
     denoise_at(teacher, room->row, batch, room->noisy, room->real);
     denoise_at(fake, room->row, batch, room->noisy, room->fake);
@@ -112,7 +112,7 @@ static void go_round(const Network *student, const Network *teacher, const Netwo
     log[1] = step_by(student, of_student, generator_sizes);
 
     draw_latent(latent, others, size, room->latent);
-    denoise(student->shape, student->layers, student->panels, student->given, others * batch, room->latent, x + size,
+    denoise(student->shape, student->panels, student->given, others * batch, room->latent, x + size,
             student->memory);
     Conditions given = *fake->given;
     given.rows = room->row;

@@ -50,7 +50,7 @@ static double step_by(const Network *network, const Flat *flat, const Sizes *siz
 /* Take a step on samples x [rows × d], and return their loss. */
 static float learn(const Network *network, const Conditions *given, const float *weight, const Flat *flat,
                    const Sizes *sizes, count rows, const float *noisy, const float *x) {
-    float loss = denoising_loss(network->shape, network->layers, network->panels, given, rows, noisy, x, weight,
+    float loss = denoising_loss(network->shape, network->panels, given, rows, noisy, x, weight,
                                 network->memory);
     step_by(network, flat, sizes);
     return loss;

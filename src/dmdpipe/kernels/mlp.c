@@ -19,13 +19,13 @@ count mlp_memory_size(const Shape *s) { return working_size(s) + 2 * ROWS * s->d
 void mlp_denoise(const Shape *s, const Layer *layers, const Conditions *given, count rows, const float *x, float *answer,
                  float *panels, float *memory) {
     pack_all(s, layers, FORWARD, panels);
-    denoise(s, layers, panels, given, rows, x, answer, memory);
+    denoise(s, panels, given, rows, x, answer, memory);
 }
 
 void mlp_denoise_and_keep(const Shape *s, const Layer *layers, const Conditions *given, count rows, const float *x,
                           float *answer, float *kept, float *panels) {
     pack_all(s, layers, FORWARD, panels);
-    denoise_and_keep(s, layers, panels, given, rows, x, answer, kept);
+    denoise_and_keep(s, panels, given, rows, x, answer, kept);
 }
 
 static void finish_all(const Shape *s, const Layer *gradients, int add, float *memory) {
@@ -44,7 +44,7 @@ void mlp_pull_back(const Shape *s, const Layer *layers, const Layer *gradients, 
 float mlp_denoising_loss(const Shape *s, const Layer *layers, const Layer *gradients, const Conditions *given, count rows,
                          const float *x, const float *target, const float *weight, float *panels, float *memory) {
     pack_all(s, layers, FORWARD | BACKWARD, panels);
-    float loss = denoising_loss(s, layers, panels, given, rows, x, target, weight, memory);
+    float loss = denoising_loss(s, panels, given, rows, x, target, weight, memory);
     finish_all(s, gradients, 0, memory);
     return loss;
 }
@@ -77,7 +77,7 @@ void mlp_flow(const Shape *s, const Layer *layers, const Conditions *levels, con
         const count here = smaller(ROWS, rows - first), size = here * s->dim;
         for (count k = 0; k < steps; k++) {
             Conditions given = level_of(levels, s, k);
-            forward(s, layers, panels, &given, 0, here, x, b, 0);
+            forward(s, panels, &given, 0, here, x, b, 0);
             combine(s, &given, 0, here, x, b.answer, denoised);
             const Interval own = intervals[k];
             SIDE_BY_SIDE for (count i = 0; i < size; i++) euler[i] = between(denoised[i], x[i], own.keep);
@@ -86,7 +86,7 @@ void mlp_flow(const Shape *s, const Layer *layers, const Conditions *levels, con
                 break;
             }
             given = level_of(levels, s, k + 1);
-            forward(s, layers, panels, &given, 0, here, euler, b, 0);
+            forward(s, panels, &given, 0, here, euler, b, 0);
             combine(s, &given, 0, here, euler, b.answer, denoised);
             SIDE_BY_SIDE for (count i = 0; i < size; i++)
                 x[i] = fma1(own.back, euler[i] - denoised[i], between(x[i], euler[i], 0.5f));

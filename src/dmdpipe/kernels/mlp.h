@@ -75,11 +75,19 @@ static Block block_at(const Shape *s, float *memory) {
     return b;
 }
 
-/* Where a layer's panels of weights begin: to go forward [in × out] and, behind all those, to go backward [out × in]. */
+/* Where what is packed of a layer begins: its bias and weight to go forward, [1 + in × out]; and, behind those of all layers, its
+ * weight to go backward, [out × in]. Columns are padded. */
 static count forward_at(const Shape *s, count layer) {
     count at = 0;
-    for (count l = 0; l < layer; l++) at += inner_of(s, l) * padded(outer_of(s, l));
+    for (count l = 0; l < layer; l++) at += (inner_of(s, l) + 1) * padded(outer_of(s, l));
     return at;
+}
+
+/* Biases stand before the panels of a layer's weight. */
+EACH const float *bias_of(const Shape *s, const float *panels, count layer) { return panels + forward_at(s, layer); }
+
+EACH const float *weight_of(const Shape *s, const float *panels, count layer) {
+    return bias_of(s, panels, layer) + padded(outer_of(s, layer));
 }
 
 static count backward_at(const Shape *s, count layer) {
@@ -103,7 +111,10 @@ enum { FORWARD = 1, BACKWARD = 2 };
 static void pack_layer(const Shape *s, const Layer *layers, count l, int ways, float *panels) {
     count inner = inner_of(s, l), outer = outer_of(s, l);
     const float *weight = layers[l].weight;
-    if (ways & FORWARD) pack_transposed(inner, outer, weight, panels + forward_at(s, l));
+    if (ways & FORWARD) {
+        copy_row(outer, padded(outer), layers[l].bias, panels + forward_at(s, l));
+        pack_transposed(inner, outer, weight, panels + forward_at(s, l) + padded(outer));
+    }
     if (ways & BACKWARD && l >= FIRST) pack(outer, inner, weight, inner, panels + backward_at(s, l));
 }
 
@@ -111,20 +122,19 @@ static void pack_all(const Shape *s, const Layer *layers, int ways, float *panel
     for (count l = 0; l <= output_of(s); l++) pack_layer(s, layers, l, ways, panels);
 }
 
-/* to [rows × outer] = bias + from·Wᵀ, or, with `to` begun already, to += from·Wᵀ. */
-static void apply(const Shape *s, const Layer *layers, const float *panels, count layer, count rows, const float *from,
-                  float *to, int begun) {
-    count inner = inner_of(s, layer), outer = outer_of(s, layer), row = stride(outer);
-    if (!begun)
-        for (count i = 0; i < rows; i++) copy_row(outer, row, layers[layer].bias, to + i * row);
-    product(rows, padded(outer) / PANEL, inner, from, stride(inner), 1, panels + forward_at(s, layer), inner * PANEL,
-            PANEL, to, row, 1);
+/* to [rows × outer] = bias + added + from·Wᵀ; rows of what is added, if anything is, lie so far apart. */
+static void apply(const Shape *s, const float *panels, count layer, count rows, const float *from, const float *added,
+                  count apart, float *to) {
+    count inner = inner_of(s, layer), outer = outer_of(s, layer);
+    const float *bias = bias_of(s, panels, layer);
+    product(rows, padded(outer) / PANEL, inner, from, stride(inner), 1, weight_of(s, panels, layer), inner * PANEL, PANEL,
+            to, stride(outer), added ? (Start){added, apart, bias} : (Start){bias, 0, 0});
 }
 
 /* Send a block's rows x [rows × d] through so many residual blocks, and return h after them; first is their number in the
  * batch. With `keep` all stays that the way back needs; without it h is overwritten layer by layer. */
-EACH float *forward_body(const Shape *s, const Layer *layers, const float *panels, const Conditions *given, count blocks,
-                         count first, count rows, const float *x, Block b, const int keep) {
+EACH float *forward_body(const Shape *s, const float *panels, const Conditions *given, count blocks, count first,
+                         count rows, const float *x, Block b, const int keep) {
     count dim = stride(s->dim), width = stride(s->width), features = stride(s->embedding);
     for (count i = 0; i < rows; i++) {
         float scale = given->c_in[entry_of(given, first + i)];
@@ -136,23 +146,17 @@ EACH float *forward_body(const Shape *s, const Layer *layers, const float *panel
         const float *from = given->features + entry_of(given, first + i) * s->embedding;
         copy_row(s->embedding, features, from, b.features + i * features);
     }
-    apply(s, layers, panels, EMBEDDING, levels, b.features, b.embedding, 0);
+    apply(s, panels, EMBEDDING, levels, b.features, 0, 0, b.embedding);
     SIDE_BY_SIDE for (count i = 0; i < levels * width; i++) {
         float a = b.embedding[i], gate = sigmoid(a), value = a * gate;
         b.embedding[i] = value;
         b.e_slope[i] = fma1(value, 1.0f - gate, gate);
     }
     float *h = b.h;
-    apply(s, layers, panels, INPUT, rows, b.x, h, 0);
+    apply(s, panels, INPUT, rows, b.x, 0, 0, h);
     for (count l = 0; l < blocks; l++) {
         float *slopes = b.slopes + (keep ? l * ROWS * width : 0), *after = keep ? h + ROWS * width : h;
-        const float *bias = layers[FIRST + l].bias;
-        for (count i = 0; i < rows; i++) {
-            const float *e = b.embedding + i * e_row;
-            SIDE_BY_SIDE for (count j = 0; j < s->width; j++) slopes[i * width + j] = bias[j] + e[j];
-            for (count j = s->width; j < width; j++) slopes[i * width + j] = 0.0f;
-        }
-        apply(s, layers, panels, FIRST + l, rows, h, slopes, 1);
+        apply(s, panels, FIRST + l, rows, h, b.embedding, e_row, slopes);
         SIDE_BY_SIDE for (count i = 0; i < rows * width; i++) {
             float a = slopes[i], gate = sigmoid(a), value = a * gate;
             after[i] = h[i] + value;
@@ -169,18 +173,19 @@ static void add_gradients(const Shape *s, count layer, count rows, const float *
                           int begun) {
     count inner = stride(inner_of(s, layer)), outer = outer_of(s, layer), row = stride(outer);
     float *weight = sums + sums_at(s, layer), *bias = weight + outer * inner;
-    product(outer, padded(inner_of(s, layer)) / PANEL, rows, to, 1, row, from, PANEL, inner, weight, inner, begun);
+    product(outer, padded(inner_of(s, layer)) / PANEL, rows, to, 1, row, from, PANEL, inner, weight, inner,
+            (Start){begun ? weight : 0, inner, 0});
     if (!begun) memset(bias, 0, (size_t)row * sizeof *bias);
     for (count i = 0; i < rows; i++)
         SIDE_BY_SIDE for (count j = 0; j < row; j++) bias[j] += to[i * row + j];
 }
 
-/* to_from [rows × inner] = (start ? to_from : 0) + to·W: the gradient at a layer's input, given that at its output. */
+/* to_from [rows × inner] = (begun ? to_from : 0) + to·W: the gradient at a layer's input, given that at its output. */
 static void apply_transposed(const Shape *s, const float *panels, count layer, count rows, const float *to, float *to_from,
-                             int start) {
+                             int begun) {
     count inner = inner_of(s, layer), outer = outer_of(s, layer);
     product(rows, padded(inner) / PANEL, outer, to, stride(outer), 1, panels + backward_at(s, layer), outer * PANEL, PANEL,
-            to_from, stride(inner), start);
+            to_from, stride(inner), (Start){begun ? to_from : 0, stride(inner), 0});
 }
 
 /* The way back through residual blocks: to_h [rows × width] is the gradient at h after them and becomes that at h₀; slopes

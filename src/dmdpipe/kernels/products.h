@@ -50,13 +50,31 @@ EACH lanes fused(lanes a, lanes b, lanes c) {
 #endif
 }
 
-/* c[r][j] = (start ? c : 0) + Σ_k a[r·a_row + k·a_step] · b[k·b_step + j] for the columns j of some vectors; those of b
- * lie b_next apart. */
+/* What sums begin with: rows so far apart, 0 where all begin with the same one, and one that is added to each. Either may be
+ * missing. */
+typedef struct {
+    const float *rows;
+    count apart;
+    const float *added;
+} Start;
+
+EACH lanes first_of(Start start, count row, count column) {
+    lanes first = start.rows ? load(start.rows + row * start.apart + column) : (lanes){0};
+    return start.added ? first + load(start.added + column) : first;
+}
+
+EACH Start start_from(Start start, count row, count column) {
+    return (Start){start.rows ? start.rows + row * start.apart + column : 0, start.apart,
+                   start.added ? start.added + column : 0};
+}
+
+/* c[r][j] = start[r][j] + Σ_k a[r·a_row + k·a_step] · b[k·b_step + j] for the columns j of some vectors; those of b lie
+ * b_next apart. */
 EACH void tile(const int rows, const int vectors, count inner, const float *a, count a_row, count a_step, const float *b,
-               count b_next, count b_step, float *c, count c_row, int start) {
+               count b_next, count b_step, float *c, count c_row, Start start) {
     lanes sums[NARROW][VECTORS];
     UNROLLED for (int r = 0; r < rows; r++)
-        UNROLLED for (int v = 0; v < vectors; v++) sums[r][v] = start ? load(c + r * c_row + v * LANES) : (lanes){0};
+        UNROLLED for (int v = 0; v < vectors; v++) sums[r][v] = first_of(start, r, v * LANES);
     for (count k = 0; k < inner; k++, a += a_step, b += b_step) {
         lanes own[VECTORS];
         UNROLLED for (int v = 0; v < vectors; v++) own[v] = load(b + v * b_next);
@@ -71,9 +89,9 @@ EACH void tile(const int rows, const int vectors, count inner, const float *a, c
 
 /* The same for any number of rows. */
 EACH void strip(count rows, const int vectors, count inner, const float *a, count a_row, count a_step, const float *b,
-                count b_next, count b_step, float *c, count c_row, int start) {
+                count b_next, count b_step, float *c, count c_row, Start start) {
 #define TILES_OF(some) \
-    for (; rows >= some; rows -= some, a += some * a_row, c += some * c_row) \
+    for (; rows >= some; rows -= some, a += some * a_row, c += some * c_row, start = start_from(start, some, 0)) \
         tile(some, vectors, inner, a, a_row, a_step, b, b_next, b_step, c, c_row, start)
     if (vectors < VECTORS) TILES_OF(NARROW);
     TILES_OF(TILE);
@@ -85,24 +103,24 @@ EACH void strip(count rows, const int vectors, count inner, const float *a, coun
 
 /* The same for any number of panels. */
 EACH void strips(count rows, count panels, count inner, const float *a, count a_row, count a_step, const float *b,
-                 count b_panel, count b_step, float *c, count c_row, int start) {
+                 count b_panel, count b_step, float *c, count c_row, Start start) {
     const count b_next = LANES == PANEL ? b_panel : LANES;
 #define STRIPS_OF(vectors) \
     for (const count each = (vectors) * LANES / PANEL; each && panels >= each; \
-         panels -= each, b += each * b_panel, c += each * PANEL) \
+         panels -= each, b += each * b_panel, c += each * PANEL, start = start_from(start, 0, each * PANEL)) \
         for (count k = 0; k < inner; k += DEPTH) \
             strip(rows, vectors, smaller(DEPTH, inner - k), a + k * a_step, a_row, a_step, b + k * b_step, b_next, b_step, \
-                  c, c_row, start || k > 0)
+                  c, c_row, k ? (Start){c, c_row, 0} : start)
     STRIPS_OF(VECTORS);
     STRIPS_OF(VECTORS / 2);
     STRIPS_OF(VECTORS / 4);
 #undef STRIPS_OF
 }
 
-/* c [rows × 16·panels] = (start ? c : 0) + a·b. Entries of a lie a_row and a_step apart, one of which is 1; b's panels lie
+/* c [rows × 16·panels] = start + a·b; c itself may be the start. Entries of a lie a_row and a_step apart, one of which is 1; b's panels lie
  * b_panel and its rows b_step apart. */
 static void product(count rows, count panels, count inner, const float *a, count a_row, count a_step, const float *b,
-                    count b_panel, count b_step, float *c, count c_row, int start) {
+                    count b_panel, count b_step, float *c, count c_row, Start start) {
     /* Where compilers know the 1, they find shorter ways from one entry to the next. */
     if (a_row == 1) strips(rows, panels, inner, a, 1, a_step, b, b_panel, b_step, c, c_row, start);
     else strips(rows, panels, inner, a, a_row, 1, b, b_panel, b_step, c, c_row, start);
