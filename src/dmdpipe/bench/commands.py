@@ -42,7 +42,7 @@ def training(
     turns: Turns = 5,
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.01, max=LONGEST, help="about how long one turn trains")
-    ] = 2.0,
+    ] = 8.0,
     form: Form = Format.table,
 ) -> None:
     """Train on one thread, everything included, and time the bare matrix products of that training beside it.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dmdpipe.diffusion.determinism import exact_torch
 from dmdpipe.distill.loop import distil
+from dmdpipe.kernels.large_pages import zeros
 from dmdpipe.networks.denoiser import Denoiser, build_network
 from dmdpipe.specs.data import Gaussian, dimension
 from dmdpipe.specs.diffusion import TeacherSpec, TrainedScore
@@ -68,7 +69,8 @@ def untrained_teacher(spec: StudentSpec) -> Denoiser:
 def products_of(spec: StudentSpec) -> tuple[Callable[[], None], int]:
     """Return a function that makes the matrix products of one generator step, and their floating-point operations.
 
-    Exactly those that the gradients need, each written into memory that is there already. Whoever counts a backward
+    Exactly those that the gradients need, each written into memory that is there already, in the same large pages as the
+    training's. Whoever counts a backward
     pass as two forward ones finds 24 forward passes; a few products less are needed, as no layer passes gradients on to
     data or noise levels.
     """
@@ -77,10 +79,10 @@ def products_of(spec: StudentSpec) -> tuple[Callable[[], None], int]:
     width = spec.network.width
     body = [(dim, width), *[(width, width)] * spec.network.depth, (width, dim)]
     embedding = (spec.network.embedding, width)
-    x = {size: torch.randn(batch, size) for size in (dim, width, embedding[0])}
-    out = {size: torch.empty(batch, size) for size in x}
-    weights = {shape: torch.randn(shape[1], shape[0]) for shape in (*body, embedding)}
-    gradients = {shape: torch.empty(shape[1], shape[0]) for shape in weights}
+    x = {size: zeros(batch, size).normal_() for size in (dim, width, embedding[0])}
+    out = {size: zeros(batch, size) for size in x}
+    weights = {shape: zeros(shape[1], shape[0]).normal_() for shape in (*body, embedding)}
+    gradients = {shape: zeros(shape[1], shape[0]) for shape in weights}
     # Each product as its two factors and where it goes.
     products: list[tuple[Tensor, Tensor, Tensor]] = []
     for times, embeds, trains in CALLS:
@@ -99,7 +101,7 @@ def products_of(spec: StudentSpec) -> tuple[Callable[[], None], int]:
     return run, operations
 
 
-def measure(width: int, dim: int, batch: int = 256, turns: int = 5, seconds: float = 2.0) -> Share:
+def measure(width: int, dim: int, batch: int = 256, turns: int = 5, seconds: float = 8.0) -> Share:
     """Measure the share of the matrix-product rate that training reaches on one thread; both in turns.
 
     Args:
@@ -107,7 +109,7 @@ def measure(width: int, dim: int, batch: int = 256, turns: int = 5, seconds: flo
         dim: number of coordinates d.
         batch: batch size.
         turns: how often each is timed.
-        seconds: about how long one turn trains.
+        seconds: about how long one turn trains; what a training costs at its start is in it.
     """
     exact_torch(threads=1)
     spec = student_spec(width, dim, batch, steps=20)

@@ -4,25 +4,29 @@
 
 enum { SUMS = 8 };
 
+typedef double sums_of_squares __attribute__((vector_size(8 * SUMS)));
+typedef float some_entries __attribute__((vector_size(4 * SUMS), aligned(4)));
+
 /* A sum of squares in double precision, of the first `size` entries so far. */
 typedef struct {
-    double sums[SUMS];
+    sums_of_squares sums;
     count size;
 } Squares;
 
 /* Go on to the last whole eight among the first `end` entries of a gradient. */
 static void square_up_to(Squares *squares, const float *gradient, count end) {
-    for (; squares->size + SUMS <= end; squares->size += SUMS)
-        for (int lane = 0; lane < SUMS; lane++) {
-            double g = gradient[squares->size + lane];
-            squares->sums[lane] += g * g;
-        }
+    sums_of_squares sums = squares->sums;
+    for (; squares->size + SUMS <= end; squares->size += SUMS) {
+        sums_of_squares g = __builtin_convertvector(*(const some_entries *)(gradient + squares->size), sums_of_squares);
+        sums += g * g;
+    }
+    squares->sums = sums;
 }
 
 /* Return the Euclidean norm of a gradient of which some squares are summed. */
 static double norm_of(Squares squares, count size, const float *gradient) {
     square_up_to(&squares, gradient, size);
-    const double *s = squares.sums;
+    const sums_of_squares s = squares.sums;
     double rest = 0;
     for (count i = squares.size; i < size; i++) rest += (double)gradient[i] * gradient[i];
     double left = (s[0] + s[1]) + (s[2] + s[3]), right = (s[4] + s[5]) + (s[6] + s[7]);
