@@ -69,10 +69,9 @@ def untrained_teacher(spec: StudentSpec) -> Denoiser:
 def products_of(spec: StudentSpec) -> tuple[Callable[[], None], int]:
     """Return a function that makes the matrix products of one generator step, and their floating-point operations.
 
-    Exactly those that the gradients need, each written into memory that is there already, in the same large pages as the
-    training's. Whoever counts a backward
-    pass as two forward ones finds 24 forward passes; a few products less are needed, as no layer passes gradients on to
-    data or noise levels.
+    Exactly those that the gradients need, each written into memory that is there already, in large pages like the
+    training's. Whoever counts a backward pass as two forward ones finds 24 forward passes; a few products less are
+    needed, as no layer passes gradients on to data or noise levels.
     """
     batch, dim = spec.batch, dimension(spec.teacher.data)
     assert spec.network.kind == "mlp"
