@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,6 @@ print(json.dumps({
     "name": __name__, "file": __file__, "arguments": sys.argv, "first path": sys.path[0], "folder": os.getcwd(),
     "variable": os.environ.get("A_VARIABLE"),
     "variables": sorted({*os.environ} - {"DMDPIPE_FORK_SERVER"}), "input": sys.stdin.read(),
-    "own code": "dmdpipe.artifacts" in sys.modules,
     "seed": __import__("random").random() >= 0,
 }))
 print("a complaint", file=sys.stderr)
@@ -65,18 +65,71 @@ def test_a_script_sees_what_it_would_see_alone(address: str, tmp_path: Path) -> 
     forked = ended(script, SCRIPT, "-f", "ö.json", A_VARIABLE="ä b", DMDPIPE_FORK_SERVER=address)
     alone = ended(script, SCRIPT, "-f", "ö.json", A_VARIABLE="ä b")
     assert forked == alone
-    assert forked[0] == 0 and '"own code": false' in forked[1] and forked[2] == "a complaint\n"
+    assert forked[0] == 0 and forked[2] == "a complaint\n"
+
+
+MODULES = "import sys; print('torch' in sys.modules, *sorted(m for m in sys.modules if m.startswith('dmdpipe')))"
 
 
 @linux_only
-def test_libraries_and_specs_are_there_and_other_code_of_this_project_is_not(address: str, tmp_path: Path) -> None:
-    text = "import sys; print('torch' in sys.modules, *sorted(m for m in sys.modules if m.startswith('dmdpipe')))"
-    status, out, complaints = ended(tmp_path / "script.py", text, DMDPIPE_FORK_SERVER=address)
+def test_libraries_are_there_and_of_this_project_what_every_step_begins_with(address: str, tmp_path: Path) -> None:
+    status, out, complaints = ended(tmp_path / "script.py", MODULES, DMDPIPE_FORK_SERVER=address)
     assert (status, complaints) == (0, "")
     torch_is_there, *modules = out.split()
-    assert torch_is_there == "True" and "dmdpipe.specs.student" in modules
-    rest = {module for module in modules if not module.startswith("dmdpipe.specs")}
-    assert rest == {"dmdpipe", "dmdpipe.errors", "dmdpipe.files", "dmdpipe.forking", "dmdpipe.forking.client"}
+    assert torch_is_there == "True" and {"dmdpipe.specs.student", "dmdpipe.artifacts.step"} <= {*modules}
+    stages = ("data", "diffusion", "distill", "copying", "evidence", "figures", "pairing")
+    assert not [module for module in modules if module.split(".")[1:2] and module.split(".")[1] in stages]
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
+    """A copy of this package that a server serves: its folder, and the server's address."""
+    package = tmp_path / "copy" / "dmdpipe"
+    shutil.copytree(Path(server.__file__).parents[1], package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.delenv(client.ADDRESS, raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    with server.fork_server():
+        yield package, os.environ[client.ADDRESS]
+
+
+EDITS = {
+    "a module that is there": ("errors.py", "EDITED = 1\n"),
+    "a spec": ("specs/study.py", "EDITED = 1\n"),
+    "a module of a stage": ("pairing/bank.py", "EDITED = 1\n"),
+    "C": ("kernels/products.h", "enum { EDITED = 1 };\n"),
+    "a new module": ("pairing/new.py", "EDITED = 1\n"),
+}
+
+
+@linux_only
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_is_seen_by_the_next_step(copied: tuple[Path, str], tmp_path: Path, edit: str) -> None:
+    """Its code, and the digest of what a step can reach, are those of a process that nobody forked."""
+    (package, address), (file, text) = copied, EDITS[edit]
+    asked = """
+import sys
+sys.path.insert(0, {!r})
+print(sys.modules.get("dmdpipe.artifacts.step") is not None)
+import dmdpipe.errors, dmdpipe.specs.study, dmdpipe.pairing.bank
+from importlib.util import find_spec
+from dmdpipe.artifacts.code import reach
+modules = ["dmdpipe.errors", "dmdpipe.specs.study", "dmdpipe.pairing.bank"]
+print(*[hasattr(sys.modules[module], "EDITED") for module in modules], find_spec("dmdpipe.pairing.new") is not None)
+print(reach(["dmdpipe.pairing.bank", "dmdpipe.distill.loop"]).digest, dmdpipe.errors.__file__)
+""".format(str(package.parent))
+
+    def answers(**environment: str) -> list[str]:
+        status, out, err = ended(tmp_path / "script.py", asked, **environment)
+        assert status == 0, err
+        return out.splitlines()
+
+    there, *before = answers(DMDPIPE_FORK_SERVER=address)
+    assert there == "True" and before == answers()[1:] and str(package) in before[-1]
+    with (package / file).open("a") as source:
+        source.write(text)
+    there, *after = answers(DMDPIPE_FORK_SERVER=address)
+    assert there == "False" and after == answers()[1:]
+    assert after != before or edit in ("a new module",)
 
 
 @linux_only

@@ -74,6 +74,16 @@ class SourceTree:
             self._codes[start] = self._reach(start)
         return self._codes[start]
 
+    def read_all(self) -> None:
+        """Read every module, so that whoever is forked from this process need not.
+
+        Raises:
+            UserError: if some file of the package is not valid Python.
+        """
+        for module in self._imports.modules:
+            if self._is_ours(module):
+                self._definitions_of(module)
+
     def _reach(self, start: tuple[str, ...]) -> Code:
         missing = [module for module in start if module not in self._imports.modules]
         if missing:

@@ -1,10 +1,10 @@
 """A process that has imported the slow libraries and forks itself for every step's script.
 
 Importing torch takes two seconds of a core, and a laptop run has three hundred steps that need it. Of dmdpipe the
-server imports the specs alone, which decide nothing that doesn't stand in a step's order, and those when the first step
-asks, so after the run was planned: a step whose code was edited since then refuses. All other code every step reads
-afresh, so that no edit can be missed. What a forked step computes and how it ends is the same as if its script had been
-started by itself.
+server imports what every step begins with, and reads all sources to know the code that a step can reach; both when the
+first step asks. As soon as a source is another file than it was then, or has changed, every script is started by
+itself instead, so that no edit can be missed. What a forked step computes and how it ends is the same as if that had
+been done all along.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ PAGE_LIBRARIES = (
     *("papermill", "nbclient", "nbconvert.exporters", "ipykernel.kernelapp", "IPython.display"),
     *("matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf"),
 )
-SPECS = ("dmdpipe.specs.report", "dmdpipe.specs.study")  # and through them all others that steps parse
+# What every step begins with, and through the specs named here all others that steps parse.
+OWN = ("dmdpipe.artifacts.step", "dmdpipe.artifacts.code", "dmdpipe.specs.report", "dmdpipe.specs.study")
+SOURCES = (".py", ".c", ".h")
 SECONDS_FOR_A_REQUEST = 10
 LISTENING = b"listening\n"
 
@@ -110,6 +112,7 @@ class Server:
         self.selector.register(self.ended, selectors.EVENT_READ)
         self.selector.register(sys.stdin, selectors.EVENT_READ)
         self.clients: dict[int, socket.socket] = {}
+        self.sources: dict[str, tuple[int, ...]] | None = None
 
     def serve(self) -> None:
         """Serve until standard input is closed and nothing runs any more."""
@@ -141,20 +144,32 @@ class Server:
         except (OSError, ValueError, struct.error):
             connection.close()
             return
-        for module in (*SPECS, *(PAGE_LIBRARIES if str(request["command"][0]).endswith(PAGE) else ())):
-            # What can't be imported fails again in the step's own process, which can say so.
+        sources = own_sources_now()
+        if self.sources is None:
+            self.sources = sources
+            self._read_own()
+        for library in PAGE_LIBRARIES if str(request["command"][0]).endswith(PAGE) else ():
             with suppress(Exception):
-                import_module(module)
+                import_module(library)
         sys.stderr.flush()
         # Else every step's garbage collections walk through all libraries, and copy their memory on the way.
         gc.freeze()
         process = os.fork()
         if process == 0:
-            self._become(request, files)
+            self._become(request, files, sources == self.sources)
         for file in files:
             os.close(file)
         self.clients[process] = connection
         self.selector.register(connection, selectors.EVENT_READ, process)
+
+    def _read_own(self) -> None:
+        # What can't be imported or read fails again in the step's own process, which can say so.
+        with suppress(Exception):
+            for module in OWN:
+                import_module(module)
+            import_module("dmdpipe.artifacts.code").own_sources().read_all()
+        if own_sources_now() != self.sources:
+            self.sources = {}
 
     def _reap(self) -> None:
         while self.clients:
@@ -168,7 +183,7 @@ class Server:
                 connection.sendall(STATUS.pack(os.waitstatus_to_exitcode(status)))
             connection.close()
 
-    def _become(self, request: dict[str, Any], files: list[int]) -> NoReturn:
+    def _become(self, request: dict[str, Any], files: list[int], own_is_current: bool) -> NoReturn:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
@@ -185,10 +200,25 @@ class Server:
             os.chdir(str(request["folder"]))
             os.environ.clear()
             os.environ.update(request["environment"])
-            status = run_script(*map(str, request["command"]))
+            command = [*map(str, request["command"])]
+            if not own_is_current:
+                os.execv(sys.executable, [sys.executable, *command])
+            status = run_script(*command)
         finally:
             # Not through the interpreter's exit: its clean-up is the server's.
             os._exit(status)
+
+
+def own_sources_now() -> dict[str, tuple[int, ...]]:
+    """Return what tells versions of each source of this package apart: its file's number, size and times."""
+    found = {}
+    for folder, _, names in os.walk(Path(__file__).parents[1]):
+        for path in (os.path.join(folder, name) for name in names if name.endswith(SOURCES)):
+            # By opening it: what is only asked about may be remembered from a while ago where files are shared.
+            with suppress(OSError), open(path, "rb") as file:
+                facts = os.fstat(file.fileno())
+                found[path] = facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+    return found
 
 
 def run_script(script: str, *arguments: str) -> int:
