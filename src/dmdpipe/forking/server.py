@@ -211,7 +211,7 @@ class Server:
 
 def own_sources_now() -> dict[str, tuple[int, ...]]:
     """Return what tells versions of each source of this package apart: its file's number, size and times."""
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for folder, _, names in os.walk(Path(__file__).parents[1]):
         for path in (os.path.join(folder, name) for name in names if name.endswith(SOURCES)):
             # By opening it: what is only asked about may be remembered from a while ago where files are shared.
