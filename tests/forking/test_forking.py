@@ -106,7 +106,9 @@ EDITS = {
 def test_an_edit_is_seen_by_the_next_step(copied: tuple[Path, str], tmp_path: Path, edit: str) -> None:
     """Its code, and the digest of what a step can reach, are those of a process that nobody forked."""
     (package, address), (file, text) = copied, EDITS[edit]
-    asked = f"import sys; sys.path.insert(0, {str(package.parent)!r})" + """
+    asked = (
+        f"import sys; sys.path.insert(0, {str(package.parent)!r})"
+        + """
 print(sys.modules.get("dmdpipe.artifacts.step") is not None)
 import dmdpipe.errors, dmdpipe.specs.study, dmdpipe.pairing.bank
 from importlib.util import find_spec
@@ -115,6 +117,7 @@ modules = ["dmdpipe.errors", "dmdpipe.specs.study", "dmdpipe.pairing.bank"]
 print(*[hasattr(sys.modules[module], "EDITED") for module in modules], find_spec("dmdpipe.pairing.new") is not None)
 print(reach(["dmdpipe.pairing.bank", "dmdpipe.distill.loop"]).digest, dmdpipe.errors.__file__)
 """
+    )
 
     def answers(**environment: str) -> list[str]:
         status, out, err = ended(tmp_path / "script.py", asked, **environment)
