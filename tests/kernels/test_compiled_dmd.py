@@ -139,3 +139,33 @@ def test_what_does_not_fit_is_refused_before_anything_is_drawn() -> None:
         CompiledRounds(**given)
     assert all(given[name].position == 0 for name in ("latent",))
     assert optimisers[1].state["steps"] == 0
+
+
+def test_rounds_of_two_students_of_one_shape_do_not_disturb_each_other() -> None:
+    """They share memory to work in, but not packed weights, which outlast a call."""
+
+    def made(seed: int) -> tuple[CompiledRounds, list[FlatOptimiser], Denoiser]:
+        student = network(seed)
+        given, optimisers = told(student, network(seed + 1), network(seed + 2), matching=Matching(True, 0.0, 0.0, 1.0))
+        return CompiledRounds(**given), optimisers, student
+
+    def round_of(optimisers: list[FlatOptimiser]) -> list[Round]:
+        (generator,), fakes = optimisers[0].begin_steps([0.01]), optimisers[1].begin_steps([0.02, 0.02])
+        return [Round(generator, fakes)]
+
+    def weights(student: Denoiser) -> torch.Tensor:
+        return torch.cat([value.flatten() for value in student.state_dict().values()])
+
+    expected = []
+    for seed in (1, 11):
+        rounds, optimisers, student = made(seed)
+        before = weights(student)
+        for _ in range(3):
+            rounds(round_of(optimisers), True)
+        expected.append(weights(student))
+        assert not torch.equal(before, expected[-1])
+    both = [made(seed) for seed in (1, 11)]
+    for _ in range(3):
+        for rounds, optimisers, _ in both:
+            rounds(round_of(optimisers), True)
+    assert all(torch.equal(weights(student), one) for (_, _, student), one in zip(both, expected, strict=True))
