@@ -18,19 +18,20 @@ if TYPE_CHECKING:
     from dmdpipe.specs.diffusion import NoiseBankSpec
     from dmdpipe.specs.student import StudentSpec
 
-# Measured in one laptop run, two jobs side by side on two virtual CPUs of an Intel Xeon (Sapphire Rapids), batch 256.
-SECONDS_PER_UPDATE = 0.12e-3
-SECONDS_PER_MULTIPLICATION = 7e-11
+# Measured in one laptop run, two jobs side by side on two virtual CPUs of an Intel Xeon, batch 256, and rounded up:
+# its students take 0.7 of what follows from these.
+SECONDS_PER_UPDATE = 0.07e-3
+SECONDS_PER_MULTIPLICATION = 5e-11
 # On an Intel Xeon (Sapphire Rapids), at d = 3072: noise and sums, in training and in sampling, for every coordinate.
 SECONDS_PER_COORDINATE = 5e-9
 SECONDS_PER_UPDATE_OF_A_LINEAR_STUDENT = 2e-3  # PyTorch's own, in double precision
-START_UP = {"data": 1.5, "noise": 0.5, "metrics": 1.0, "evidence": 0.5, "verdicts": 0.5, "figures": 6.5}
-START_UP_WITH_TORCH = 0.5
+START_UP = {"data": 1.0, "noise": 0.3, "metrics": 0.6, "evidence": 0.5, "verdicts": 6.0, "figures": 6.5}
+START_UP_WITH_TORCH = 0.4
 SHARE_OF_THE_STUDENT = 7 / 24  # of a DMD update; the rest is teacher and fake score, who may have another network
 UPDATES_OF_A_DISCRIMINATOR = {"mlp": 13, "particles": 13, "unet": 11}
 UPDATES_OF_A_BATCH_OF_SAMPLES = 3
-SECONDS_PER_SNAPSHOT = 0.1  # of 1,000 pairs, and as much again for every
-COORDINATES_OF_A_SNAPSHOT = 32
+SECONDS_PER_SNAPSHOT = 0.05  # of 1,000 pairs, and as much again for every
+COORDINATES_OF_A_SNAPSHOT = 16
 # An ensemble on an NVIDIA H200, as a graph (docs/benchmarks.md); a round takes at least as long as its kernels' starts.
 START_UP_ON_A_GPU = 20.0
 SECONDS_PER_ROUND_ON_A_GPU = 4e-3

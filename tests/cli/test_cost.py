@@ -169,7 +169,7 @@ def minutes_on_two_cores(steps: Iterable[PlannedStep]) -> float:
     [
         # Seconds on an Intel Xeon (docs/benchmarks.md): of 3,072 coordinates, nothing beside or another student; of a
         # linear student, with another beside it.
-        ("photos", "photos-32x32", "student", 178),
+        ("photos", "photos-32x32", "student", 141),
         ("photos", "photos-32x32", "teacher_samples", 41),
         ("photos", "photos-32x32", "metrics", 75),
         ("linear_ladder", "gaussian-16_teacher", "student", 3.7),

@@ -7,7 +7,7 @@ import torch
 
 from dmdpipe.diffusion.teacher import load_teacher
 from dmdpipe.distill import loop
-from dmdpipe.distill.compiled import compiled_rounds
+from dmdpipe.distill.compiled import compiled_rounds, rounds_together
 from dmdpipe.distill.loop import distil
 from dmdpipe.networks.denoiser import build_network
 from dmdpipe.specs.data import Moons, Ring
@@ -85,6 +85,32 @@ def test_the_loop_makes_the_same_bytes(monkeypatch, made, name):
     assert made == [True]
     monkeypatch.setattr(loop, "compiled_rounds", lambda *given: None)
     assert trained(IN_C[name]) == whole
+
+
+@pytest.mark.parametrize("name", ["dmd2", "other weights", "fastgen", "another network, no skip"])
+def test_many_rounds_in_a_call_make_the_same_bytes_as_the_loop(monkeypatch, name):
+    fields = IN_C[name] | {"generator_steps": 40, "snapshots": 3}
+    whole = trained(fields)
+    monkeypatch.setattr(loop, "compiled_rounds", lambda *given: None)
+    assert trained(fields) == whole
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [({}, 16), ({"batch": 4096}, 16), ({"batch": 10**6}, 5), ({"batch": 10**6, "recipe": {"generator_every": 40}}, 1)],
+)
+def test_a_call_takes_about_as_long_whatever_the_student(monkeypatch, fields, expected):
+    """192 weights, that is 4,608 products of a row in a round of five."""
+    found = []
+
+    def noted(rounds):
+        found.append(rounds_together(rounds))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "rounds_together", noted)
+    with pytest.raises(KeyboardInterrupt):
+        trained(fields)
+    assert found == [expected]
 
 
 @pytest.mark.parametrize("name", BY_THE_LOOP)

@@ -104,7 +104,7 @@ def trained(spec, step=None, together=1):
     """Return all bytes that a distillation returns; with a step, it goes so many rounds at once."""
     with pytest.MonkeyPatch.context() as patch:
         if step:
-            patch.setattr(loop, "rounds_together", lambda parameters, batch: together)
+            patch.setattr(loop, "rounds_together", lambda rounds: together)
         snapshots, history = distil(spec, teacher(spec), step, data=DATA, paired=PAIRED)
     return {name: value.numpy().tobytes() for name, value in snapshots.items()} | {"history": history.numpy().tobytes()}
 

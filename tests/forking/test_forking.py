@@ -135,6 +135,20 @@ print(reach(["dmdpipe.pairing.bank", "dmdpipe.distill.loop"]).digest, dmdpipe.er
 
 
 @linux_only
+def test_a_source_that_is_broken_when_the_first_step_asks_is_told_by_that_step(
+    copied: tuple[Path, str], tmp_path: Path
+) -> None:
+    """The threads that read all sources are the server's: a forked step that reads them again would wait for ever."""
+    package, address = copied
+    (package / "pairing" / "bank.py").write_text("def (:")
+    text = f"import sys; sys.path.insert(0, {str(package.parent)!r})\n"
+    text += "from dmdpipe.artifacts.code import reach; reach(['dmdpipe.distill.loop'])"
+    forked = ended(tmp_path / "script.py", text, DMDPIPE_FORK_SERVER=address)
+    assert forked == ended(tmp_path / "script.py", text)
+    assert forked[0] == 1 and "bank" in forked[2]
+
+
+@linux_only
 def test_only_pages_bring_the_libraries_of_pages(address: str, tmp_path: Path) -> None:
     text = "import sys; print({'papermill', 'nbconvert', 'ipykernel', 'matplotlib'} & set(sys.modules) != set())"
     for name, expected in (("a.metrics.py", "False"), ("a.figures.py", "True"), ("a.kernel.py", "True")):

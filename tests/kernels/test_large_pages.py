@@ -68,3 +68,22 @@ def test_a_system_that_has_none_gives_what_it_has(monkeypatch: pytest.MonkeyPatc
 
 def test_what_lies_elsewhere_is_left_to_torch() -> None:
     assert zeros(3, device=torch.device("meta")).device.type == "meta"
+
+
+@pytest.mark.usefixtures("fresh")
+def test_memory_that_there_is_not_in_one_piece_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*size: int, **flags: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", none)
+    assert torch.equal(zeros(5, 2), torch.zeros(5, 2))
+    assert large_pages._current == []
+
+
+@pytest.mark.usefixtures("fresh")
+def test_what_is_large_has_a_chunk_of_its_own_and_ends_none() -> None:
+    first = zeros(10)
+    large = zeros(CHUNK // 4)
+    second = zeros(10)
+    assert 0 < second.data_ptr() - first.data_ptr() < 1000
+    assert large.data_ptr() % PAGE == 0

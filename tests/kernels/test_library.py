@@ -74,7 +74,12 @@ def denoisers(count, width, dim, depth=2, embedding=8):
 
 
 def of_networks():
-    for width, dim, depth, embedding, batch in ((40, 3, 2, 8, 50), (130, 17, 1, 2, 7), (16, 2, 3, 32, 97)):
+    for width, dim, depth, embedding, batch in (
+        (40, 3, 2, 8, 50),
+        (130, 17, 1, 2, 7),
+        (16, 2, 3, 32, 97),
+        (275, 290, 1, 8, 13),
+    ):
         (denoiser,) = denoisers(1, width, dim, depth, embedding)
         for parameter in denoiser.parameters():
             parameter.grad = torch.zeros_like(parameter)

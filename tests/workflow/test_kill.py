@@ -29,6 +29,7 @@ from dmdpipe.specs.student import StudentSpec
 
 state.SECONDS_BETWEEN_CHECKPOINTS = 0.0
 training.TOGETHER = 4
+loop.rounds_together = lambda rounds: 1
 jobs = json.loads(sys.argv[1])
 for job in jobs:
     plan("student", StudentSpec.model_validate(job["student"])).canonical()  # reads the whole library, once

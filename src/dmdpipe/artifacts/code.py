@@ -77,6 +77,8 @@ class SourceTree:
     def read_all(self) -> None:
         """Read every module, so that whoever is forked from this process need not.
 
+        Nor may they build another graph: the library's threads, who would, are not forked with them.
+
         Raises:
             UserError: if some file of the package is not valid Python.
         """

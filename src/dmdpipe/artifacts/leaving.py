@@ -18,7 +18,7 @@ class Leaving:
     """What this process has been told, and whether something in it can make use of a while.
 
     Attributes:
-        can_save: whether a training runs that looks at ``is_told`` after each of its steps.
+        can_save: whether a training runs that looks at ``is_told`` again and again, after some steps each.
         is_told: whether it is to save its state then and ``leave``.
     """
 

@@ -1,4 +1,4 @@
-"""The distillations whose rounds C goes through in one call each (``dmdpipe.kernels.dmd``): most students on a CPU.
+"""The distillations whose rounds C goes through, some in each call (``dmdpipe.kernels.dmd``): most students on a CPU.
 
 That is MLPs in single precision, distribution matching alone, whole batches of random noise. Everything else takes the
 loop's plain path, which computes the same to the byte.
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from dmdpipe.diffusion.optimiser import FlatOptimiser
     from dmdpipe.specs.student import Recipe
+
+MULTIPLICATIONS_IN_A_CALL = 25 * 10**9
 
 
 def compiled_rounds(
@@ -80,14 +82,12 @@ def compiled_rounds(
     )
 
 
-def rounds_together(parameters: int, batch: int) -> int:
+def rounds_together(rounds: CompiledRounds) -> int:
     """Return how many rounds to go in one call: enough to outweigh the call, and a second or so at most.
 
-    Args:
-        parameters: of the student.
-        batch: its batch size.
+    A process that is told to end saves its state only after the call that it is in.
     """
-    return max(1, min(16, 2**30 // (parameters * batch)))
+    return max(1, min(16, MULTIPLICATIONS_IN_A_CALL // rounds.multiplications))
 
 
 def _learner(denoiser: object, sigma: Tensor, optimiser: FlatOptimiser | None) -> Learner | None:

@@ -162,7 +162,7 @@ class Distillation:
             optimisers = self.student_optimiser, self.fake_optimiser
             given = recipe, student, teacher, fake, batches, self.fake_weight, optimisers, average
             self.compiled = compiled_rounds(*given)
-        self.together = rounds_together(len(current), batches.shape[0]) if self.compiled else 1
+        self.together = rounds_together(self.compiled) if self.compiled else 1
 
     @torch.no_grad()
     def advance(self, generator_steps: range) -> list[Log]:

@@ -2,9 +2,9 @@
 
 Importing torch takes two seconds of a core, and a laptop run has three hundred steps that need it. Of dmdpipe the
 server imports what every step begins with, and reads all sources to know the code that a step can reach; both when the
-first step asks. As soon as a source is another file than it was then, or has changed, every script is started by
-itself instead, so that no edit can be missed. What a forked step computes and how it ends is the same as if that had
-been done all along.
+first step asks. While a source is another file than it was then, or has changed, or if not all could be read, scripts
+are started by themselves instead: no edit from before a step's start is missed. What a forked step computes and how it
+ends is the same as if that had been done all along.
 """
 
 from __future__ import annotations
@@ -149,6 +149,7 @@ class Server:
             self.sources = sources
             self._read_own()
         for library in PAGE_LIBRARIES if str(request["command"][0]).endswith(PAGE) else ():
+            # What can't be imported fails again in the step's own process, which can say so.
             with suppress(Exception):
                 import_module(library)
         sys.stderr.flush()
@@ -163,12 +164,14 @@ class Server:
         self.selector.register(connection, selectors.EVENT_READ, process)
 
     def _read_own(self) -> None:
-        # What can't be imported or read fails again in the step's own process, which can say so.
+        complete = False
+        # What can't be imported or read fails again in a script that is started by itself, and there it is told.
         with suppress(Exception):
             for module in OWN:
                 import_module(module)
             import_module("dmdpipe.artifacts.code").own_sources().read_all()
-        if own_sources_now() != self.sources:
+            complete = own_sources_now() == self.sources
+        if not complete:
             self.sources = {}
 
     def _reap(self) -> None:

@@ -18,8 +18,8 @@ static count norm_size(const Shape *s) { return ROWS * (stride(s->width) + 1); }
 
 count discriminator_memory_size(const Shape *s) {
     count last = output_of(s) + 1, width = stride(s->width);
-    return forward_at(s, last) + backward_at(s, last) + s->width * padded(s->dim) + sums_at(s, last) + 2 * NORMS * width
-         + block_size(s) + NORMS * norm_size(s) + ROWS * (stride(s->answer) + stride(s->dim) + 2 * width);
+    return panels_size(s) + s->width * padded(s->dim) + sums_at(s, last) + 2 * NORMS * width + block_size(s)
+         + NORMS * norm_size(s) + ROWS * (stride(s->answer) + stride(s->dim) + 2 * width);
 }
 
 EACH float row_sum(count size, const float *a) {

@@ -1,4 +1,4 @@
-"""Rounds of DMD, a generator step and the fake score's steps up to the next each, in one call of ``dmd.c``.
+"""Several rounds of DMD in one call of ``dmd.c``: each a generator step and the fake score's steps up to the next one.
 
 Float32, on the CPU, for MLPs. Piece by piece, calls from Python would take a third as long as what they compute, and
 leave the cache to each other; round by round still a twentieth.
@@ -95,7 +95,7 @@ class Logged(NamedTuple):
 
 class CompiledRounds:
     """The rounds of one distillation. All that it is given is read and changed where it is, in every round, but for the
-    networks' weights: those are read at the first round, and until the last one changed by nothing else.
+    networks' weights: those are read at the first call, and until the last one changed by nothing else.
 
     Args:
         student: G, with the conditions of its one level.
@@ -111,6 +111,9 @@ class CompiledRounds:
         most: most steps of the fake score in a round.
         average: of the student's parameters [P]; after each of its steps it moves towards them. None: there is none.
         share: by which share of the way.
+
+    Attributes:
+        multiplications: in the products of a round, about.
 
     Raises:
         ValueError: if these don't fit together: C would read or write beyond their memory.
@@ -145,6 +148,9 @@ class CompiledRounds:
         shape = structure(*student.network.sizes)
         floats.append(zeros(function("dmd", "dmd_kept_size", SIZE, MEMORY, SIZE)(shape, batch)))
         self.most, self.begun = most, False
+        sizes = [sum(weight.numel() for weight, _ in one.network.layers) for one in (student, teacher, fake)]
+        passes = most + 2, 1, 3 * most + 1
+        self.multiplications = batch * sum(size * count for size, count in zip(sizes, passes, strict=True))
         flats = [one.told_flat() for one in (student, fake)]
         if average is not None and (average.shape != (flats[0][4],) or average.dtype != torch.float32):
             raise ValueError(f"an average of {list(average.shape)} in {average.dtype}, of {flats[0][4]} parameters")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import threading
 from contextlib import suppress
 
 import torch
@@ -42,6 +43,7 @@ class _Chunk:
 
 
 _current: list[_Chunk] = []
+_LOCK = threading.Lock()
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> Tensor:
@@ -53,14 +55,23 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32, device: torch.device 
         device: where they are.
     """
     count = math.prod(shape)
-    if count == 0 or device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.zeros(shape, dtype=dtype, device=device)
+    given = None
+    if count and device.type == "cpu" and hasattr(mmap, "MADV_HUGEPAGE"):
+        # Where there is not so much memory in one piece, torch may find it, or say that there is none.
+        with suppress(OSError, OverflowError), _LOCK:
+            given = _given(count, dtype)
+    return torch.zeros(shape, dtype=dtype, device=device) if given is None else given.view(shape)
+
+
+def _given(count: int, dtype: torch.dtype) -> Tensor | None:
+    size = count * dtype.itemsize
+    if size > CHUNK // 2:
+        return _Chunk(size).give(count, dtype)
     given = _current[0].give(count, dtype) if _current else None
     if given is None:
-        _current[:] = [_Chunk(max(CHUNK, count * dtype.itemsize))]
+        _current[:] = [_Chunk(CHUNK)]
         given = _current[0].give(count, dtype)
-        assert given is not None
-    return given.view(shape)
+    return given
 
 
 def zeros_like(tensor: Tensor) -> Tensor:

@@ -186,7 +186,7 @@ class CompiledMLP:
         """Return memory for what the way back needs of so many rows: the last pullback's, if it fits."""
         size = function("mlp", "mlp_kept_size", SIZE, MEMORY, SIZE)(structure(*self.sizes), rows)
         spare, self.spare = self.spare, None
-        return spare if spare is not None and spare.shape[0] == size else zeros(size)
+        return spare if spare is not None and spare.shape[0] == size else torch.empty(size)
 
 
 def _same_shape(one: Tensor, x: Tensor) -> None:

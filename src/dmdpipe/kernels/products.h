@@ -117,8 +117,8 @@ EACH void strips(count rows, count panels, count inner, const float *a, count a_
 #undef STRIPS_OF
 }
 
-/* c [rows × 16·panels] = start + a·b; c itself may be the start. Entries of a lie a_row and a_step apart, one of which is 1; b's panels lie
- * b_panel and its rows b_step apart. */
+/* c [rows × 16·panels] = start + a·b; c itself may be the start. Entries of a lie a_row and a_step apart, one of which is 1;
+ * b's panels lie b_panel and its rows b_step apart. */
 static void product(count rows, count panels, count inner, const float *a, count a_row, count a_step, const float *b,
                     count b_panel, count b_step, float *c, count c_row, Start start) {
     /* Where compilers know the 1, they find shorter ways from one entry to the next. */
