@@ -141,6 +141,7 @@ def test_a_student_goes_on_when_the_disk_has_room_again(
     small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(state, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr("dmdpipe.distill.loop.rounds_together", lambda rounds: 1)
     steps: list[PlannedStep] = [STUDENT.parents["data"], STUDENT.parents["teacher"], STUDENT]
     for step in steps:
         run_step(step.canonical(), tmp_path / "whole")
