@@ -55,7 +55,12 @@ def start(script: Path, text: str, *arguments: str, **environment: str) -> subpr
 
 def ended(script: Path, text: str, *arguments: str, **environment: str) -> tuple[int, str, str]:
     with start(script, text, *arguments, **environment) as process:
-        out, err = process.communicate(timeout=60)
+        try:
+            out, err = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            # Else leaving the block would wait for a step that waits for ever.
+            process.kill()
+            raise
     return process.returncode, out, err
 
 
