@@ -27,6 +27,9 @@
 #define UNROLLED _Pragma("GCC unroll 16")
 #endif
 
+/* The entries of two vectors, one after the other, that have these numbers. */
+#define SHUFFLED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+
 typedef int64_t count;
 
 EACH count smaller(count a, count b) { return a < b ? a : b; }

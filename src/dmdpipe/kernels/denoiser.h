@@ -11,7 +11,7 @@ EACH void forward(const Shape *s, const float *panels, const Conditions *given, 
 /* The way back of a block: `to` [rows × d] is the loss's gradient at F, columns padded. to_h and to_e [ROWS × width] are
  * memory. */
 static void backward(const Shape *s, const float *panels, const Conditions *given, count rows, Block b, const float *to,
-                     float *to_h, float *to_e, float *sums, int begun) {
+                     float *to_h, float *to_e, Sums sums, int begun) {
     add_gradients(s, output_of(s), rows, to, b.h + s->depth * ROWS * stride(s->width), sums, begun);
     apply_transposed(s, panels, output_of(s), rows, to, to_h, 0);
     backward_body(s, panels, given, s->depth, rows, b, to_h, to_e, sums, begun);
@@ -36,7 +36,7 @@ static count working_size(const Shape *s) {
     return sums_at(s, output_of(s) + 1) + block_size(s) + ROWS * (stride(s->dim) + 2 * stride(s->width));
 }
 
-/* Its parts; in the sums of gradients the way back leaves its results, for `finish`. */
+/* Its parts. */
 typedef struct {
     float *sums, *block, *to_answer, *to_h, *to_e;
 } Memory;
@@ -88,25 +88,33 @@ static void through_preconditioning(const Shape *s, const Conditions *given, cou
     }
 }
 
-/* Find the gradients at the layers, given the loss's gradient at D [rows × d]. `kept` is overwritten. */
+/* Where the sums are that the functions below find, for `finish`; in place where there are gradients to be set. */
+static Sums sums_in(const Shape *s, const Layer *gradients, float *memory) {
+    return (Sums){gradients, memory_at(s, memory).sums};
+}
+
+/* Sum the gradients at the layers, given the loss's gradient at D [rows × d]. `kept` is overwritten. */
 static void pull_back(const Shape *s, const float *panels, const Conditions *given, count rows, const float *to_d,
-                      float *kept, float *memory) {
+                      float *kept, const Layer *gradients, float *memory) {
     Memory m = memory_at(s, memory);
+    const Sums sums = sums_in(s, gradients, memory);
     Block b = block_at(s, kept);
     for (count first = 0; first < rows; first += ROWS, kept += block_size(s)) {
         count here = smaller(ROWS, rows - first);
         b = block_at(s, kept);
         through_preconditioning(s, given, first, here, to_d + first * s->dim, m.to_answer);
-        backward(s, panels, given, here, b, m.to_answer, m.to_h, m.to_e, m.sums, first > 0);
+        backward(s, panels, given, here, b, m.to_answer, m.to_h, m.to_e, sums, first > 0);
     }
-    if (one_level(given)) add_one_level(s, b, m.to_e, m.sums);
+    if (one_level(given)) add_one_level(s, b, m.to_e, sums);
 }
 
-/* Find the gradients of the denoising loss, mean of weight·(D(x) − target)², and return the loss. weight: a table like
+/* Sum the gradients of the denoising loss, mean of weight·(D(x) − target)², and return the loss. weight: a table like
  * the conditions', or none for 1. */
 static float denoising_loss(const Shape *s, const float *panels, const Conditions *given, count rows,
-                            const float *x, const float *target, const float *weight, float *memory) {
+                            const float *x, const float *target, const float *weight, const Layer *gradients,
+                            float *memory) {
     Memory m = memory_at(s, memory);
+    const Sums sums = sums_in(s, gradients, memory);
     Block b = block_at(s, m.block);
     const float per_entry = 2.0f / (float)(rows * s->dim);
     float losses[EIGHT] = {0};
@@ -134,8 +142,8 @@ static float denoising_loss(const Shape *s, const float *panels, const Condition
                     losses[lane] = fma1(answer[j + lane], to[j + lane], losses[lane]);
             for (count j = 0; j < s->dim; j++) to[j] *= out;
         }
-        backward(s, panels, given, here, b, m.to_answer, m.to_h, m.to_e, m.sums, first > 0);
+        backward(s, panels, given, here, b, m.to_answer, m.to_h, m.to_e, sums, first > 0);
     }
-    if (one_level(given)) add_one_level(s, b, m.to_e, m.sums);
+    if (one_level(given)) add_one_level(s, b, m.to_e, sums);
     return 0.5f * sum_of_eight(losses);
 }

@@ -91,7 +91,7 @@ void discriminator_logits(const Shape *s, const Layer *layers, const Norm *norms
     float *own = norm_sums + 2 * NORMS * width, *units = own + block_size(s);
     float *to_answer = units + NORMS * norm_size(s), *to_input = to_answer + ROWS * answer;
     float *to_h = to_input + ROWS * dim, *to_e = to_h + size;
-    float *sums = gradients ? layer_sums : 0;
+    const Sums sums = {0, gradients ? layer_sums : 0};
     Block b = block_at(s, own);
     pack_all(s, layers, FORWARD | BACKWARD, panels);
     if (to_x) pack(s->width, s->dim, layers[INPUT].weight, s->dim, input_panels);
@@ -111,14 +111,14 @@ void discriminator_logits(const Shape *s, const Layer *layers, const Norm *norms
             float sign = signs[first + i], logit = logits[first + i] = b.answer[i * answer];
             to_answer[i * answer] = scale * sign * sigmoid(sign * logit);
         }
-        if (sums) add_gradients(s, last, here, to_answer, b.h + s->depth * size, sums, 1);
+        if (gradients) add_gradients(s, last, here, to_answer, b.h + s->depth * size, sums, 1);
         apply_transposed(s, panels, last, here, to_answer, to_h, 0);
         for (count k = NORMS - 1; k >= 0; k--) {
             count layer = FIRST + blocks + k;
             float *a = units + k * norm_size(s);
             back_through_norm(s, norms + k, here, a, a + size, b.slopes + (blocks + k) * size, to_h,
-                              sums ? norm_sums + 2 * k * width : 0);
-            if (sums) add_gradients(s, layer, here, to_h, b.h + (blocks + k) * size, sums, 1);
+                              gradients ? norm_sums + 2 * k * width : 0);
+            if (gradients) add_gradients(s, layer, here, to_h, b.h + (blocks + k) * size, sums, 1);
             /* to_e is free until the body. */
             apply_transposed(s, panels, layer, here, to_h, to_e, 0);
             memcpy(to_h, to_e, (size_t)(here * width) * sizeof *to_h);
@@ -133,7 +133,7 @@ void discriminator_logits(const Shape *s, const Layer *layers, const Norm *norms
         }
     }
     if (!gradients) return;
-    for (count l = from; l <= last; l++) finish(s, l, layer_sums, gradients, 1);
+    for (count l = from; l <= last; l++) finish(s, l, sums, gradients, 1);
     for (count k = 0; k < NORMS; k++)
         for (count j = 0; j < s->width; j++) {
             norm_gradients[k].gain[j] += norm_sums[2 * k * width + j];

@@ -108,7 +108,8 @@ static void go_round(const Network *student, const Network *teacher, const Netwo
     denoise_at(teacher, room->row, batch, room->noisy, room->real);
     denoise_at(fake, room->row, batch, room->noisy, room->fake);
     log[0] = match(matching, batch, dim, x, room->real, room->fake, room->gradient);
-    pull_back(student->shape, student->panels, student->given, batch, room->gradient, room->kept, student->memory);
+    pull_back(student->shape, student->panels, student->given, batch, room->gradient, room->kept, student->gradients,
+              student->memory);
     log[1] = step_by(student, of_student, generator_sizes);
 
     draw_latent(latent, others, size, room->latent);

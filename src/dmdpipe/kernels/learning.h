@@ -30,7 +30,7 @@ typedef struct {
  * in the cache for the next; return its norm before it is clipped. */
 static double step_by(const Network *network, const Flat *flat, const Sizes *sizes) {
     const Shape *s = network->shape;
-    const float *sums = memory_at(s, network->memory).sums;
+    const Sums sums = sums_in(s, network->gradients, network->memory);
     Squares squares = {0};
     for (count l = 0, end = 0; l <= output_of(s); l++) {
         finish(s, l, sums, network->gradients, 0);
@@ -50,7 +50,7 @@ static double step_by(const Network *network, const Flat *flat, const Sizes *siz
 /* Take a step on samples x [rows × d], and return their loss. */
 static float learn(const Network *network, const Conditions *given, const float *weight, const Flat *flat,
                    const Sizes *sizes, count rows, const float *noisy, const float *x) {
-    float loss = denoising_loss(network->shape, network->panels, given, rows, noisy, x, weight,
+    float loss = denoising_loss(network->shape, network->panels, given, rows, noisy, x, weight, network->gradients,
                                 network->memory);
     step_by(network, flat, sizes);
     return loss;

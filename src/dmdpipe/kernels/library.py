@@ -26,7 +26,7 @@ from dmdpipe.processor import cpu_extensions
 
 FOLDER = Path(__file__).parent
 # One rounding more or less is decided by the source alone: no contraction, nothing that "fast math" allows.
-FLAGS = ("-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
+FLAGS = ("-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-falign-loops=64", "-fPIC", "-shared")
 # What x86-64's fourth level has beyond the third, as Linux spells it.
 WIDE = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 

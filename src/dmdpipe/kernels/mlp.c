@@ -28,24 +28,25 @@ void mlp_denoise_and_keep(const Shape *s, const Layer *layers, const Conditions 
     denoise_and_keep(s, panels, given, rows, x, answer, kept);
 }
 
-static void finish_all(const Shape *s, const Layer *gradients, int add, float *memory) {
-    for (count l = 0; l <= output_of(s); l++) finish(s, l, memory_at(s, memory).sums, gradients, add);
+static void finish_all(const Shape *s, Sums sums, const Layer *gradients, int add) {
+    for (count l = 0; l <= output_of(s); l++) finish(s, l, sums, gradients, add);
 }
 
 /* Set, or add to, the gradients, given the loss's gradient at D [rows × d]. */
 void mlp_pull_back(const Shape *s, const Layer *layers, const Layer *gradients, const Conditions *given, count rows,
                    const float *to_d, float *kept, count add, float *panels, float *memory) {
+    const Layer *in_place = add ? 0 : gradients;
     pack_all(s, layers, BACKWARD, panels);
-    pull_back(s, panels, given, rows, to_d, kept, memory);
-    finish_all(s, gradients, add != 0, memory);
+    pull_back(s, panels, given, rows, to_d, kept, in_place, memory);
+    finish_all(s, sums_in(s, in_place, memory), gradients, add != 0);
 }
 
 /* Set the gradients of the denoising loss, and return it. */
 float mlp_denoising_loss(const Shape *s, const Layer *layers, const Layer *gradients, const Conditions *given, count rows,
                          const float *x, const float *target, const float *weight, float *panels, float *memory) {
     pack_all(s, layers, FORWARD | BACKWARD, panels);
-    float loss = denoising_loss(s, panels, given, rows, x, target, weight, memory);
-    finish_all(s, gradients, 0, memory);
+    float loss = denoising_loss(s, panels, given, rows, x, target, weight, gradients, memory);
+    finish_all(s, sums_in(s, gradients, memory), gradients, 0);
     return loss;
 }
 

@@ -58,6 +58,11 @@ EACH count entry_of(const Conditions *given, count i) { return given->rows ? giv
 
 EACH int one_level(const Conditions *given) { return !given->rows && given->stride == 0; }
 
+/* A pass over the entries i of rows of which the first `used` of `row` columns count; rows without a gap are passed as one. */
+#define EACH_ENTRY(i, rows, used, row) \
+    for (count own = 0, run = (used) == (row) ? (rows) * (row) : (used); own < (rows) * (row); own += run > (row) ? run : (row)) \
+        SIDE_BY_SIDE for (count i = own; i < own + run; i++)
+
 /* The number of floats of a block, and its parts in a piece of memory. */
 static count block_size(const Shape *s) {
     return ROWS * (stride(s->dim) + stride(s->answer) + stride(s->embedding) + (2 * s->depth + 3) * stride(s->width));
@@ -103,6 +108,26 @@ static count sums_at(const Shape *s, count layer) {
     return at;
 }
 
+/* Where the sums of gradients go: those of a layer whose rows are whole panels to its `gradients`, if there are any; all others
+ * to `memory`. Without memory nothing is summed. */
+typedef struct {
+    const Layer *gradients;
+    float *memory;
+} Sums;
+
+/* Those of one layer, with rows of the weight so far `apart`. */
+typedef struct {
+    float *weight, *bias;
+    count apart;
+} LayerSums;
+
+static LayerSums sums_of(const Shape *s, count layer, Sums sums) {
+    count inner = inner_of(s, layer), apart = stride(inner);
+    float *own = sums.memory + sums_at(s, layer);
+    if (!sums.gradients || inner % PANEL) return (LayerSums){own, own + outer_of(s, layer) * apart, apart};
+    return (LayerSums){sums.gradients[layer].weight, sums.gradients[layer].bias, inner};
+}
+
 static count panels_size(const Shape *s) { return backward_at(s, output_of(s) + 1); }
 
 enum { FORWARD = 1, BACKWARD = 2 };
@@ -135,7 +160,7 @@ static void apply(const Shape *s, const float *panels, count layer, count rows, 
  * batch. With `keep` all stays that the way back needs; without it h is overwritten layer by layer. */
 EACH float *forward_body(const Shape *s, const float *panels, const Conditions *given, count blocks, count first,
                          count rows, const float *x, Block b, const int keep) {
-    count dim = stride(s->dim), width = stride(s->width), features = stride(s->embedding);
+    count dim = stride(s->dim), width = stride(s->width), columns = padded(s->width), features = stride(s->embedding);
     for (count i = 0; i < rows; i++) {
         float scale = given->c_in[entry_of(given, first + i)];
         SIDE_BY_SIDE for (count j = 0; j < s->dim; j++) b.x[i * dim + j] = scale * x[i * s->dim + j];
@@ -147,7 +172,7 @@ EACH float *forward_body(const Shape *s, const float *panels, const Conditions *
         copy_row(s->embedding, features, from, b.features + i * features);
     }
     apply(s, panels, EMBEDDING, levels, b.features, 0, 0, b.embedding);
-    SIDE_BY_SIDE for (count i = 0; i < levels * width; i++) {
+    EACH_ENTRY(i, levels, columns, width) {
         float a = b.embedding[i], gate = sigmoid(a), value = a * gate;
         b.embedding[i] = value;
         b.e_slope[i] = fma1(value, 1.0f - gate, gate);
@@ -157,7 +182,7 @@ EACH float *forward_body(const Shape *s, const float *panels, const Conditions *
     for (count l = 0; l < blocks; l++) {
         float *slopes = b.slopes + (keep ? l * ROWS * width : 0), *after = keep ? h + ROWS * width : h;
         apply(s, panels, FIRST + l, rows, h, b.embedding, e_row, slopes);
-        SIDE_BY_SIDE for (count i = 0; i < rows * width; i++) {
+        EACH_ENTRY(i, rows, columns, width) {
             float a = slopes[i], gate = sigmoid(a), value = a * gate;
             after[i] = h[i] + value;
             if (keep) slopes[i] = fma1(value, 1.0f - gate, gate);
@@ -169,15 +194,15 @@ EACH float *forward_body(const Shape *s, const float *panels, const Conditions *
 
 /* Add to a layer's sums, which are `begun` or else 0, what a block's rows say: `to` [rows × outer] is the gradient at its
  * output, `from` its input. */
-static void add_gradients(const Shape *s, count layer, count rows, const float *to, const float *from, float *sums,
+static void add_gradients(const Shape *s, count layer, count rows, const float *to, const float *from, Sums sums,
                           int begun) {
-    count inner = stride(inner_of(s, layer)), outer = outer_of(s, layer), row = stride(outer);
-    float *weight = sums + sums_at(s, layer), *bias = weight + outer * inner;
-    product(outer, padded(inner_of(s, layer)) / PANEL, rows, to, 1, row, from, PANEL, inner, weight, inner,
-            (Start){begun ? weight : 0, inner, 0});
-    if (!begun) memset(bias, 0, (size_t)row * sizeof *bias);
+    count inner = inner_of(s, layer), outer = outer_of(s, layer), row = stride(outer);
+    const LayerSums own = sums_of(s, layer, sums);
+    product(outer, padded(inner) / PANEL, rows, to, 1, row, from, PANEL, stride(inner), own.weight, own.apart,
+            (Start){begun ? own.weight : 0, own.apart, 0});
+    if (!begun) memset(own.bias, 0, (size_t)outer * sizeof *own.bias);
     for (count i = 0; i < rows; i++)
-        SIDE_BY_SIDE for (count j = 0; j < row; j++) bias[j] += to[i * row + j];
+        SIDE_BY_SIDE for (count j = 0; j < outer; j++) own.bias[j] += to[i * row + j];
 }
 
 /* to_from [rows × inner] = (begun ? to_from : 0) + to·W: the gradient at a layer's input, given that at its output. */
@@ -192,42 +217,42 @@ static void apply_transposed(const Shape *s, const float *panels, count layer, c
  * are overwritten. to_e [ROWS × width] is memory. Without sums there are no gradients at weights. With one noise level, e is
  * added in every row of every residual block, and its gradient is left to `add_one_level`. */
 static void backward_body(const Shape *s, const float *panels, const Conditions *given, count blocks, count rows, Block b,
-                          float *to_h, float *to_e, float *sums, int begun) {
-    count width = stride(s->width), size = ROWS * width;
+                          float *to_h, float *to_e, Sums sums, int begun) {
+    count width = stride(s->width), columns = padded(s->width), size = ROWS * width;
     if (!one_level(given)) memset(to_e, 0, (size_t)(rows * width) * sizeof *to_e);
     for (count l = blocks - 1; l >= 0; l--) {
         float *to_a = b.slopes + l * size;
-        SIDE_BY_SIDE for (count i = 0; i < rows * width; i++) to_a[i] *= to_h[i];
-        if (!one_level(given))
-            SIDE_BY_SIDE for (count i = 0; i < rows * width; i++) to_e[i] += to_a[i];
-        if (sums) add_gradients(s, FIRST + l, rows, to_a, b.h + l * size, sums, begun);
+        EACH_ENTRY(i, rows, columns, width) to_a[i] *= to_h[i];
+        if (!one_level(given)) EACH_ENTRY(i, rows, columns, width) to_e[i] += to_a[i];
+        if (sums.memory) add_gradients(s, FIRST + l, rows, to_a, b.h + l * size, sums, begun);
         apply_transposed(s, panels, FIRST + l, rows, to_a, to_h, 1);
     }
-    if (!sums) return;
+    if (!sums.memory) return;
     add_gradients(s, INPUT, rows, to_h, b.x, sums, begun);
     if (one_level(given)) return;
-    SIDE_BY_SIDE for (count i = 0; i < rows * width; i++) to_e[i] *= b.e_slope[i];
+    EACH_ENTRY(i, rows, columns, width) to_e[i] *= b.e_slope[i];
     add_gradients(s, EMBEDDING, rows, to_e, b.features, sums, begun);
 }
 
 /* Set the embedding's sums where all rows have one noise level: the gradient at e is the sum of those at the biases of all
  * residual blocks. b is any block, to_e [width] memory. */
-static void add_one_level(const Shape *s, Block b, float *to_e, float *sums) {
-    count width = stride(s->width);
-    memset(to_e, 0, (size_t)width * sizeof *to_e);
+static void add_one_level(const Shape *s, Block b, float *to_e, Sums sums) {
+    memset(to_e, 0, (size_t)s->width * sizeof *to_e);
     for (count l = s->depth - 1; l >= 0; l--) {
-        const float *bias = sums + sums_at(s, FIRST + l) + s->width * width;
-        for (count j = 0; j < width; j++) to_e[j] += bias[j];
+        const float *bias = sums_of(s, FIRST + l, sums).bias;
+        for (count j = 0; j < s->width; j++) to_e[j] += bias[j];
     }
-    for (count j = 0; j < width; j++) to_e[j] *= b.e_slope[j];
+    for (count j = 0; j < s->width; j++) to_e[j] *= b.e_slope[j];
     add_gradients(s, EMBEDDING, 1, to_e, b.features, sums, 0);
 }
 
-/* Set, or add to, a layer's gradients. */
-static void finish(const Shape *s, count layer, const float *sums, const Layer *gradients, int add) {
+/* Set, or add to, a layer's gradients, where they are not what was summed. */
+static void finish(const Shape *s, count layer, Sums sums, const Layer *gradients, int add) {
     count inner = inner_of(s, layer), outer = outer_of(s, layer);
-    const float *row = sums + sums_at(s, layer);
-    for (count i = 0; i <= outer; i++, row += stride(inner)) {
+    const LayerSums own = sums_of(s, layer, sums);
+    if (own.weight == gradients[layer].weight) return;
+    const float *row = own.weight;
+    for (count i = 0; i <= outer; i++, row += own.apart) {
         float *to = i < outer ? gradients[layer].weight + i * inner : gradients[layer].bias;
         count size = i < outer ? inner : outer;
         SIDE_BY_SIDE for (count j = 0; j < size; j++) to[j] = add ? to[j] + row[j] : row[j];

@@ -8,6 +8,9 @@
 
 enum { COUNTERS = 16, WORDS = 4, GROUP = COUNTERS * WORDS };
 
+/* Groups that are drawn at once: the rounds of one don't wait for the other's. */
+enum { TOGETHER = 2 };
+
 typedef uint32_t words __attribute__((vector_size(4 * COUNTERS)));
 typedef uint64_t pairs __attribute__((vector_size(4 * COUNTERS)));
 
@@ -15,31 +18,36 @@ typedef uint64_t pairs __attribute__((vector_size(4 * COUNTERS)));
 EACH void multiply(words a, uint32_t factor, words *high, words *low) {
     const pairs low_half = (pairs){0} + 0xFFFFFFFFu;
     pairs both = (pairs)a, even = (both & low_half) * factor, odd = (both >> 32) * factor;
-    *high = (words)((even >> 32) | (odd & ~low_half));
-    *low = (words)((even & low_half) | (odd << 32));
+    /* By shifts, compilers would find a slower multiplication. */
+    *high = SHUFFLED((words)even, (words)odd, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+    *low = SHUFFLED((words)even, (words)odd, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
 }
 
-EACH void philox(words c[WORDS], uint64_t key) {
+EACH void philox(const int groups, words all[][WORDS], uint64_t key) {
     uint32_t key0 = (uint32_t)key, key1 = (uint32_t)(key >> 32);
-    for (int round = 0; round < 10; round++, key0 += 0x9E3779B9u, key1 += 0xBB67AE85u) {
-        words high0, low0, high1, low1;
-        multiply(c[0], 0xD2511F53u, &high0, &low0);
-        multiply(c[2], 0xCD9E8D57u, &high1, &low1);
-        c[0] = high1 ^ c[1] ^ key0;
-        c[1] = low1;
-        c[2] = high0 ^ c[3] ^ key1;
-        c[3] = low0;
-    }
+    for (int round = 0; round < 10; round++, key0 += 0x9E3779B9u, key1 += 0xBB67AE85u)
+        UNROLLED for (int g = 0; g < groups; g++) {
+            words high0, low0, high1, low1, *c = all[g];
+            multiply(c[0], 0xD2511F53u, &high0, &low0);
+            multiply(c[2], 0xCD9E8D57u, &high1, &low1);
+            c[0] = high1 ^ c[1] ^ key0;
+            c[1] = low1;
+            c[2] = high0 ^ c[3] ^ key1;
+            c[3] = low0;
+        }
 }
 
-EACH void words_of(uint64_t key, uint64_t group, words to[WORDS]) {
-    for (int lane = 0; lane < COUNTERS; lane++) {
-        uint64_t counter = group * COUNTERS + (uint64_t)lane;
-        to[0][lane] = (uint32_t)counter;
-        to[1][lane] = (uint32_t)(counter >> 32);
+/* The words of so many groups from `group` on. */
+EACH void words_of(const int groups, uint64_t key, uint64_t group, words to[][WORDS]) {
+    UNROLLED for (int g = 0; g < groups; g++) {
+        for (int lane = 0; lane < COUNTERS; lane++) {
+            uint64_t counter = (group + (uint64_t)g) * COUNTERS + (uint64_t)lane;
+            to[g][0][lane] = (uint32_t)counter;
+            to[g][1][lane] = (uint32_t)(counter >> 32);
+        }
+        to[g][2] = to[g][3] = (words){0};
     }
-    to[2] = to[3] = (words){0};
-    philox(to, key);
+    philox(groups, to, key);
 }
 
 /* Return ln x to 2 units in the last place, for x from 2⁻²⁵ to 1: Cephes' logf. */
@@ -78,12 +86,12 @@ EACH void sine_and_cosine(float turns, float *sine, float *cosine) {
     *cosine = of_bits(bits_of(across) ^ ((uint32_t)((quarter + 1) & 2) << 30));
 }
 
-EACH void normals_of(uint64_t key, uint64_t group, float *to) {
-    words drawn[WORDS];
-    uint32_t word[WORDS][COUNTERS];
-    words_of(key, group, drawn);
-    memcpy(word, drawn, sizeof word);
-    for (int w = 0; w < WORDS; w += 2)
+EACH void normals_of(const int groups, uint64_t key, uint64_t group, float *to) {
+    words drawn[TOGETHER][WORDS];
+    uint32_t word[TOGETHER * WORDS][COUNTERS];
+    words_of(groups, key, group, drawn);
+    memcpy(word, drawn, (size_t)groups * sizeof *drawn);
+    UNROLLED for (int w = 0; w < groups * WORDS; w += 2)
         SIDE_BY_SIDE for (int lane = 0; lane < COUNTERS; lane++) {
             /* 24 bits each: all that a float holds; the first never 0, whose logarithm is infinite. */
             float u = ((float)(int32_t)(word[w][lane] >> 8) + 0.5f) * 0x1p-24f;
@@ -98,10 +106,12 @@ EACH void normals_of(uint64_t key, uint64_t group, float *to) {
 static void draw_normal(uint64_t key, uint64_t *position, count size, float *to) {
     uint64_t group = *position;
     count done = 0;
-    for (; size - done >= GROUP; done += GROUP) normals_of(key, group++, to + done);
+    for (; size - done >= TOGETHER * GROUP; done += TOGETHER * GROUP, group += TOGETHER)
+        normals_of(TOGETHER, key, group, to + done);
+    for (; size - done >= GROUP; done += GROUP) normals_of(1, key, group++, to + done);
     if (done < size) {
         float last[GROUP];
-        normals_of(key, group++, last);
+        normals_of(1, key, group++, last);
         memcpy(to + done, last, (size_t)(size - done) * sizeof *to);
     }
     *position = group;
@@ -111,10 +121,10 @@ static void draw_normal(uint64_t key, uint64_t *position, count size, float *to)
 static void draw_integers(uint64_t key, uint64_t *position, count size, int64_t first, uint32_t choices, int64_t *to) {
     uint64_t group = *position;
     for (count done = 0; done < size; done += GROUP) {
-        words drawn[WORDS];
-        words_of(key, group++, drawn);
+        words drawn[1][WORDS];
+        words_of(1, key, group++, drawn);
         for (count i = done; i < done + GROUP && i < size; i++) {
-            uint64_t word = drawn[(i - done) / COUNTERS][(i - done) % COUNTERS];
+            uint64_t word = drawn[0][(i - done) / COUNTERS][(i - done) % COUNTERS];
             to[i] = first + (int64_t)(word * choices >> 32);
         }
     }

@@ -139,8 +139,6 @@ enum { EIGHT = 8 };
 
 typedef float eight __attribute__((vector_size(4 * EIGHT), aligned(4)));
 
-#define SHUFFLED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-
 /* to[k·PANEL + j] = from[j·step + k] for j, k < 8. */
 EACH void transpose_eight(const float *from, count step, float *to) {
     eight r[EIGHT], s[EIGHT];
