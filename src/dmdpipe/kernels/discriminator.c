@@ -94,7 +94,7 @@ void discriminator_logits(const Shape *s, const Layer *layers, const Norm *norms
     const Sums sums = {0, gradients ? layer_sums : 0};
     Block b = block_at(s, own);
     pack_all(s, layers, FORWARD | BACKWARD, panels);
-    if (to_x) pack(s->width, s->dim, layers[INPUT].weight, s->dim, input_panels);
+    if (to_x) pack(s->width, s->dim, layers[INPUT].weight, input_panels, 0);
     memset(layer_sums, 0, (size_t)(own - layer_sums) * sizeof *own);
     memset(to_answer, 0, (size_t)(ROWS * answer) * sizeof *to_answer);
     for (count first = 0; first < rows; first += ROWS) {

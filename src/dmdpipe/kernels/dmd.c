@@ -136,7 +136,7 @@ void dmd_rounds(const Network *student, const Network *teacher, const Network *f
         go_round(student, teacher, fake, latent, at_generator, at_fake, matching, weight, of_student, generator_sizes + i,
                  of_fake, fake_sizes, fake_steps[i], shared, batch, room, log);
         fake_sizes += fake_steps[i];
-        if (average) average_with(of_student->size, of_student->values, share, average);
+        if (average) average_with(of_student->size, of_student->all.values, share, average);
     }
 }
 

@@ -15,34 +15,49 @@ typedef struct {
 /* The parameters of all layers, their gradients and AdamW's moments, as one vector each. clip: bound on the gradient's
  * norm; 0: none. */
 typedef struct {
-    float *values, *gradient, *first, *second;
+    Moving all;
     count size;
     double clip;
 } Flat;
 
-/* The numbers of one step of AdamW: β₁ and β₂, the learning rate and ε, both with bias corrections, and what multiplies
- * parameters. */
-typedef struct {
-    float beta1, beta2, rate, epsilon, keep;
-} Sizes;
+/* Take AdamW's step on some rows and columns of a weight [outer × inner], and pack them. */
+EACH void step_block(const count rows, const count columns, count inner, Moving p, const Sizes *sizes, float scale, float *own,
+                     float *transposed) {
+    for (count i = 0; i < rows; i++) adamw(columns, moving_from(p, i * inner), *sizes, scale);
+    pack_block(rows, columns, inner, p.values, own, transposed);
+}
 
-/* Take AdamW's step along the gradient that the way back has left, layer by layer, so that what one pass has touched is still
- * in the cache for the next; return its norm before it is clipped. */
+/* Take AdamW's step on a layer and pack it, block by block: while the optimiser waits for memory and roots, a block before is
+ * packed. */
+static void step_layer(const Shape *s, count layer, Moving p, const Sizes *sizes, float scale, Packed to) {
+    count inner = inner_of(s, layer), outer = outer_of(s, layer);
+    EACH_BLOCK(outer, inner) {
+        Moving own = moving_from(p, i * inner + j);
+        float *backward = in_own(outer, i, j, to.backward), *forward = in_transposed(inner, i, j, to.forward);
+        if (rows == PANEL && columns == PANEL) step_block(PANEL, PANEL, inner, own, sizes, scale, backward, forward);
+        else step_block(rows, columns, inner, own, sizes, scale, backward, forward);
+    }
+    Moving bias = moving_from(p, outer * inner);
+    adamw(outer, bias, *sizes, scale);
+    copy_row(outer, padded(outer), bias.values, to.bias);
+}
+
+/* Take AdamW's step along the gradient that the way back has left, and pack the weights; return its norm before it is
+ * clipped. */
 static double step_by(const Network *network, const Flat *flat, const Sizes *sizes) {
     const Shape *s = network->shape;
     const Sums sums = sums_in(s, network->gradients, network->memory);
     Squares squares = {0};
     for (count l = 0, end = 0; l <= output_of(s); l++) {
         finish(s, l, sums, network->gradients, 0);
-        square_up_to(&squares, flat->gradient, end += parameters_of(s, l));
+        square_up_to(&squares, flat->all.gradient, end += parameters_of(s, l));
     }
-    double norm = norm_of(squares, flat->size, flat->gradient);
+    double norm = norm_of(squares, flat->size, flat->all.gradient);
     /* What is not a number is clipped, too, and shows in all parameters. */
     float scale = flat->clip > 0 && !(norm <= flat->clip) ? (float)(flat->clip / (norm + 1e-6)) : 1.0f;
     for (count l = 0, at = 0; l <= output_of(s); at += parameters_of(s, l++)) {
-        adamw(parameters_of(s, l), flat->values + at, flat->gradient + at, flat->first + at, flat->second + at, scale,
-              sizes->keep, sizes->beta1, sizes->beta2, sizes->rate, sizes->epsilon);
-        pack_layer(s, network->layers, l, FORWARD | BACKWARD, network->panels);
+        const Packed to = packed_at(s, l, FORWARD | BACKWARD, network->panels);
+        step_layer(s, l, moving_from(flat->all, at), sizes, scale, to);
     }
     return norm;
 }

@@ -11,7 +11,7 @@
 #if defined(__AVX512F__)
 enum { ROWS = 96 };
 #else
-enum { ROWS = 48 };
+enum { ROWS = 132 };
 #endif
 
 /* Coordinates of x, units of a hidden layer, hidden layers after the first, noise features, and coordinates of F. */
@@ -132,19 +132,25 @@ static count panels_size(const Shape *s) { return backward_at(s, output_of(s) + 
 
 enum { FORWARD = 1, BACKWARD = 2 };
 
-/* Pack a layer's weights to go forward or backward, or both. */
-static void pack_layer(const Shape *s, const Layer *layers, count l, int ways, float *panels) {
-    count inner = inner_of(s, l), outer = outer_of(s, l);
-    const float *weight = layers[l].weight;
-    if (ways & FORWARD) {
-        copy_row(outer, padded(outer), layers[l].bias, panels + forward_at(s, l));
-        pack_transposed(inner, outer, weight, panels + forward_at(s, l) + padded(outer));
-    }
-    if (ways & BACKWARD && l >= FIRST) pack(outer, inner, weight, inner, panels + backward_at(s, l));
+/* Where a layer is packed, or 0 for a way that it does not go: its bias, and its weight to go forward and backward. */
+typedef struct {
+    float *bias, *forward, *backward;
+} Packed;
+
+static Packed packed_at(const Shape *s, count layer, int ways, float *panels) {
+    float *bias = ways & FORWARD ? panels + forward_at(s, layer) : 0;
+    return (Packed){bias, bias ? bias + padded(outer_of(s, layer)) : 0,
+                    ways & BACKWARD && layer >= FIRST ? panels + backward_at(s, layer) : 0};
 }
 
+/* Pack all layers to go forward or backward, or both. */
 static void pack_all(const Shape *s, const Layer *layers, int ways, float *panels) {
-    for (count l = 0; l <= output_of(s); l++) pack_layer(s, layers, l, ways, panels);
+    for (count l = 0; l <= output_of(s); l++) {
+        count outer = outer_of(s, l);
+        const Packed to = packed_at(s, l, ways, panels);
+        if (to.bias) copy_row(outer, padded(outer), layers[l].bias, to.bias);
+        pack(outer, inner_of(s, l), layers[l].weight, to.backward, to.forward);
+    }
 }
 
 /* to [rows × outer] = bias + added + from·Wᵀ; rows of what is added, if anything is, lie so far apart. */

@@ -5,7 +5,7 @@ double optimiser_norm(count size, const float *gradient) {
     return norm_of((Squares){0}, size, gradient);
 }
 
-void optimiser_adamw(count size, float *values, const float *gradient, float *first, float *second, float scale,
+void optimiser_adamw(count size, float *values, float *gradient, float *first, float *second, float scale,
                      float keep, float beta1, float beta2, float rate, float epsilon) {
-    adamw(size, values, gradient, first, second, scale, keep, beta1, beta2, rate, epsilon);
+    adamw(size, (Moving){values, gradient, first, second}, (Sizes){beta1, beta2, rate, epsilon, keep}, scale);
 }

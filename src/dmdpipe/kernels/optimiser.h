@@ -33,17 +33,29 @@ static double norm_of(Squares squares, count size, const float *gradient) {
     return __builtin_sqrt(left + right + rest);
 }
 
-/* One step: first and second are the moments; `scale` multiplies the gradient (clipping), `keep` the parameters (weight
- * decay); rate and epsilon hold the bias corrections. */
-static void adamw(count size, float *values, const float *gradient, float *first, float *second, float scale,
-                  float keep, float beta1, float beta2, float rate, float epsilon) {
-    for (count i = 0; i < size; i++) {
-        float g = gradient[i] * scale;
-        float m = fma1(1.0f - beta1, g - first[i], first[i]);
-        float v = fma1((1.0f - beta2) * g, g, beta2 * second[i]);
-        first[i] = m;
-        second[i] = v;
-        values[i] = fma1(-rate, m / (__builtin_sqrtf(v) + epsilon), keep * values[i]);
+/* Parameters, their gradient and both moments. */
+typedef struct {
+    float *values, *gradient, *first, *second;
+} Moving;
+
+/* The same from an entry on. */
+EACH Moving moving_from(Moving p, count i) { return (Moving){p.values + i, p.gradient + i, p.first + i, p.second + i}; }
+
+/* The numbers of one step of AdamW: β₁ and β₂, the learning rate and ε, both with bias corrections, and what multiplies
+ * parameters (weight decay). */
+typedef struct {
+    float beta1, beta2, rate, epsilon, keep;
+} Sizes;
+
+/* One step; `scale` multiplies the gradient (clipping). */
+EACH void adamw(count size, Moving p, Sizes by, float scale) {
+    SIDE_BY_SIDE for (count i = 0; i < size; i++) {
+        float g = p.gradient[i] * scale;
+        float m = fma1(1.0f - by.beta1, g - p.first[i], p.first[i]);
+        float v = fma1((1.0f - by.beta2) * g, g, by.beta2 * p.second[i]);
+        p.first[i] = m;
+        p.second[i] = v;
+        p.values[i] = fma1(-by.rate, m / (__builtin_sqrtf(v) + by.epsilon), by.keep * p.values[i]);
     }
 }
 

@@ -158,22 +158,32 @@ EACH void transpose_eight(const float *from, count step, float *to) {
     }
 }
 
-/* Pack a matrix [inner × columns], row-major with `row` entries a row, into panels [inner × 16]. */
-static void pack(count inner, count columns, const float *from, count row, float *to) {
-    for (count first = 0; first < columns; first += PANEL, to += inner * PANEL) {
-        count here = columns - first < PANEL ? columns - first : PANEL;
-        for (count k = 0; k < inner; k++) copy_row(here, PANEL, from + k * row + first, to + k * PANEL);
-    }
+/* Pack a block of a matrix [outer × inner], row-major, of at most PANEL rows and columns: into its own panels [outer × 16], and
+ * into those [inner × 16] of its transpose. Either may be missing; the rest of a panel's row becomes 0. */
+EACH void pack_block(const count rows, const count columns, count inner, const float *from, float *own, float *transposed) {
+    if (own)
+        for (count i = 0; i < rows; i++) copy_row(columns, PANEL, from + i * inner, own + i * PANEL);
+    if (!transposed) return;
+    if (rows == PANEL && columns == PANEL)
+        for (count i = 0; i < PANEL; i += EIGHT)
+            for (count j = 0; j < PANEL; j += EIGHT) transpose_eight(from + i * inner + j, inner, transposed + j * PANEL + i);
+    else
+        for (count j = 0; j < columns; j++)
+            for (count i = 0; i < PANEL; i++) transposed[j * PANEL + i] = i < rows ? from[i * inner + j] : 0.0f;
 }
 
-/* The same for a matrix whose transpose [columns × inner] is given. */
-static void pack_transposed(count inner, count columns, const float *from, float *to) {
-    for (count first = 0; first < columns; first += PANEL, from += PANEL * inner, to += inner * PANEL) {
-        count here = columns - first < PANEL ? columns - first : PANEL, whole = here < PANEL ? 0 : inner / EIGHT * EIGHT;
-        if (here < PANEL) memset(to, 0, (size_t)(inner * PANEL) * sizeof *to);
-        for (count k = 0; k < whole; k += EIGHT)
-            for (count j = 0; j < PANEL; j += EIGHT) transpose_eight(from + j * inner + k, inner, to + k * PANEL + j);
-        for (count k = whole; k < inner; k++)
-            for (count j = 0; j < here; j++) to[k * PANEL + j] = from[j * inner + k];
-    }
+/* The blocks of a matrix: its rows i … i + rows − 1, columns j … j + columns − 1. */
+#define EACH_BLOCK(outer, inner) \
+    for (count i = 0, rows; (rows = smaller(PANEL, (outer) - i)) > 0; i += rows) \
+        for (count j = 0, columns; (columns = smaller(PANEL, (inner) - j)) > 0; j += columns)
+
+/* Where a block goes in panels. */
+EACH float *in_own(count outer, count i, count j, float *panels) { return panels ? panels + j * outer + i * PANEL : 0; }
+
+EACH float *in_transposed(count inner, count i, count j, float *panels) { return panels ? panels + i * inner + j * PANEL : 0; }
+
+/* Pack a matrix [outer × inner], row-major, into its own panels or those of its transpose, or both. */
+static void pack(count outer, count inner, const float *from, float *own, float *transposed) {
+    EACH_BLOCK(outer, inner)
+        pack_block(rows, columns, inner, from + i * inner + j, in_own(outer, i, j, own), in_transposed(inner, i, j, transposed));
 }

@@ -12,7 +12,7 @@ void teacher_steps(const Network *network, const float *weight, const Flat *flat
     given.stride = batch > 1;
     for (count step = 0; step < steps; step++) {
         losses[step] = learn(network, &given, weight, flat, sizes + step, batch, noisy, clean);
-        average_with(flat->size, flat->values, shares[step], average);
+        average_with(flat->size, flat->all.values, shares[step], average);
         noisy += batch * s->dim, clean += batch * s->dim, weight += batch;
         given.c_in += batch, given.c_out += batch, given.features += batch * s->embedding;
         if (given.c_skip) given.c_skip += batch;
