@@ -72,15 +72,21 @@ EACH float root_of_mean(double sum, count entries) {
 static float match(const Matching *m, count rows, count dim, const float *x, const float *real, const float *fake,
                    float *to) {
     double squares = 0;
-    for (count i = 0; i < rows; i++, x += dim, real += dim, fake += dim, to += dim) {
-        double distance = 0;
-        for (count j = 0; j < dim; j++) distance += __builtin_fabsf(x[j] - real[j]);
-        float mean = (float)distance / (float)dim + m->offset;
-        mean = mean < m->least ? m->least : mean;
-        for (count j = 0; j < dim; j++) {
-            float difference = fake[j] - real[j], own = finite(m->normalise != 0 ? difference / mean : difference);
-            squares += own * own;
-            to[j] = m->scale * own;
+    for (count first = 0; first < rows; first += EIGHT) {
+        /* Sums of several rows at once don't wait for each other. */
+        double distance[EIGHT] = {0};
+        count here = smaller(EIGHT, rows - first);
+        for (count j = 0; j < dim; j++)
+            for (count i = 0; i < here; i++)
+                distance[i] += __builtin_fabsf(x[(first + i) * dim + j] - real[(first + i) * dim + j]);
+        for (count i = 0; i < here; i++) {
+            float mean = (float)distance[i] / (float)dim + m->offset;
+            mean = mean < m->least ? m->least : mean;
+            for (count j = (first + i) * dim; j < (first + i + 1) * dim; j++) {
+                float difference = fake[j] - real[j], own = finite(m->normalise != 0 ? difference / mean : difference);
+                squares += own * own;
+                to[j] = m->scale * own;
+            }
         }
     }
     return root_of_mean(squares, rows * dim);

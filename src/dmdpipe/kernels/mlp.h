@@ -207,8 +207,7 @@ static void add_gradients(const Shape *s, count layer, count rows, const float *
     product(outer, padded(inner) / PANEL, rows, to, 1, row, from, PANEL, stride(inner), own.weight, own.apart,
             (Start){begun ? own.weight : 0, own.apart, 0});
     if (!begun) memset(own.bias, 0, (size_t)outer * sizeof *own.bias);
-    for (count i = 0; i < rows; i++)
-        SIDE_BY_SIDE for (count j = 0; j < outer; j++) own.bias[j] += to[i * row + j];
+    add_rows(rows, outer, to, row, own.bias);
 }
 
 /* to_from [rows × inner] = (begun ? to_from : 0) + to·W: the gradient at a layer's input, given that at its output. */

@@ -8,8 +8,8 @@
 
 enum { COUNTERS = 16, WORDS = 4, GROUP = COUNTERS * WORDS };
 
-/* Groups that are drawn at once: the rounds of one don't wait for the other's. */
-enum { TOGETHER = 2 };
+/* Groups that are drawn at once: the rounds of one don't wait for those of another. */
+enum { TOGETHER = 4 };
 
 typedef uint32_t words __attribute__((vector_size(4 * COUNTERS)));
 typedef uint64_t pairs __attribute__((vector_size(4 * COUNTERS)));

@@ -126,6 +126,21 @@ static void product(count rows, count panels, count inner, const float *a, count
     else strips(rows, panels, inner, a, a_row, 1, b, b_panel, b_step, c, c_row, start);
 }
 
+/* to[j] += Σ_i from[i·row + j], row by row, for `columns` columns; so many at a time that sums in registers don't wait. */
+EACH void add_rows(count rows, count columns, const float *from, count row, float *to) {
+    enum { AT_ONCE = 64 / LANES };
+    count j = 0;
+    for (; j + AT_ONCE * LANES <= columns; j += AT_ONCE * LANES) {
+        lanes sums[AT_ONCE];
+        UNROLLED for (int v = 0; v < AT_ONCE; v++) sums[v] = load(to + j + v * LANES);
+        for (count i = 0; i < rows; i++)
+            UNROLLED for (int v = 0; v < AT_ONCE; v++) sums[v] += load(from + i * row + j + v * LANES);
+        UNROLLED for (int v = 0; v < AT_ONCE; v++) store(to + j + v * LANES, sums[v]);
+    }
+    for (count i = 0; i < rows; i++)
+        SIDE_BY_SIDE for (count k = j; k < columns; k++) to[k] += from[i * row + k];
+}
+
 /* A row's entries, with zeros up to `all`, both multiples of 16 often: calls of memcpy would take longer than they copy. */
 EACH void copy_row(count used, count all, const float *from, float *to) {
     count j = 0;
