@@ -97,7 +97,7 @@ def test_many_rounds_in_a_call_make_the_same_bytes_as_the_loop(monkeypatch, name
 
 @pytest.mark.parametrize(
     ("fields", "expected"),
-    [({}, 16), ({"batch": 4096}, 16), ({"batch": 10**6}, 5), ({"batch": 10**6, "recipe": {"generator_every": 40}}, 1)],
+    [({}, 64), ({"batch": 4096}, 64), ({"batch": 10**6}, 5), ({"batch": 10**6, "recipe": {"generator_every": 40}}, 1)],
 )
 def test_a_call_takes_about_as_long_whatever_the_student(monkeypatch, fields, expected):
     """192 weights, that is 4,608 products of a row in a round of five."""

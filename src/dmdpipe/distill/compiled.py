@@ -87,7 +87,7 @@ def rounds_together(rounds: CompiledRounds) -> int:
 
     A process that is told to end saves its state only after the call that it is in.
     """
-    return max(1, min(16, MULTIPLICATIONS_IN_A_CALL // rounds.multiplications))
+    return max(1, min(64, MULTIPLICATIONS_IN_A_CALL // rounds.multiplications))
 
 
 def _learner(denoiser: object, sigma: Tensor, optimiser: FlatOptimiser | None) -> Learner | None:
