@@ -79,6 +79,7 @@ def of_networks():
         (130, 17, 1, 2, 7),
         (16, 2, 3, 32, 97),
         (275, 290, 1, 8, 13),
+        (128, 3, 2, 16, 140),
     ):
         (denoiser,) = denoisers(1, width, dim, depth, embedding)
         for parameter in denoiser.parameters():
@@ -110,7 +111,7 @@ def of_discriminators():
 
 
 def of_trainings():
-    for width, dim, batch in ((40, 3, 50), (130, 17, 7)):
+    for width, dim, batch in ((40, 3, 50), (130, 17, 7), (128, 16, 140)):
         student, teacher, fake = denoisers(3, width, dim)
         optimisers = [FlatOptimiser(FlatParameters(one), clip=0.5) for one in (student, fake)]
         flats = [one.flat() for one in optimisers]

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from dmdpipe.kernels.optimiser import AdamWSizes
 
 
+STEP_OF_A_PARAMETER = 50
+"""As many multiplications take as long as AdamW's step of a parameter, which waits for memory."""
+
+
 class Noising(NamedTuple):
     """Where samples get their noise: x + σ·ε.
 
@@ -113,7 +117,7 @@ class CompiledRounds:
         share: by which share of the way.
 
     Attributes:
-        multiplications: in the products of a round, about.
+        multiplications: in the products of a round, about, and as many as take the time of its optimiser steps.
 
     Raises:
         ValueError: if these don't fit together: C would read or write beyond their memory.
@@ -150,7 +154,8 @@ class CompiledRounds:
         self.most, self.begun = most, False
         sizes = [sum(weight.numel() for weight, _ in one.network.layers) for one in (student, teacher, fake)]
         passes = most + 2, 1, 3 * most + 1
-        self.multiplications = batch * sum(size * count for size, count in zip(sizes, passes, strict=True))
+        products = batch * sum(size * count for size, count in zip(sizes, passes, strict=True))
+        self.multiplications = products + STEP_OF_A_PARAMETER * (sizes[0] + most * sizes[2])
         flats = [one.told_flat() for one in (student, fake)]
         if average is not None and (average.shape != (flats[0][4],) or average.dtype != torch.float32):
             raise ValueError(f"an average of {list(average.shape)} in {average.dtype}, of {flats[0][4]} parameters")

@@ -15,29 +15,30 @@ typedef struct {
 /* The parameters of all layers, their gradients and AdamW's moments, as one vector each. clip: bound on the gradient's
  * norm; 0: none. */
 typedef struct {
-    Moving all;
+    Parameters all;
     count size;
     double clip;
 } Flat;
 
 /* Take AdamW's step on some rows and columns of a weight [outer × inner], and pack them. */
-EACH void step_block(const count rows, const count columns, count inner, Moving p, const Sizes *sizes, float scale, float *own,
+EACH void step_block(const count rows, const count columns, count inner, Parameters p, const Sizes *sizes, float scale, float *own,
                      float *transposed) {
-    for (count i = 0; i < rows; i++) adamw(columns, moving_from(p, i * inner), *sizes, scale);
+    for (count i = 0; i < rows; i++) adamw(columns, parameters_from(p, i * inner), *sizes, scale);
     pack_block(rows, columns, inner, p.values, own, transposed);
 }
 
 /* Take AdamW's step on a layer and pack it, block by block: while the optimiser waits for memory and roots, a block before is
  * packed. */
-static void step_layer(const Shape *s, count layer, Moving p, const Sizes *sizes, float scale, Packed to) {
+static void step_layer(const Shape *s, count layer, Parameters p, const Sizes *sizes, float scale, Packed to) {
     count inner = inner_of(s, layer), outer = outer_of(s, layer);
     EACH_BLOCK(outer, inner) {
-        Moving own = moving_from(p, i * inner + j);
-        float *backward = in_own(outer, i, j, to.backward), *forward = in_transposed(inner, i, j, to.forward);
-        if (rows == PANEL && columns == PANEL) step_block(PANEL, PANEL, inner, own, sizes, scale, backward, forward);
-        else step_block(rows, columns, inner, own, sizes, scale, backward, forward);
+        Parameters own = parameters_from(p, i * inner + j);
+        float *way_back = block_in(to.backward, outer, i, j), *way_forward = block_in(to.forward, inner, j, i);
+        /* Where compilers know the numbers, there are no loops. */
+        if (rows == PANEL && columns == PANEL) step_block(PANEL, PANEL, inner, own, sizes, scale, way_back, way_forward);
+        else step_block(rows, columns, inner, own, sizes, scale, way_back, way_forward);
     }
-    Moving bias = moving_from(p, outer * inner);
+    Parameters bias = parameters_from(p, outer * inner);
     adamw(outer, bias, *sizes, scale);
     copy_row(outer, padded(outer), bias.values, to.bias);
 }
@@ -48,6 +49,7 @@ static double step_by(const Network *network, const Flat *flat, const Sizes *siz
     const Shape *s = network->shape;
     const Sums sums = sums_in(s, network->gradients, network->memory);
     Squares squares = {0};
+    /* Layer by layer: what is copied is still in the cache. */
     for (count l = 0, end = 0; l <= output_of(s); l++) {
         finish(s, l, sums, network->gradients, 0);
         square_up_to(&squares, flat->all.gradient, end += parameters_of(s, l));
@@ -57,7 +59,7 @@ static double step_by(const Network *network, const Flat *flat, const Sizes *siz
     float scale = flat->clip > 0 && !(norm <= flat->clip) ? (float)(flat->clip / (norm + 1e-6)) : 1.0f;
     for (count l = 0, at = 0; l <= output_of(s); at += parameters_of(s, l++)) {
         const Packed to = packed_at(s, l, FORWARD | BACKWARD, network->panels);
-        step_layer(s, l, moving_from(flat->all, at), sizes, scale, to);
+        step_layer(s, l, parameters_from(flat->all, at), sizes, scale, to);
     }
     return norm;
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -52,8 +53,11 @@ class Learner(NamedTuple):
         good = [one.shape == (size,) and one.dtype == torch.float32 and one.is_contiguous() for one in vectors]
         if self.flat is None or not all(good):
             raise ValueError(f"expected {size} parameters in float32, got {[list(one.shape) for one in vectors]}")
-        if [places[0] for places in map(self.network.places, (False, True))] != [*map(place, vectors[:2])]:
-            raise ValueError("the network's parameters and gradients lie elsewhere: make its FlatParameters last")
+        lengths = [one.numel() for layer in self.network.layers for one in layer]
+        before = [0, *accumulate(lengths[:-1])]
+        for places, vector in zip(map(self.network.places, (False, True)), vectors[:2], strict=True):
+            if [*places] != [vector.data_ptr() + vector.itemsize * count for count in before]:
+                raise ValueError("the network's parameters and gradients lie elsewhere: make its FlatParameters last")
         clip = ctypes.c_int64.from_buffer(ctypes.c_double(self.flat.clip or 0.0)).value
         return structure(*map(place, vectors), size, clip)
 

@@ -60,8 +60,8 @@ EACH int one_level(const Conditions *given) { return !given->rows && given->stri
 
 /* A pass over the entries i of rows of which the first `used` of `row` columns count; rows without a gap are passed as one. */
 #define EACH_ENTRY(i, rows, used, row) \
-    for (count own = 0, run = (used) == (row) ? (rows) * (row) : (used); own < (rows) * (row); own += run > (row) ? run : (row)) \
-        SIDE_BY_SIDE for (count i = own; i < own + run; i++)
+    for (count at_ = 0, run_ = (used) == (row) ? (rows) * (row) : (used); at_ < (rows) * (row); at_ += run_ > (row) ? run_ : (row)) \
+        SIDE_BY_SIDE for (count i = at_; i < at_ + run_; i++)
 
 /* The number of floats of a block, and its parts in a piece of memory. */
 static count block_size(const Shape *s) {
@@ -108,8 +108,8 @@ static count sums_at(const Shape *s, count layer) {
     return at;
 }
 
-/* Where the sums of gradients go: those of a layer whose rows are whole panels to its `gradients`, if there are any; all others
- * to `memory`. Without memory nothing is summed. */
+/* Where the sums of gradients go: those of a layer whose rows are whole panels, as products write them, to its `gradients`, if
+ * there are any; all others to `memory`. Without memory nothing is summed. */
 typedef struct {
     const Layer *gradients;
     float *memory;
@@ -219,7 +219,7 @@ static void apply_transposed(const Shape *s, const float *panels, count layer, c
 }
 
 /* The way back through residual blocks: to_h [rows × width] is the gradient at h after them and becomes that at h₀; slopes
- * are overwritten. to_e [ROWS × width] is memory. Without sums there are no gradients at weights. With one noise level, e is
+ * are overwritten. to_e [ROWS × width] is memory. Without memory for sums there are no gradients at weights. With one noise level, e is
  * added in every row of every residual block, and its gradient is left to `add_one_level`. */
 static void backward_body(const Shape *s, const float *panels, const Conditions *given, count blocks, count rows, Block b,
                           float *to_h, float *to_e, Sums sums, int begun) {

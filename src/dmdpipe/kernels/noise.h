@@ -23,6 +23,7 @@ EACH void multiply(words a, uint32_t factor, words *high, words *low) {
     *low = SHUFFLED((words)even, (words)odd, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
 }
 
+/* The generator, at the counters of so many groups. */
 EACH void philox(const int groups, words all[][WORDS], uint64_t key) {
     uint32_t key0 = (uint32_t)key, key1 = (uint32_t)(key >> 32);
     for (int round = 0; round < 10; round++, key0 += 0x9E3779B9u, key1 += 0xBB67AE85u)
@@ -37,7 +38,7 @@ EACH void philox(const int groups, words all[][WORDS], uint64_t key) {
         }
 }
 
-/* The words of so many groups from `group` on. */
+/* The words of so many groups, from `group` on. */
 EACH void words_of(const int groups, uint64_t key, uint64_t group, words to[][WORDS]) {
     UNROLLED for (int g = 0; g < groups; g++) {
         for (int lane = 0; lane < COUNTERS; lane++) {
@@ -86,6 +87,7 @@ EACH void sine_and_cosine(float turns, float *sine, float *cosine) {
     *cosine = of_bits(bits_of(across) ^ ((uint32_t)((quarter + 1) & 2) << 30));
 }
 
+/* The normal numbers of so many groups, at most TOGETHER. */
 EACH void normals_of(const int groups, uint64_t key, uint64_t group, float *to) {
     words drawn[TOGETHER][WORDS];
     uint32_t word[TOGETHER * WORDS][COUNTERS];

@@ -7,5 +7,5 @@ double optimiser_norm(count size, const float *gradient) {
 
 void optimiser_adamw(count size, float *values, float *gradient, float *first, float *second, float scale,
                      float keep, float beta1, float beta2, float rate, float epsilon) {
-    adamw(size, (Moving){values, gradient, first, second}, (Sizes){beta1, beta2, rate, epsilon, keep}, scale);
+    adamw(size, (Parameters){values, gradient, first, second}, (Sizes){beta1, beta2, rate, epsilon, keep}, scale);
 }

@@ -33,13 +33,13 @@ static double norm_of(Squares squares, count size, const float *gradient) {
     return __builtin_sqrt(left + right + rest);
 }
 
-/* Parameters, their gradient and both moments. */
+/* Parameters, their gradient, which is only read, and both moments: vectors that don't overlap. */
 typedef struct {
     float *values, *gradient, *first, *second;
-} Moving;
+} Parameters;
 
 /* The same from an entry on. */
-EACH Moving moving_from(Moving p, count i) { return (Moving){p.values + i, p.gradient + i, p.first + i, p.second + i}; }
+EACH Parameters parameters_from(Parameters p, count i) { return (Parameters){p.values + i, p.gradient + i, p.first + i, p.second + i}; }
 
 /* The numbers of one step of AdamW: β₁ and β₂, the learning rate and ε, both with bias corrections, and what multiplies
  * parameters (weight decay). */
@@ -48,7 +48,7 @@ typedef struct {
 } Sizes;
 
 /* One step; `scale` multiplies the gradient (clipping). */
-EACH void adamw(count size, Moving p, Sizes by, float scale) {
+EACH void adamw(count size, Parameters p, Sizes by, float scale) {
     SIDE_BY_SIDE for (count i = 0; i < size; i++) {
         float g = p.gradient[i] * scale;
         float m = fma1(1.0f - by.beta1, g - p.first[i], p.first[i]);

@@ -187,18 +187,18 @@ EACH void pack_block(const count rows, const count columns, count inner, const f
             for (count i = 0; i < PANEL; i++) transposed[j * PANEL + i] = i < rows ? from[i * inner + j] : 0.0f;
 }
 
-/* The blocks of a matrix: its rows i … i + rows − 1, columns j … j + columns − 1. */
+/* The blocks of a matrix, in loops that count i, j, rows and columns: rows i … i + rows − 1, columns j … j + columns − 1. */
 #define EACH_BLOCK(outer, inner) \
     for (count i = 0, rows; (rows = smaller(PANEL, (outer) - i)) > 0; i += rows) \
         for (count j = 0, columns; (columns = smaller(PANEL, (inner) - j)) > 0; j += columns)
 
-/* Where a block goes in panels. */
-EACH float *in_own(count outer, count i, count j, float *panels) { return panels ? panels + j * outer + i * PANEL : 0; }
-
-EACH float *in_transposed(count inner, count i, count j, float *panels) { return panels ? panels + i * inner + j * PANEL : 0; }
+/* Where in panels [length × 16], if there are any, a block begins: in which of their rows, and in which column of the matrix. */
+EACH float *block_in(float *panels, count length, count row, count column) {
+    return panels ? panels + column * length + row * PANEL : 0;
+}
 
 /* Pack a matrix [outer × inner], row-major, into its own panels or those of its transpose, or both. */
 static void pack(count outer, count inner, const float *from, float *own, float *transposed) {
     EACH_BLOCK(outer, inner)
-        pack_block(rows, columns, inner, from + i * inner + j, in_own(outer, i, j, own), in_transposed(inner, i, j, transposed));
+        pack_block(rows, columns, inner, from + i * inner + j, block_in(own, outer, i, j), block_in(transposed, inner, j, i));
 }
