@@ -113,6 +113,21 @@ def test_a_call_takes_about_as_long_whatever_the_student(monkeypatch, fields, ex
     assert found == [expected]
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_optimiser_steps_count_in_a_calls_length_whatever_the_batch(monkeypatch, batch):
+    """24 passes through 192 weights a row; six steps of AdamW, each of a parameter as long as 50 multiplications."""
+    found = []
+
+    def noted(rounds):
+        found.append(rounds.multiplications)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "rounds_together", noted)
+    with pytest.raises(KeyboardInterrupt):
+        trained({"batch": batch})
+    assert found == [24 * 192 * batch + 6 * 192 * 50]
+
+
 @pytest.mark.parametrize("name", BY_THE_LOOP)
 def test_what_c_does_not_know_is_left_to_the_loop(made, name):
     trained(BY_THE_LOOP[name])

@@ -84,3 +84,16 @@ def test_what_does_not_fit_is_refused():
         with pytest.raises(ValueError, match=r"fit|one piece|parameters"):
             teacher_steps(**good | wrong)
     assert teacher_steps(**good).isfinite().all()
+
+
+@pytest.mark.parametrize("moved", ["value", "gradient"])
+def test_a_parameter_amid_the_others_that_lies_elsewhere_is_found(moved):
+    denoiser, optimiser = in_training(2)
+    weight = [*denoiser.parameters()][4]
+    if moved == "value":
+        weight.data = weight.detach().clone()
+    else:
+        weight.grad = torch.zeros_like(weight)
+    learner = Learner(denoiser.kernel, denoiser.conditions(torch.ones(1, 1)), optimiser.flat())
+    with pytest.raises(ValueError, match="lie elsewhere"):
+        learner.told_flat()

@@ -48,13 +48,12 @@ class Learner(NamedTuple):
         Raises:
             ValueError: unless they are there, and hold the parameters and gradients of the network's layers.
         """
-        size = sum(one.numel() for layer in self.network.layers for one in layer)
+        before = [0, *accumulate(one.numel() for layer in self.network.layers for one in layer)]
+        size = before.pop()
         vectors = self.flat[:4] if self.flat else ()
         good = [one.shape == (size,) and one.dtype == torch.float32 and one.is_contiguous() for one in vectors]
         if self.flat is None or not all(good):
             raise ValueError(f"expected {size} parameters in float32, got {[list(one.shape) for one in vectors]}")
-        lengths = [one.numel() for layer in self.network.layers for one in layer]
-        before = [0, *accumulate(lengths[:-1])]
         for places, vector in zip(map(self.network.places, (False, True)), vectors[:2], strict=True):
             if [*places] != [vector.data_ptr() + vector.itemsize * count for count in before]:
                 raise ValueError("the network's parameters and gradients lie elsewhere: make its FlatParameters last")

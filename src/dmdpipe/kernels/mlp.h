@@ -219,8 +219,8 @@ static void apply_transposed(const Shape *s, const float *panels, count layer, c
 }
 
 /* The way back through residual blocks: to_h [rows × width] is the gradient at h after them and becomes that at h₀; slopes
- * are overwritten. to_e [ROWS × width] is memory. Without memory for sums there are no gradients at weights. With one noise level, e is
- * added in every row of every residual block, and its gradient is left to `add_one_level`. */
+ * are overwritten. to_e [ROWS × width] is memory. Without memory for sums there are no gradients at weights. With one noise
+ * level, e is added in every row of every residual block, and its gradient is left to `add_one_level`. */
 static void backward_body(const Shape *s, const float *panels, const Conditions *given, count blocks, count rows, Block b,
                           float *to_h, float *to_e, Sums sums, int begun) {
     count width = stride(s->width), columns = padded(s->width), size = ROWS * width;

@@ -39,7 +39,9 @@ typedef struct {
 } Parameters;
 
 /* The same from an entry on. */
-EACH Parameters parameters_from(Parameters p, count i) { return (Parameters){p.values + i, p.gradient + i, p.first + i, p.second + i}; }
+EACH Parameters parameters_from(Parameters p, count i) {
+    return (Parameters){p.values + i, p.gradient + i, p.first + i, p.second + i};
+}
 
 /* The numbers of one step of AdamW: β₁ and β₂, the learning rate and ε, both with bias corrections, and what multiplies
  * parameters (weight decay). */
