@@ -10,11 +10,12 @@ enum { PANEL = 16 };
 
 /* A tile has at most `TILE` rows of `VECTORS` vectors, or `NARROW` rows of fewer: as many sums as there are registers for, and
  * enough of them to keep the multipliers busy while each sum waits for its last term. Tiles below each other use the same
- * `DEPTH` rows of the right factor, which then are in the first cache. */
+ * `DEPTH` rows of the right factor, which then are in the first cache. FETCHES: whether full tiles fetch ahead, which pays where
+ * the multipliers are fast enough to wait for the third cache. */
 #if defined(__AVX512F__)
-enum { LANES = 16, VECTORS = 4, TILE = 6, NARROW = 8, DEPTH = 128 };
+enum { LANES = 16, VECTORS = 4, TILE = 6, NARROW = 8, DEPTH = 128, FETCHES = 1 };
 #else
-enum { LANES = 8, VECTORS = 2, TILE = 6, NARROW = 8, DEPTH = 256 };
+enum { LANES = 8, VECTORS = 2, TILE = 6, NARROW = 8, DEPTH = 256, FETCHES = 0 };
 #endif
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -50,49 +51,71 @@ EACH lanes fused(lanes a, lanes b, lanes c) {
 #endif
 }
 
-/* What sums begin with: rows so far apart, 0 where all begin with the same one, and one that is added to each. Either may be
- * missing. */
+/* What sums begin with: rows so far apart, 0 where all begin with the same one, and one that is added to each. The
+ * latter may be missing, or both. */
 typedef struct {
     const float *rows;
     count apart;
     const float *added;
 } Start;
 
-EACH lanes first_of(Start start, count row, count column) {
-    lanes first = start.rows ? load(start.rows + row * start.apart + column) : (lanes){0};
-    return start.added ? first + load(start.added + column) : first;
-}
-
 EACH Start start_from(Start start, count row, count column) {
     return (Start){start.rows ? start.rows + row * start.apart + column : 0, start.apart,
                    start.added ? start.added + column : 0};
 }
 
+/* What is needed soon and may be in the third cache: each turn along the inner dimension fetches a line, so far apart. A burst
+ * of them would keep the loads of the tile itself waiting. */
+typedef struct {
+    const float *from;
+    count apart;
+} Ahead;
+
+/* Before a turn of a loop: compilers then add to this pointer in each, and don't compute it from others in more steps. */
+#define STEPS_ALONE(pointer) __asm__("" : "+r"(pointer))
+
 /* c[r][j] = start[r][j] + Σ_k a[r·a_row + k·a_step] · b[k·b_step + j] for the columns j of some vectors; those of b lie
  * b_next apart. */
 EACH void tile(const int rows, const int vectors, count inner, const float *a, count a_row, count a_step, const float *b,
-               count b_next, count b_step, float *c, count c_row, Start start) {
+               count b_next, count b_step, float *c, count c_row, Start start, Ahead ahead) {
     lanes sums[NARROW][VECTORS];
-    UNROLLED for (int r = 0; r < rows; r++)
-        UNROLLED for (int v = 0; v < vectors; v++) sums[r][v] = first_of(start, r, v * LANES);
-    for (count k = 0; k < inner; k++, a += a_step, b += b_step) {
+#define EACH_SUM UNROLLED for (int r = 0; r < rows; r++) UNROLLED for (int v = 0; v < vectors; v++) sums[r][v]
+    if (!start.rows) EACH_SUM = (lanes){0};
+    else if (!start.added) EACH_SUM = load(start.rows + r * start.apart + v * LANES);
+    else EACH_SUM = load(start.rows + r * start.apart + v * LANES) + load(start.added + v * LANES);
+#undef EACH_SUM
+    /* An instruction reaches three rows from one pointer: it, once and twice the distance of rows further. */
+    enum { REACHED = 3 };
+    const float *reached[(NARROW + REACHED - 1) / REACHED];
+#define EACH_REACHED UNROLLED for (int r = 0; r < rows; r += REACHED)
+    EACH_REACHED reached[r / REACHED] = a + r * a_row;
+    for (count k = 0; k < inner; k++, b += b_step, ahead.from += ahead.apart) {
+        EACH_REACHED STEPS_ALONE(reached[r / REACHED]);
         lanes own[VECTORS];
         UNROLLED for (int v = 0; v < vectors; v++) own[v] = load(b + v * b_next);
+        if (FETCHES && rows == TILE && vectors == VECTORS) __builtin_prefetch(ahead.from, 0, 2);
         UNROLLED for (int r = 0; r < rows; r++) {
-            lanes entry = same_in_all(a[r * a_row]);
+            lanes entry = same_in_all(reached[r / REACHED][r % REACHED * a_row]);
             UNROLLED for (int v = 0; v < vectors; v++) sums[r][v] = fused(entry, own[v], sums[r][v]);
         }
+        EACH_REACHED reached[r / REACHED] += a_step;
     }
+#undef EACH_REACHED
     UNROLLED for (int r = 0; r < rows; r++)
         UNROLLED for (int v = 0; v < vectors; v++) store(c + r * c_row + v * LANES, sums[r][v]);
 }
 
-/* The same for any number of rows. */
+/* The same for any number of rows. One tile after the other fetches ahead: one of the columns of vectors of `soon`, the
+ * right factor of the next strip, or, without it, of the sums that the next tiles begin with. */
 EACH void strip(count rows, const int vectors, count inner, const float *a, count a_row, count a_step, const float *b,
-                count b_next, count b_step, float *c, count c_row, Start start) {
+                count b_next, count b_step, float *c, count c_row, Start start, const float *soon) {
+    count turn = 0;
 #define TILES_OF(some) \
-    for (; rows >= some; rows -= some, a += some * a_row, c += some * c_row, start = start_from(start, some, 0)) \
-        tile(some, vectors, inner, a, a_row, a_step, b, b_next, b_step, c, c_row, start)
+    for (; rows >= some; rows -= some, a += some * a_row, c += some * c_row, start = start_from(start, some, 0)) { \
+        const Ahead ahead = soon ? (Ahead){soon + turn * b_next, b_step} : (Ahead){c + some * c_row + turn * LANES, c_row}; \
+        tile(some, vectors, inner, a, a_row, a_step, b, b_next, b_step, c, c_row, start, ahead); \
+        turn = (turn + 1) % vectors; \
+    }
     if (vectors < VECTORS) TILES_OF(NARROW);
     TILES_OF(TILE);
     TILES_OF(4);
@@ -101,16 +124,17 @@ EACH void strip(count rows, const int vectors, count inner, const float *a, coun
 #undef TILES_OF
 }
 
-/* The same for any number of panels. */
+/* The same for any number of panels. What is fetched ahead are sums, if they `are_far`, or else right factors. */
 EACH void strips(count rows, count panels, count inner, const float *a, count a_row, count a_step, const float *b,
-                 count b_panel, count b_step, float *c, count c_row, Start start) {
+                 count b_panel, count b_step, float *c, count c_row, Start start, const int sums_are_far) {
     const count b_next = LANES == PANEL ? b_panel : LANES;
 #define STRIPS_OF(vectors) \
     for (const count each = (vectors) * LANES / PANEL; each && panels >= each; \
          panels -= each, b += each * b_panel, c += each * PANEL, start = start_from(start, 0, each * PANEL)) \
         for (count k = 0; k < inner; k += DEPTH) \
             strip(rows, vectors, smaller(DEPTH, inner - k), a + k * a_step, a_row, a_step, b + k * b_step, b_next, b_step, \
-                  c, c_row, k ? (Start){c, c_row, 0} : start)
+                  c, c_row, k ? (Start){c, c_row, 0} : start, \
+                  sums_are_far ? 0 : k + DEPTH < inner ? b + (k + DEPTH) * b_step : b + each * b_panel)
     STRIPS_OF(VECTORS);
     STRIPS_OF(VECTORS / 2);
     STRIPS_OF(VECTORS / 4);
@@ -122,8 +146,8 @@ EACH void strips(count rows, count panels, count inner, const float *a, count a_
 static void product(count rows, count panels, count inner, const float *a, count a_row, count a_step, const float *b,
                     count b_panel, count b_step, float *c, count c_row, Start start) {
     /* Where compilers know the 1, they find shorter ways from one entry to the next. */
-    if (a_row == 1) strips(rows, panels, inner, a, 1, a_step, b, b_panel, b_step, c, c_row, start);
-    else strips(rows, panels, inner, a, a_row, 1, b, b_panel, b_step, c, c_row, start);
+    if (a_row == 1) strips(rows, panels, inner, a, 1, a_step, b, b_panel, b_step, c, c_row, start, 1);
+    else strips(rows, panels, inner, a, a_row, 1, b, b_panel, b_step, c, c_row, start, 0);
 }
 
 /* to[j] += Σ_i from[i·row + j], row by row, for `columns` columns; so many at a time that sums in registers don't wait. */
