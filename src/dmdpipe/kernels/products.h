@@ -10,13 +10,15 @@ enum { PANEL = 16 };
 
 /* A tile has at most `TILE` rows of `VECTORS` vectors, or `NARROW` rows of fewer: as many sums as there are registers for, and
  * enough of them to keep the multipliers busy while each sum waits for its last term. Tiles below each other use the same
- * `DEPTH` rows of the right factor, which then are in the first cache. FETCHES: whether full tiles fetch ahead, which pays where
- * the multipliers are fast enough to wait for the third cache. */
+ * `DEPTH` rows of the right factor, which then are in the first cache. */
 #if defined(__AVX512F__)
-enum { LANES = 16, VECTORS = 4, TILE = 6, NARROW = 8, DEPTH = 128, FETCHES = 1 };
+enum { LANES = 16, VECTORS = 4, TILE = 6, NARROW = 8, DEPTH = 128 };
 #else
-enum { LANES = 8, VECTORS = 2, TILE = 6, NARROW = 8, DEPTH = 256, FETCHES = 0 };
+enum { LANES = 8, VECTORS = 2, TILE = 6, NARROW = 8, DEPTH = 256 };
 #endif
+
+/* Matrices of so many entries have left the second cache when they are used again, as measured: they are fetched ahead. */
+enum { FAR = 1 << 15 };
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 
@@ -64,15 +66,41 @@ EACH Start start_from(Start start, count row, count column) {
                    start.added ? start.added + column : 0};
 }
 
-/* What is needed soon and may be in the third cache: each turn along the inner dimension fetches a line, so far apart. A burst
- * of them would keep the loads of the tile itself waiting. */
+/* What is needed soon: each turn along the inner dimension fetches a line of it, so far apart, if there is any. A burst of lines
+ * would keep the tile's own loads waiting. */
 typedef struct {
     const float *from;
     count apart;
 } Ahead;
 
+/* An instruction reaches this many rows from one pointer: it, once and twice the distance of rows further. */
+enum { REACHED = 3 };
+
+#define EACH_REACHED UNROLLED for (int r = 0; r < rows; r += REACHED)
+
 /* Before a turn of a loop: compilers then add to this pointer in each, and don't compute it from others in more steps. */
 #define STEPS_ALONE(pointer) __asm__("" : "+r"(pointer))
+
+/* sums[r][v] += Σ_k a[r·a_row + k·a_step] · b[k·b_step + v·b_next + …]. */
+EACH void add_terms(const int rows, const int vectors, count inner, const float *a, count a_row, count a_step, const float *b,
+                    count b_next, count b_step, lanes sums[NARROW][VECTORS], Ahead ahead, const int fetches) {
+    const float *reached[(NARROW + REACHED - 1) / REACHED];
+    EACH_REACHED reached[r / REACHED] = a + r * a_row;
+    for (count k = 0; k < inner; k++, b += b_step) {
+        EACH_REACHED STEPS_ALONE(reached[r / REACHED]);
+        lanes own[VECTORS];
+        UNROLLED for (int v = 0; v < vectors; v++) own[v] = load(b + v * b_next);
+        if (fetches) {
+            __builtin_prefetch(ahead.from, 0, 2);
+            ahead.from += ahead.apart;
+        }
+        UNROLLED for (int r = 0; r < rows; r++) {
+            lanes entry = same_in_all(reached[r / REACHED][r % REACHED * a_row]);
+            UNROLLED for (int v = 0; v < vectors; v++) sums[r][v] = fused(entry, own[v], sums[r][v]);
+        }
+        EACH_REACHED reached[r / REACHED] += a_step;
+    }
+}
 
 /* c[r][j] = start[r][j] + Σ_k a[r·a_row + k·a_step] · b[k·b_step + j] for the columns j of some vectors; those of b lie
  * b_next apart. */
@@ -84,35 +112,22 @@ EACH void tile(const int rows, const int vectors, count inner, const float *a, c
     else if (!start.added) EACH_SUM = load(start.rows + r * start.apart + v * LANES);
     else EACH_SUM = load(start.rows + r * start.apart + v * LANES) + load(start.added + v * LANES);
 #undef EACH_SUM
-    /* An instruction reaches three rows from one pointer: it, once and twice the distance of rows further. */
-    enum { REACHED = 3 };
-    const float *reached[(NARROW + REACHED - 1) / REACHED];
-#define EACH_REACHED UNROLLED for (int r = 0; r < rows; r += REACHED)
-    EACH_REACHED reached[r / REACHED] = a + r * a_row;
-    for (count k = 0; k < inner; k++, b += b_step, ahead.from += ahead.apart) {
-        EACH_REACHED STEPS_ALONE(reached[r / REACHED]);
-        lanes own[VECTORS];
-        UNROLLED for (int v = 0; v < vectors; v++) own[v] = load(b + v * b_next);
-        if (FETCHES && rows == TILE && vectors == VECTORS) __builtin_prefetch(ahead.from, 0, 2);
-        UNROLLED for (int r = 0; r < rows; r++) {
-            lanes entry = same_in_all(reached[r / REACHED][r % REACHED * a_row]);
-            UNROLLED for (int v = 0; v < vectors; v++) sums[r][v] = fused(entry, own[v], sums[r][v]);
-        }
-        EACH_REACHED reached[r / REACHED] += a_step;
-    }
-#undef EACH_REACHED
+    const int full = rows == TILE && vectors == VECTORS;
+    if (full && ahead.from) add_terms(rows, vectors, inner, a, a_row, a_step, b, b_next, b_step, sums, ahead, 1);
+    else add_terms(rows, vectors, inner, a, a_row, a_step, b, b_next, b_step, sums, ahead, 0);
     UNROLLED for (int r = 0; r < rows; r++)
         UNROLLED for (int v = 0; v < vectors; v++) store(c + r * c_row + v * LANES, sums[r][v]);
 }
 
-/* The same for any number of rows. One tile after the other fetches ahead: one of the columns of vectors of `soon`, the
- * right factor of the next strip, or, without it, of the sums that the next tiles begin with. */
+/* The same for any number of rows. If something is `far`, each tile fetches ahead from a column of vectors: of `soon`, the right
+ * factor of the next strip, or, without it, of the sums that the next tiles begin with. */
 EACH void strip(count rows, const int vectors, count inner, const float *a, count a_row, count a_step, const float *b,
-                count b_next, count b_step, float *c, count c_row, Start start, const float *soon) {
+                count b_next, count b_step, float *c, count c_row, Start start, int far, const float *soon) {
     count turn = 0;
 #define TILES_OF(some) \
     for (; rows >= some; rows -= some, a += some * a_row, c += some * c_row, start = start_from(start, some, 0)) { \
-        const Ahead ahead = soon ? (Ahead){soon + turn * b_next, b_step} : (Ahead){c + some * c_row + turn * LANES, c_row}; \
+        const float *from = soon ? soon + turn * b_next : c + some * c_row + turn * LANES; \
+        const Ahead ahead = {far ? from : 0, soon ? b_step : c_row}; \
         tile(some, vectors, inner, a, a_row, a_step, b, b_next, b_step, c, c_row, start, ahead); \
         turn = (turn + 1) % vectors; \
     }
@@ -124,17 +139,18 @@ EACH void strip(count rows, const int vectors, count inner, const float *a, coun
 #undef TILES_OF
 }
 
-/* The same for any number of panels. What is fetched ahead are sums, if they `are_far`, or else right factors. */
+/* The same for any number of panels. What is fetched ahead, if anything, are the sums or the right factor. */
 EACH void strips(count rows, count panels, count inner, const float *a, count a_row, count a_step, const float *b,
-                 count b_panel, count b_step, float *c, count c_row, Start start, const int sums_are_far) {
+                 count b_panel, count b_step, float *c, count c_row, Start start, const int fetches_sums) {
+    const int far = (fetches_sums ? rows : inner) * panels * PANEL >= FAR;
     const count b_next = LANES == PANEL ? b_panel : LANES;
 #define STRIPS_OF(vectors) \
     for (const count each = (vectors) * LANES / PANEL; each && panels >= each; \
          panels -= each, b += each * b_panel, c += each * PANEL, start = start_from(start, 0, each * PANEL)) \
         for (count k = 0; k < inner; k += DEPTH) \
             strip(rows, vectors, smaller(DEPTH, inner - k), a + k * a_step, a_row, a_step, b + k * b_step, b_next, b_step, \
-                  c, c_row, k ? (Start){c, c_row, 0} : start, \
-                  sums_are_far ? 0 : k + DEPTH < inner ? b + (k + DEPTH) * b_step : b + each * b_panel)
+                  c, c_row, k ? (Start){c, c_row, 0} : start, far, \
+                  fetches_sums ? 0 : k + DEPTH < inner ? b + (k + DEPTH) * b_step : b + each * b_panel)
     STRIPS_OF(VECTORS);
     STRIPS_OF(VECTORS / 2);
     STRIPS_OF(VECTORS / 4);
