@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from plain_dmd import PlainDenoiser, PlainDMD, PlainMLP
 
-from dmdpipe.bench.training import products_of, student_spec
+from dmdpipe.bench.training import FORWARD_PASSES, forward_operations, products_of, student_spec
 from dmdpipe.distill.batches import RandomBatches
 from dmdpipe.distill.loop import Distillation
 from dmdpipe.distill.student import Student
@@ -32,6 +32,8 @@ def test_the_products_are_those_that_the_gradients_need(width: int, dim: int) ->
     fake = 6 * (forward + 32 * width) + 5 * (2 * forward - dim * width + 32 * width)
     run, operations = products_of(spec)
     assert operations == 2 * 8 * (student + teacher + fake)
+    assert forward_operations(spec) == 2 * 8 * teacher
+    assert FORWARD_PASSES == 24
     calls: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         multiply = torch.mm
@@ -84,6 +86,7 @@ def test_the_command_prints_shares(dmdpipe: Callable[..., Any]) -> None:
     (row,) = pd.read_json(StringIO(outcome.out)).to_dict("records")
     assert row["width"] == 8 and 0 < row["products_ms"] < row["training_ms"]
     assert 0 < row["smallest"] <= row["share"] <= row["largest"]
+    assert 1 < row["share_of_passes"] / row["share"] == pytest.approx(row["passes_ms"] / row["products_ms"])
 
 
 def test_the_sampling_command_prints_ratios(dmdpipe: Callable[..., Any]) -> None:

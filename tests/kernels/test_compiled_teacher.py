@@ -54,6 +54,34 @@ def test_steps_together_are_those_one_by_one_to_the_byte(batch, dim, clip):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("size", [1.0, 1e24])
+@pytest.mark.parametrize("share", [0.99, 1.01, 1.4, 1.45, 100.0])
+def test_a_gradient_is_clipped_as_its_exact_norm_says(share, size):
+    """Bounds just below, just above and far above the norm; squares of the larger gradients are infinite in single precision."""
+    x, sigma, noisy = (each[:48] for each in batches(48, 3))
+    x = size * x
+
+    def learned(clip):
+        denoiser, optimiser = in_training(3, clip)
+        return denoiser, optimiser, denoiser.conditions(sigma)
+
+    other, plain, given = learned(None)
+    other.kernel.denoising_loss(noisy, given, x, edm_weight(sigma))
+    clip = share * plain.step(0.01)
+    (one, own, given), (other, plain, _) = learned(clip), learned(clip)
+    learner = Learner(one.kernel, given, own.flat())
+    for _ in range(2):
+        teacher_steps(
+            learner, noisy, x, edm_weight(sigma), own.begin_steps([0.01]), own.parameters.values.clone(), [0.5]
+        )
+        other.kernel.denoising_loss(noisy, given, x, edm_weight(sigma))
+        plain.step(0.01)
+        assert torch.equal(own.parameters.values, plain.parameters.values)
+        assert torch.equal(own.state["second"], plain.state["second"])
+    assert own.parameters.values.isfinite().all()
+
+
+@torch.no_grad()
 def test_what_does_not_fit_is_refused():
     denoiser, optimiser = in_training(2)
     x, sigma, noisy = batches(4, 2)

@@ -48,9 +48,10 @@ def training(
     """Train on one thread, everything included, and time the bare matrix products of that training beside it.
 
     Both are timed in turns. Columns: milliseconds of a generator step with its fake-score steps, of its matrix products
-    alone, the rate of those in 10⁹ operations a second, the share (products/training, the median of the turns), and the
-    smallest and largest share of a turn. The faster a CPU makes products, the smaller their share: the last example
-    measures an AVX-512 machine as if it had AVX2 alone, its products likewise.
+    alone, the rate of those in 10⁹ operations a second, milliseconds of 24 forward passes at that rate (what such a step
+    needs if a backward pass counts as two), the share (products/training, the median of the turns), the smallest and
+    largest share of a turn, and the share of those 24 passes. The faster a CPU makes products, the smaller their share:
+    the last example measures an AVX-512 machine as if it had AVX2 alone, its products likewise.
 
     \b
     dmdpipe bench training
@@ -65,7 +66,9 @@ def training(
     table = pd.DataFrame([{key: value for key, value in asdict(row).items() if key != "shares"} for row in rows])
     shares = pd.DataFrame([row.shares for row in rows])
     table = table.assign(share=shares.median(axis=1), smallest=shares.min(axis=1), largest=shares.max(axis=1))
-    typer.echo(render(table.rename(columns={"products": "products_ms", "training": "training_ms"}), form))
+    table["share_of_passes"] = table["share"] * table["passes"] / table["products"]
+    units = {name: f"{name}_ms" for name in ("products", "training", "passes")}
+    typer.echo(render(table.rename(columns=units), form))
 
 
 @bench_app.command("sampling")

@@ -32,6 +32,9 @@ CALLS = (
     (5, True, True),  # the fake score, for its steps
 )
 
+# The same in forward passes, for whoever counts a backward pass as two.
+FORWARD_PASSES = sum(times * (3 if trains else 1) for times, _, trains in CALLS)
+
 
 @dataclass(frozen=True)
 class Share:
@@ -42,6 +45,7 @@ class Share:
         products: median milliseconds of one generator step's matrix products alone.
         training: median milliseconds of one generator step with its fake-score steps, everything included.
         gflops: the rate of the products, 10⁹ floating-point operations a second.
+        passes: milliseconds of 24 forward passes of a network at that rate: what is needed if a backward pass counts as two.
         shares: products over training in every turn, in order.
     """
 
@@ -49,6 +53,7 @@ class Share:
     products: float
     training: float
     gflops: float
+    passes: float
     shares: tuple[float, ...]
 
 
@@ -100,6 +105,13 @@ def products_of(spec: StudentSpec) -> tuple[Callable[[], None], int]:
     return run, operations
 
 
+def forward_operations(spec: StudentSpec) -> int:
+    """Return the floating-point operations of one forward pass of a batch, each row with its own noise embedding."""
+    assert spec.network.kind == "mlp"
+    width, dim = spec.network.width, dimension(spec.teacher.data)
+    return 2 * spec.batch * width * (2 * dim + spec.network.depth * width + spec.network.embedding)
+
+
 def measure(width: int, dim: int, batch: int = 256, turns: int = 5, seconds: float = 8.0) -> Share:
     """Measure the share of the matrix-product rate that training reaches on one thread; both in turns.
 
@@ -123,7 +135,9 @@ def measure(width: int, dim: int, batch: int = 256, turns: int = 5, seconds: flo
         pairs.append((of_products, timed(lambda: distil(spec, teacher)) / steps))
     of_products, of_training = (median(column) for column in zip(*pairs, strict=True))
     shares = tuple(bare / whole for bare, whole in pairs)
-    return Share(width, 1e3 * of_products, 1e3 * of_training, operations / of_products / 1e9, shares)
+    rate = operations / of_products
+    passes = FORWARD_PASSES * forward_operations(spec) / rate
+    return Share(width, 1e3 * of_products, 1e3 * of_training, rate / 1e9, 1e3 * passes, shares)
 
 
 def timed(run: Callable[[], object]) -> float:

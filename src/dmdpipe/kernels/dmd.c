@@ -116,7 +116,7 @@ static void go_round(const Network *student, const Network *teacher, const Netwo
     log[0] = match(matching, batch, dim, x, room->real, room->fake, room->gradient);
     pull_back(student->shape, student->panels, student->given, batch, room->gradient, room->kept, student->gradients,
               student->memory);
-    log[1] = step_by(student, of_student, generator_sizes);
+    log[1] = step_by(student, of_student, generator_sizes, 1);
 
     draw_latent(latent, others, size, room->latent);
     denoise(student->shape, student->panels, student->given, others * batch, room->latent, x + size,

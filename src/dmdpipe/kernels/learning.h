@@ -44,17 +44,14 @@ static void step_layer(const Shape *s, count layer, Parameters p, const Sizes *s
 }
 
 /* Take AdamW's step along the gradient that the way back has left, and pack the weights; return its norm before it is
- * clipped. */
-static double step_by(const Network *network, const Flat *flat, const Sizes *sizes) {
+ * clipped, if it `is_asked` for. */
+static double step_by(const Network *network, const Flat *flat, const Sizes *sizes, int is_asked) {
     const Shape *s = network->shape;
     const Sums sums = sums_in(s, network->gradients, network->memory);
-    Squares squares = {0};
-    /* Layer by layer: what is copied is still in the cache. */
-    for (count l = 0, end = 0; l <= output_of(s); l++) {
-        finish(s, l, sums, network->gradients, 0);
-        square_up_to(&squares, flat->all.gradient, end += parameters_of(s, l));
-    }
-    double norm = norm_of(squares, flat->size, flat->all.gradient);
+    for (count l = 0; l <= output_of(s); l++) finish(s, l, sums, network->gradients, 0);
+    double norm = 0;
+    if (is_asked || (flat->clip > 0 && !surely_within(flat->clip, flat->size, flat->all.gradient)))
+        norm = norm_of(flat->size, flat->all.gradient);
     /* What is not a number is clipped, too, and shows in all parameters. */
     float scale = flat->clip > 0 && !(norm <= flat->clip) ? (float)(flat->clip / (norm + 1e-6)) : 1.0f;
     for (count l = 0, at = 0; l <= output_of(s); at += parameters_of(s, l++)) {
@@ -69,6 +66,6 @@ static float learn(const Network *network, const Conditions *given, const float 
                    const Sizes *sizes, count rows, const float *noisy, const float *x) {
     float loss = denoising_loss(network->shape, network->panels, given, rows, noisy, x, weight, network->gradients,
                                 network->memory);
-    step_by(network, flat, sizes);
+    step_by(network, flat, sizes, 0);
     return loss;
 }

@@ -7,30 +7,32 @@ enum { SUMS = 8 };
 typedef double sums_of_squares __attribute__((vector_size(8 * SUMS)));
 typedef float some_entries __attribute__((vector_size(4 * SUMS), aligned(4)));
 
-/* A sum of squares in double precision, of the first `size` entries so far. */
-typedef struct {
-    sums_of_squares sums;
-    count size;
-} Squares;
-
-/* Go on to the last whole eight among the first `end` entries of a gradient. */
-static void square_up_to(Squares *squares, const float *gradient, count end) {
-    sums_of_squares sums = squares->sums;
-    for (; squares->size + SUMS <= end; squares->size += SUMS) {
-        sums_of_squares g = __builtin_convertvector(*(const some_entries *)(gradient + squares->size), sums_of_squares);
-        sums += g * g;
+/* Return a gradient's Euclidean norm, summed in double precision. */
+static double norm_of(count size, const float *gradient) {
+    sums_of_squares s = {0};
+    count i = 0;
+    for (; i + SUMS <= size; i += SUMS) {
+        sums_of_squares g = __builtin_convertvector(*(const some_entries *)(gradient + i), sums_of_squares);
+        s += g * g;
     }
-    squares->sums = sums;
-}
-
-/* Return the Euclidean norm of a gradient of which some squares are summed. */
-static double norm_of(Squares squares, count size, const float *gradient) {
-    square_up_to(&squares, gradient, size);
-    const sums_of_squares s = squares.sums;
     double rest = 0;
-    for (count i = squares.size; i < size; i++) rest += (double)gradient[i] * gradient[i];
+    for (; i < size; i++) rest += (double)gradient[i] * gradient[i];
     double left = (s[0] + s[1]) + (s[2] + s[3]), right = (s[4] + s[5]) + (s[6] + s[7]);
     return __builtin_sqrt(left + right + rest);
+}
+
+/* Whether a gradient's norm is at most `bound` by far, in less time: these sums don't wait for each other, and a factor of 2
+ * makes up for single precision. */
+static int surely_within(double bound, count size, const float *gradient) {
+    enum { MANY = 64 };
+    float sums[MANY] = {0};
+    count i = 0;
+    for (; i + MANY <= size; i += MANY)
+        for (int lane = 0; lane < MANY; lane++) sums[lane] = fma1(gradient[i + lane], gradient[i + lane], sums[lane]);
+    double all = 0;
+    for (; i < size; i++) all += (double)gradient[i] * gradient[i];
+    for (int lane = 0; lane < MANY; lane++) all += sums[lane];
+    return all <= 0.5 * bound * bound;
 }
 
 /* Parameters, their gradient, which is only read, and both moments: vectors that don't overlap. */
