@@ -45,7 +45,7 @@ class Share:
         products: median milliseconds of one generator step's matrix products alone.
         training: median milliseconds of one generator step with its fake-score steps, everything included.
         gflops: the rate of the products, 10⁹ floating-point operations a second.
-        passes: milliseconds of 24 forward passes of a network at that rate: what is needed if a backward pass counts as two.
+        passes: milliseconds of 24 forward passes at that rate: what is needed if a backward pass counts as two.
         shares: products over training in every turn, in order.
     """
 
