@@ -57,7 +57,7 @@ def test_steps_together_are_those_one_by_one_to_the_byte(batch, dim, clip):
 @pytest.mark.parametrize("size", [1.0, 1e24])
 @pytest.mark.parametrize("share", [0.99, 1.01, 1.4, 1.45, 100.0])
 def test_a_gradient_is_clipped_as_its_exact_norm_says(share, size):
-    """Bounds just below, just above and far above the norm; squares of the larger gradients are infinite in single precision."""
+    """Bounds just below, just above and far above the norm; squares of large gradients overflow in single precision."""
     x, sigma, noisy = (each[:48] for each in batches(48, 3))
     x = size * x
 

@@ -10,15 +10,13 @@ enum { PANEL = 16 };
 
 /* A tile has at most `TILE` rows of `VECTORS` vectors, or `NARROW` rows of fewer: as many sums as there are registers for, and
  * enough of them to keep the multipliers busy while each sum waits for its last term. Tiles below each other use the same
- * `DEPTH` rows of the right factor, which then are in the first cache. */
+ * `DEPTH` rows of the right factor, which then are in the first cache. Matrices of `FAR` entries have left the second cache when they
+ * are used again, and are fetched ahead; by AVX2 none, for half as many lanes use them up at half the pace. */
 #if defined(__AVX512F__)
-enum { LANES = 16, VECTORS = 4, TILE = 6, NARROW = 8, DEPTH = 128 };
+enum { LANES = 16, VECTORS = 4, TILE = 6, NARROW = 8, DEPTH = 128, FAR = 1 << 15 };
 #else
-enum { LANES = 8, VECTORS = 2, TILE = 6, NARROW = 8, DEPTH = 256 };
+enum { LANES = 8, VECTORS = 2, TILE = 6, NARROW = 8, DEPTH = 256, FAR = 1 << 30 };
 #endif
-
-/* Matrices of so many entries have left the second cache when they are used again, as measured: they are fetched ahead. */
-enum { FAR = 1 << 15 };
 
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 
