@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -212,42 +213,41 @@ def test_where_a_run_could_wait_for_ever_it_ends_in_one_line_before_it_starts(
         assert outcome.err.count("\n") == 1 and not (checkout.folder / "results").exists()
 
 
-@pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Callable[[str, int], str]:
-    """Waits until words have been said so many times, by a run that looks for preempted jobs all the time."""
-    monkeypatch.setattr(slurm, "SECONDS_BETWEEN_QUESTIONS", 0.01)
-    heard = ""
+class Heard(io.StringIO):
+    """A stderr that keeps all: what a thread prints while pytest empties its own capture would be lost."""
 
-    def wait(words: str, times: int) -> str:
-        nonlocal heard
+    def wait_for(self, words: str, times: int) -> str:
+        """Return all that was said, once these words have been so many times."""
         deadline = time.monotonic() + 30
-        while heard.count(words) < times:
-            assert time.monotonic() < deadline, heard
-            heard += capsys.readouterr().err
-        return heard
-
-    return wait
+        while self.getvalue().count(words) < times:
+            assert time.monotonic() < deadline, self.getvalue()
+        return self.getvalue()
 
 
-def test_preempted_jobs_of_this_run_are_put_back_and_no_others(
-    queue: Path, tmp_path: Path, said: Callable[[str, int], str]
-) -> None:
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
+    """What is said by a run that looks for preempted jobs all the time."""
+    monkeypatch.setattr(slurm, "SECONDS_BETWEEN_QUESTIONS", 0.01)
+    return Heard()
+
+
+def test_preempted_jobs_of_this_run_are_put_back_and_no_others(queue: Path, tmp_path: Path, heard: Heard) -> None:
     mine, other = job_prefix(tmp_path / "results"), job_prefix(tmp_path / "elsewhere")
     preempted = tmp_path / "preempted"
     preempted.write_text(f"3 {mine}_of_an_earlier_run\n")
     others = f"3 {mine}_of_an_earlier_run\n9 {mine}_b\n8 {other}_b\n"
-    with preempted_jobs_put_back(tmp_path / "results"):
+    with redirect_stderr(heard), preempted_jobs_put_back(tmp_path / "results"):
         for times in (1, 2):  # a job can be preempted again
             (tmp_path / "new").write_text(f"{others}7 {mine}_a\n")
             (tmp_path / "new").replace(preempted)
-            said("job 7 was preempted, and is back in SLURM's queue\n", times)
+            heard.wait_for("job 7 was preempted, and is back in SLURM's queue\n", times)
     words = "job 9 was preempted, and nothing puts it back: stop this run and start it again (scontrol: not this one)\n"
-    assert said(words, 1).count("job 9") == 1
+    assert heard.wait_for(words, 1).count("job 9") == 1
     assert (tmp_path / "asked").read_text() == "requeue 7\nrequeue 7\n"
     assert preempted.read_text() == others
 
 
-def test_a_controller_that_is_busy_is_asked_again(queue: Path, tmp_path: Path, said: Callable[[str, int], str]) -> None:
+def test_a_controller_that_is_busy_is_asked_again(queue: Path, tmp_path: Path, heard: Heard) -> None:
     squeue, answering = tmp_path / "programs/squeue", tmp_path / "answering"
     squeue.rename(answering)
     squeue.write_text(
@@ -255,8 +255,8 @@ def test_a_controller_that_is_busy_is_asked_again(queue: Path, tmp_path: Path, s
     )
     squeue.chmod(0o755)
     (tmp_path / "refused").touch()
-    with preempted_jobs_put_back(tmp_path):
+    with redirect_stderr(heard), preempted_jobs_put_back(tmp_path):
         (tmp_path / "preempted").write_text(f"7 {job_prefix(tmp_path)}_a\n")
         (tmp_path / "refused").unlink(missing_ok=True)
-        said("job 7 was preempted, and is back", 1)
+        heard.wait_for("job 7 was preempted, and is back", 1)
     assert (tmp_path / "refused").exists()

@@ -18,7 +18,7 @@ rule all:
 rule unet:
     output: "unet{i}"
     resources: large_on_gpu=1
-    shell: "mkdir busy && {{ test -e others_ran || cat end_of_others; }} && rmdir busy && touch {output}"
+    shell: "mkdir busy && {{ ! mkdir first || cat end_of_others; }} && rmdir busy && touch {output}"
 
 rule before:
     output: "before"
@@ -29,7 +29,7 @@ rule after:
     input: "before"
     output: "after"
     resources: large_on_gpu=0
-    shell: "touch others_ran && echo > end_of_others && touch {output}"
+    shell: "echo > end_of_others && touch {output}"
 """
 
 
