@@ -47,11 +47,11 @@ def training(
 ) -> None:
     """Train on one thread, everything included, and time the bare matrix products of that training beside it.
 
-    Both are timed in turns. Columns: milliseconds of a generator step with its fake-score steps, of its matrix products
-    alone, the rate of those in 10⁹ operations a second, milliseconds of 24 forward passes at that rate (what a step
-    needs if a backward pass counts as two), the share (products/training, the median of the turns), the smallest and
-    largest share of a turn, and the share of those 24 passes. The faster a CPU makes products, the smaller their share:
-    the last example measures an AVX-512 machine as if it had AVX2 alone, its products likewise.
+    Both are timed in turns. Columns: milliseconds of a generator step's matrix products, with its fake-score steps',
+    and of its training; the rate of the products in 10⁹ operations a second; milliseconds of 24 forward passes at that
+    rate (what such a step needs if a backward pass counts as two); the share (products/training, the median of the
+    turns), its smallest and largest turn, and share_of_passes (24 passes/training). The faster a CPU makes products,
+    the smaller their share: the last example measures an AVX-512 machine as if it had AVX2 alone, products too.
 
     \b
     dmdpipe bench training

@@ -43,14 +43,14 @@ static void step_layer(const Shape *s, count layer, Parameters p, const Sizes *s
     copy_row(outer, padded(outer), bias.values, to.bias);
 }
 
-/* Take AdamW's step along the gradient that the way back has left, and pack the weights; return its norm before it is
- * clipped, if it `is_asked` for. */
-static double step_by(const Network *network, const Flat *flat, const Sizes *sizes, int is_asked) {
+/* Take AdamW's step along the gradient that the way back has left, and pack the weights. Return its norm before it is
+ * clipped if that is wanted; else what is returned may be 0. */
+static double step_by(const Network *network, const Flat *flat, const Sizes *sizes, int wants_norm) {
     const Shape *s = network->shape;
     const Sums sums = sums_in(s, network->gradients, network->memory);
     for (count l = 0; l <= output_of(s); l++) finish(s, l, sums, network->gradients, 0);
     double norm = 0;
-    if (is_asked || (flat->clip > 0 && !surely_within(flat->clip, flat->size, flat->all.gradient)))
+    if (wants_norm || (flat->clip > 0 && !surely_within(flat->clip, flat->size, flat->all.gradient)))
         norm = norm_of(flat->size, flat->all.gradient);
     /* What is not a number is clipped, too, and shows in all parameters. */
     float scale = flat->clip > 0 && !(norm <= flat->clip) ? (float)(flat->clip / (norm + 1e-6)) : 1.0f;

@@ -10,8 +10,8 @@ enum { PANEL = 16 };
 
 /* A tile has at most `TILE` rows of `VECTORS` vectors, or `NARROW` rows of fewer: as many sums as there are registers for, and
  * enough of them to keep the multipliers busy while each sum waits for its last term. Tiles below each other use the same
- * `DEPTH` rows of the right factor, which then are in the first cache. Matrices of `FAR` entries have left the second cache when they
- * are used again, and are fetched ahead; by AVX2 none, for half as many lanes use them up at half the pace. */
+ * `DEPTH` rows of the right factor, which then are in the first cache. Matrices of `FAR` entries and more have
+ * left the second cache, as measured, when they are used again, and are fetched ahead. By AVX2 none are: it gains nothing. */
 #if defined(__AVX512F__)
 enum { LANES = 16, VECTORS = 4, TILE = 6, NARROW = 8, DEPTH = 128, FAR = 1 << 15 };
 #else
@@ -51,8 +51,8 @@ EACH lanes fused(lanes a, lanes b, lanes c) {
 #endif
 }
 
-/* What sums begin with: rows so far apart, 0 where all begin with the same one, and one that is added to each. The
- * latter may be missing, or both. */
+/* What sums begin with: rows so far apart, 0 where all begin with the same one, and one that is added to each,
+ * which may be missing. Without `rows` sums begin with 0. */
 typedef struct {
     const float *rows;
     count apart;
@@ -76,7 +76,7 @@ enum { REACHED = 3 };
 
 #define EACH_REACHED UNROLLED for (int r = 0; r < rows; r += REACHED)
 
-/* Before a turn of a loop: compilers then add to this pointer in each, and don't compute it from others in more steps. */
+/* Hide where a pointer comes from: in a loop, compilers then step it by one addition, instead of computing it anew from others. */
 #define STEPS_ALONE(pointer) __asm__("" : "+r"(pointer))
 
 /* sums[r][v] += Σ_k a[r·a_row + k·a_step] · b[k·b_step + v·b_next + …]. */
@@ -117,8 +117,8 @@ EACH void tile(const int rows, const int vectors, count inner, const float *a, c
         UNROLLED for (int v = 0; v < vectors; v++) store(c + r * c_row + v * LANES, sums[r][v]);
 }
 
-/* The same for any number of rows. If something is `far`, each tile fetches ahead from a column of vectors: of `soon`, the right
- * factor of the next strip, or, without it, of the sums that the next tiles begin with. */
+/* The same for any number of rows. If what comes next is `far`, tiles fetch it ahead: `soon`, the right factor of the next strip, or,
+ * without that, the sums that the next tiles begin with; each tile one column of vectors, in turn. */
 EACH void strip(count rows, const int vectors, count inner, const float *a, count a_row, count a_step, const float *b,
                 count b_next, count b_step, float *c, count c_row, Start start, int far, const float *soon) {
     count turn = 0;
@@ -137,10 +137,10 @@ EACH void strip(count rows, const int vectors, count inner, const float *a, coun
 #undef TILES_OF
 }
 
-/* The same for any number of panels. What is fetched ahead, if anything, are the sums or the right factor. */
+/* The same for any number of panels. What is large is either the sums, which then are what is fetched ahead, or the right factor. */
 EACH void strips(count rows, count panels, count inner, const float *a, count a_row, count a_step, const float *b,
-                 count b_panel, count b_step, float *c, count c_row, Start start, const int fetches_sums) {
-    const int far = (fetches_sums ? rows : inner) * panels * PANEL >= FAR;
+                 count b_panel, count b_step, float *c, count c_row, Start start, const int sums_are_large) {
+    const int far = (sums_are_large ? rows : inner) * panels * PANEL >= FAR;
     const count b_next = LANES == PANEL ? b_panel : LANES;
 #define STRIPS_OF(vectors) \
     for (const count each = (vectors) * LANES / PANEL; each && panels >= each; \
@@ -148,7 +148,7 @@ EACH void strips(count rows, count panels, count inner, const float *a, count a_
         for (count k = 0; k < inner; k += DEPTH) \
             strip(rows, vectors, smaller(DEPTH, inner - k), a + k * a_step, a_row, a_step, b + k * b_step, b_next, b_step, \
                   c, c_row, k ? (Start){c, c_row, 0} : start, far, \
-                  fetches_sums ? 0 : k + DEPTH < inner ? b + (k + DEPTH) * b_step : b + each * b_panel)
+                  sums_are_large ? 0 : k + DEPTH < inner ? b + (k + DEPTH) * b_step : b + each * b_panel)
     STRIPS_OF(VECTORS);
     STRIPS_OF(VECTORS / 2);
     STRIPS_OF(VECTORS / 4);
@@ -159,7 +159,8 @@ EACH void strips(count rows, count panels, count inner, const float *a, count a_
  * b's panels lie b_panel and its rows b_step apart. */
 static void product(count rows, count panels, count inner, const float *a, count a_row, count a_step, const float *b,
                     count b_panel, count b_step, float *c, count c_row, Start start) {
-    /* Where compilers know the 1, they find shorter ways from one entry to the next. */
+    /* Where compilers know the 1, they find shorter ways from one entry to the next. A left factor that is read by columns makes a
+     * weight's gradient: of the three matrices that one is the largest. */
     if (a_row == 1) strips(rows, panels, inner, a, 1, a_step, b, b_panel, b_step, c, c_row, start, 1);
     else strips(rows, panels, inner, a, a_row, 1, b, b_panel, b_step, c, c_row, start, 0);
 }
