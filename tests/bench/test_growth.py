@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dmdpipe.bench.growth import AXES, Axis, measure, measured_exponent, summary
+from dmdpipe.copying.pairing_metrics import ASSIGNMENT_LIMIT
 
 VALUES = (4, 16, 64, 256, 1024, 4096)
 
@@ -60,7 +61,13 @@ def test_the_axes_cover_what_a_study_can_make_larger() -> None:
     assert {axis.cost: axis.exponent for axis in AXES if axis.name == "pairs N"} == {
         "paired statistics": 1,
         "pairwise statistics": 2,
+        "assignment": 3,
     }
+
+
+def test_what_is_matched_grows_up_to_the_limit_of_the_metrics() -> None:
+    (matched,) = [axis for axis in AXES if axis.cost == "assignment"]
+    assert matched.values[-1] == ASSIGNMENT_LIMIT
 
 
 def test_the_command_draws_the_figure(tmp_path: Path, dmdpipe: Callable[..., Any]) -> None:

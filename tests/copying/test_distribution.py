@@ -99,12 +99,16 @@ def test_projections_are_unit_vectors_fixed_by_their_seed():
 
 def test_block_size_does_not_matter(monkeypatch):
     x, y = draw(70, 3), draw(31, 3, seed=1) + 1_000
-    whole, mean = squared_distances(x, y), mean_distance(x, y)
+    whole = squared_distances(x, y)
     assert whole == pytest.approx(cdist(x, y, "sqeuclidean"), rel=1e-9)
-    assert mean == pytest.approx(cdist(x, y).mean(), rel=1e-12)
     monkeypatch.setattr("dmdpipe.copying.distances.TILE", (7, 11))
     assert squared_distances(x, y) == pytest.approx(whole, rel=1e-12)
-    assert mean_distance(x, y) == pytest.approx(mean, rel=1e-12)
+
+
+@pytest.mark.parametrize("d", [1, 2, 17, 64])
+def test_mean_distance_of_many_samples_is_scipys(d):
+    x, y = draw(700, d), draw(1_101, d, seed=1) + 1_000
+    assert mean_distance(x, y) == pytest.approx(cdist(x, y).mean(), rel=1e-12)
 
 
 def test_squared_distances_keep_their_digits_far_from_the_origin():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
 from scipy.stats import ortho_group
 
 from dmdpipe.copying.pairing_metrics import (
@@ -164,11 +165,11 @@ def test_ranks_agree_with_sorting(n, d, seed):
     assert normalised_rank(ranks) == pytest.approx(sum(brute) / n**2)
 
 
-def test_ranks_do_not_depend_on_the_block_size(monkeypatch):
-    s, t = draw(2, 50, 3)
-    whole = pair_ranks(s, t)
-    monkeypatch.setattr("dmdpipe.copying.distances.TILE", (7, 11))
-    assert np.array_equal(pair_ranks(s, t), whole)
+@pytest.mark.parametrize("d", [1, 2, 17, 64])
+def test_ranks_of_many_pairs_agree_with_all_distances(d):
+    s, t = draw(2, 1_101, d)
+    all_distances = cdist(s, t, "sqeuclidean")
+    assert np.array_equal(pair_ranks(s, t), 1 + (all_distances < np.diag(all_distances)[:, None]).sum(axis=1))
 
 
 def test_a_teacher_of_one_point_is_not_retrieved():

@@ -10,7 +10,7 @@ from dmdpipe.distill import loop
 from dmdpipe.distill.compiled import compiled_rounds, rounds_together
 from dmdpipe.distill.loop import distil
 from dmdpipe.networks.denoiser import build_network
-from dmdpipe.specs.data import Moons, Ring
+from dmdpipe.specs.data import Gaussian, Moons, Ring, dimension
 from dmdpipe.specs.diffusion import TeacherSpec, TrainedScore
 from dmdpipe.specs.network import MLP
 from dmdpipe.specs.student import StudentSpec
@@ -19,7 +19,6 @@ SMALL = MLP(width=8, depth=2, embedding=4)
 OF_CLASSES = MLP(width=8, depth=2, embedding=4, classes=3)
 QUICK = {"learning_rate": 1e-2, "warmup": 4}
 LEARNED = {"generator": QUICK, "fake_score": QUICK}
-DATA = torch.randn(40, 2, generator=torch.Generator().manual_seed(1))
 RING = Ring(modes=3, n_train=600, n_held_out=10, labels=True)
 CLASSES = {"teacher": TeacherSpec(data=RING, score=TrainedScore(network=OF_CLASSES)), "network": OF_CLASSES}
 IN_C = {
@@ -40,6 +39,14 @@ IN_C = {
     },
     "another level": {"recipe": LEARNED, "noise_range": {"sigma_max": 8.0}},
 }  # fmt: skip
+# Hidden layers of whole panels have their gradients in place; those of width 256 are fetched ahead.
+IN_C |= {
+    f"width {width}": {
+        "teacher": TeacherSpec(data=Gaussian(dim=dim), score=TrainedScore(network=MLP(width=width))),
+        "network": MLP(width=width), "recipe": LEARNED, "batch": 136, "generator_steps": 4, "snapshots": 3,
+    }
+    for width, dim in [(64, 64), (128, 3), (256, 16)]
+}  # fmt: skip
 BY_THE_LOOP = {
     "lagged": {"recipe": {**LEARNED, "fake_lag": 2}},
     "three steps": {"recipe": LEARNED, "sampling_steps": 3},
@@ -59,9 +66,11 @@ BY_THE_LOOP = {
 def trained(fields):
     given = {"teacher": TeacherSpec(data=Moons(), score=TrainedScore(network=SMALL)), "network": SMALL, "batch": 24}
     spec = StudentSpec(**given | {"generator_steps": 6, "snapshots": 6} | fields)
-    network = build_network(spec.teacher.score.network, 2, seed=77)
+    dim = dimension(spec.teacher.data)
+    network = build_network(spec.teacher.score.network, dim, seed=77)
     tensors = {key: value.numpy() for key, value in network.state_dict().items()}
-    snapshots, history = distil(spec, load_teacher(spec.teacher, tensors, getattr(torch, spec.dtype)), data=DATA)
+    data = torch.randn(40, dim, generator=torch.Generator().manual_seed(1))
+    snapshots, history = distil(spec, load_teacher(spec.teacher, tensors, getattr(torch, spec.dtype)), data=data)
     return {key: value.numpy().tobytes() for key, value in snapshots.items()} | {"history": history.numpy().tobytes()}
 
 

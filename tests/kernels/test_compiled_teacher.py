@@ -18,10 +18,10 @@ from dmdpipe.networks.mlp import MLP
 RATES, SHARES = [0.0, 0.01, 0.02], [0.9, 0.5, 0.001]
 
 
-def in_training(dim: int, clip: float | None = None) -> tuple[Denoiser, FlatOptimiser]:
+def in_training(dim: int, clip: float | None = None, width: int = 24) -> tuple[Denoiser, FlatOptimiser]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        denoiser = Denoiser(MLP(dim, SimpleNamespace(width=24, depth=2, embedding=8, classes=0)))
+        denoiser = Denoiser(MLP(dim, SimpleNamespace(width=width, depth=2, embedding=8, classes=0)))
     return denoiser, FlatOptimiser(FlatParameters(denoiser), clip=clip)
 
 
@@ -33,9 +33,11 @@ def batches(batch: int, dim: int):
 
 @torch.no_grad()
 @pytest.mark.parametrize("clip", [None, 1e-3])
-@pytest.mark.parametrize(("batch", "dim"), [(48, 3), (133, 16), (1, 2)])
-def test_steps_together_are_those_one_by_one_to_the_byte(batch, dim, clip):
-    (one, own), (other, plain) = in_training(dim, clip), in_training(dim, clip)
+@pytest.mark.parametrize(
+    ("batch", "dim", "width"), [(48, 3, 24), (133, 16, 24), (1, 2, 24), (133, 64, 64), (133, 3, 256)]
+)
+def test_steps_together_are_those_one_by_one_to_the_byte(batch, dim, width, clip):
+    (one, own), (other, plain) = in_training(dim, clip, width), in_training(dim, clip, width)
     averages = [torch.zeros_like(own.parameters.values) for _ in range(2)]
     x, sigma, noisy = batches(batch, dim)
     for _ in range(2):

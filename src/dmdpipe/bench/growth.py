@@ -87,6 +87,14 @@ def pairwise(pairs: int) -> Work:
     return lambda: (mean_distance(student, teacher), pair_ranks(student, teacher))
 
 
+def assignment(pairs: int) -> Work:
+    """Return the optimal matching, of at most the pairs that the metrics take."""
+    from dmdpipe.copying.pairing_metrics import ASSIGNMENT_LIMIT, optimal_cost
+
+    student, teacher = np.random.default_rng(0).standard_normal((2, min(pairs, ASSIGNMENT_LIMIT), 64))
+    return lambda: optimal_cost(student, teacher)
+
+
 AXES = (
     Axis("dimension d", "training", (4, 16, 64, 256, 1024, 4096), 1, lambda d: training(dim=d)),
     Axis("width", "training", (32, 64, 128, 256, 512, 1024), 2, lambda width: training(width=width)),
@@ -96,6 +104,7 @@ AXES = (
     Axis("samples N", "teacher's map", (1_024, 2_048, 4_096, 8_192, 16_384), 1, sampling),
     Axis("pairs N", "paired statistics", (8_000, 16_000, 32_000, 64_000, 128_000, 256_000), 1, paired),
     Axis("pairs N", "pairwise statistics", (500, 1_000, 2_000, 4_000, 8_000), 2, pairwise),
+    Axis("pairs N", "assignment", (256, 512, 1_024, 2_048, 4_096), 3, assignment),
 )
 
 
@@ -162,7 +171,7 @@ def draw(table: pd.DataFrame) -> Figure:
     @styled
     def drawn() -> Figure:
         groups = list(table.groupby(["axis", "cost"], sort=False))
-        columns = 4
+        columns = 3
         rows = -(-len(groups) // columns)
         figure = new_figure(3.1 * columns, 2.7 * rows)
         panels = figure.subplots(rows, columns, squeeze=False).flatten()

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from dmdpipe.distill.batches import RandomBatches
     from dmdpipe.distill.oracle import LinearOracle
     from dmdpipe.distill.regression import PairPool
+    from dmdpipe.kernels.dmd import CompiledRounds
     from dmdpipe.specs.student import Optimiser, Recipe, StudentSpec
 
     Log = dict[str, float | Tensor]
@@ -99,6 +100,17 @@ def levels_of(denoiser: object, grid: Tensor) -> Callable[..., Any]:
 def fakes() -> Any:
     """Return ``dmdpipe.distill.fake_score``, by name, so that an edit of it touches only the students that use it."""
     return import_module("dmdpipe.distill.fake_score")
+
+
+def make_fake(spec: StudentSpec, teacher: Teacher, student: Any, batches: RandomBatches, device: torch.device) -> Any:
+    """Return D_fake(x, σ) as the recipe says: exact, of samples, a fresh network, or one that starts as the teacher."""
+    if spec.recipe.fake == "oracle":
+        return import_module("dmdpipe.distill.oracle").LinearOracle(student.get_parameter("generator.matrix"))
+    if spec.recipe.fake == "samples":
+        return fakes().SampledScore(spec, student, batches)
+    if spec.recipe.fake_start == "fresh":
+        return fakes().fresh_fake(spec, device)
+    return copy.deepcopy(teacher).requires_grad_(True) if isinstance(teacher, nn.Module) else None
 
 
 class Distillation:
@@ -168,17 +180,27 @@ class Distillation:
     def advance(self, generator_steps: range) -> list[Log]:
         """Take generator steps, counted from 0, each with the fake score's steps up to the next one.
 
+        Where C knows the recipe (``dmdpipe.distill.compiled``), it takes them, to the same bytes.
+
         Returns:
             What each logs, by the names in ``HISTORY``: gradient norms at the generator's step, and the last losses.
         """
         rates = [self._learning_rates(each * self.recipe.generator_every) for each in generator_steps]
-        if self.compiled and self.fake_optimiser:
-            generators = self.student_optimiser.begin_steps([rate for rate, _ in rates])
-            fakes = iter(self.fake_optimiser.begin_steps([rate for _, of_round in rates for rate in of_round]))
-            of_rounds = [list(islice(fakes, len(of_round))) for _, of_round in rates]
-            rounds = [Round(*both) for both in zip(generators, of_rounds, strict=True)]
-            return [log._asdict() for log in self.compiled(rounds, self.recipe.fake_trains_with_generator)]
+        if self.compiled:
+            return self._advance_in_c(self.compiled, rates)
         return [self._advance(step, *both) for step, both in zip(generator_steps, rates, strict=True)]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that ``advance`` changes in place, by name: a training with the same state goes on alike."""
+        of_student = self.student_optimiser
+        state = {"student": of_student.parameters.values, "evaluated": self.evaluated}
+        state |= {f"student/{name}": tensor for name, tensor in of_student.state.items()}
+        if self.fake_optimiser:
+            state |= {f"fake/{name}": tensor for name, tensor in self.fake_optimiser.state.items()}
+            state["fake"] = self.fake_optimiser.parameters.values
+        if self.lagged:
+            state["fake/past"] = self.lagged.past
+        return state | {f"streams/{purpose}": stream.position for purpose, stream in self.batches.streams.items()}
 
     def _learning_rates(self, iteration: int) -> tuple[float, list[float]]:
         """Return the rate of the generator's step at an iteration, and of the fake score's steps up to the next one."""
@@ -186,6 +208,15 @@ class Distillation:
         learning = range(iteration + (not self.recipe.fake_trains_with_generator), end)
         rates = [learning_rate(self.recipe.fake_score, each, self.iterations) for each in learning]
         return learning_rate(self.recipe.generator, iteration, self.iterations), rates
+
+    def _advance_in_c(self, compiled: CompiledRounds, rates: list[tuple[float, list[float]]]) -> list[Log]:
+        """Take as many generator steps as there are rates, with the fake score's steps, in one call."""
+        assert self.fake_optimiser
+        generators = self.student_optimiser.begin_steps([rate for rate, _ in rates])
+        of_fake = iter(self.fake_optimiser.begin_steps([rate for _, of_round in rates for rate in of_round]))
+        of_rounds = [list(islice(of_fake, len(of_round))) for _, of_round in rates]
+        rounds = [Round(*both) for both in zip(generators, of_rounds, strict=True)]
+        return [log._asdict() for log in compiled(rounds, self.recipe.fake_trains_with_generator)]
 
     def _advance(self, generator_step: int, rate: float, fake_rates: list[float]) -> Log:
         """Take one generator step, and the fake score's steps up to the next one."""
@@ -349,15 +380,7 @@ def distil(
         student = student_to_train(spec, device)
         initialise(student, spec, placed(start, device, spec.precision) if start else teacher, make_pool)
         batches = make_batches(spec, dim, device)
-    fake: Any = None
-    if recipe.dm_weight and recipe.fake == "oracle":
-        fake = import_module("dmdpipe.distill.oracle").LinearOracle(student.get_parameter("generator.matrix"))
-    elif recipe.dm_weight and recipe.fake == "samples":
-        fake = fakes().SampledScore(spec, student, batches)
-    elif recipe.dm_weight and recipe.fake_start == "fresh":
-        fake = fakes().fresh_fake(spec, device)
-    elif recipe.dm_weight and isinstance(teacher, nn.Module):
-        fake = copy.deepcopy(teacher).requires_grad_(True)
+    fake = make_fake(spec, teacher, student, batches, device) if recipe.dm_weight else None
     iterations = (spec.generator_steps - 1) * recipe.generator_every + 1
     pool = make_pool() if recipe.regression_weight else None
     adversary: Any = None
@@ -378,14 +401,7 @@ def distil(
     state = None
     first = 0
     if step:
-        tensors = {"student": current, "evaluated": evaluated, "snapshots": snapshots, "history": history}
-        tensors |= {f"student/{name}": tensor for name, tensor in loop.student_optimiser.state.items()}
-        if loop.fake_optimiser:
-            tensors |= {f"fake/{name}": tensor for name, tensor in loop.fake_optimiser.state.items()}
-            tensors["fake"] = loop.fake_optimiser.parameters.values
-        if loop.lagged:
-            tensors["fake/past"] = loop.lagged.past
-        tensors |= {f"streams/{purpose}": stream.position for purpose, stream in loop.batches.streams.items()}
+        tensors = loop.state() | {"snapshots": snapshots, "history": history}
         state = TrainingState(step.resume, tensors, ranks)
         first = state.resume(spec.generator_steps)
         if fake and recipe.fake == "oracle":
