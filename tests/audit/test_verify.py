@@ -368,6 +368,19 @@ def test_verdicts_and_pages_have_roots_of_their_own(tmp_path: Path) -> None:
     assert changed == ["verdicts"]
 
 
+def test_a_page_of_other_verdicts_is_of_another_configuration(tmp_path: Path) -> None:
+    """Its own spec is the same; else it would be said to differ from a page that is published for other studies."""
+    steps = study(2)
+    plant(tmp_path, steps, payload_of({0: 0.5, 1: 0.6}))
+    before = study_roots(inspect_steps(tmp_path, steps), [])
+    verdicts = next(step for step in steps.values() if step.stage == "verdicts")
+    other = PlannedStep("verdicts", verdicts.spec.model_copy(update={"studies": ("another",)}), verdicts.parents)
+    write(tmp_path, other, dict.fromkeys(STAGES["verdicts"].payload, b"x"))
+    after = study_roots(inspect_steps(tmp_path, steps), [])
+    changed = [root.stage for root, old in zip(after, before, strict=True) if root.spec != old.spec]
+    assert changed == ["verdicts", "figures"]
+
+
 def test_a_code_digest_that_is_not_that_of_its_definitions_is_tampered(own: Any) -> None:
     def forge(manifest: dict[str, Any]) -> None:
         manifest["provenance"]["modules"].popitem()

@@ -1,7 +1,7 @@
 """Published digests: what each study's results came to elsewhere, to compare one's own with.
 
 ``config/published.json`` holds, for each environment class in which the default studies were run, the result root of
-each study, of the verdicts and of each page at each scale, with the digest of its spec.
+each study, of the verdicts and of each page at each scale, with a digest of the specs of all that it was made from.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EnvironmentClass = dict[str, list[str]]
 
 
 class PublishedRoot(Record):
-    """The root of a study, of verdicts or of a page: the digest of its spec, and of what came out of it."""
+    """The root of a study, of verdicts or of a page: digests of what was asked for, and of what came out of it."""
 
     spec: Digest
     result_root: Sha256

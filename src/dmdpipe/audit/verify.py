@@ -59,7 +59,7 @@ class Root:
         stage: ``evidence``, ``verdicts`` or ``figures``.
         name: of the study, ``verdicts``, or ``page NAME``.
         scale: which.
-        spec: digest of the study's spec.
+        spec: digest of what was asked for: of the specs of all steps that it was made from.
         result: what came out of which spec: comparable across versions of the code and machines.
         provenance: made by which code in which environment.
         environment: the class of all steps that it was made from.
@@ -240,9 +240,11 @@ def study_roots(inspections: Mapping[str, Inspection], published: Iterable[Publi
         result, provenance = inspection.manifest.result, inspection.manifest.provenance
         name, scale = ROOT_NAMES[result.stage](result.spec), str(result.spec.get("scale"))
         environment = environment_class(manifests)
-        own = PublishedRoot(spec=result.digest, result_root=result.result_digest)
+        # A page's own spec stays the same when other verdicts are asked for.
+        asked = digest(sorted(manifest.result.digest for manifest in manifests))
+        own = PublishedRoot(spec=asked, result_root=result.result_digest)
         said = relation(name, scale, own, environment, known)
-        digests = result.digest, result.result_digest, provenance.provenance_digest
+        digests = asked, result.result_digest, provenance.provenance_digest
         roots.append(Root(result.stage, name, scale, *digests, environment, said))
     return sorted(roots, key=lambda root: (root.scale, list(ROOT_NAMES).index(root.stage), root.name))
 
