@@ -85,8 +85,16 @@ EACH void tile_of(count rows, count dim, const double *x, const double *norms, c
     }
 }
 
-/* What is done with the squared distances of row i, of the points, from `here` of the packed ones. */
-typedef void (*Use)(count i, count here, const double *squares, void *state);
+/* What is done with the squared distances of some rows, from row `first` on, from `here` of the points in a pack. */
+typedef void (*Use)(count first, count rows, count here, const double (*squares)[COLUMNS], void *state);
+
+/* Some of a pack's squared distances, from place v on; those of places without a point are `elsewhere`. */
+EACH lanes of_points(const double *squares, count v, count here, double elsewhere) {
+    lanes found = load(squares + v);
+    for (int lane = 0; here < COLUMNS && lane < LANES; lane++)
+        if (v + lane >= here) found[lane] = elsewhere;
+    return found;
+}
 
 /* Use every squared distance between x [n × dim] and the m points in `packed`. Rows are taken in blocks, so that each pack
  * is used many times before the next one takes its place in the cache. `use` is told how many of a whole pack there are
@@ -103,25 +111,24 @@ EACH void use_all(count n, count m, count dim, const double *x, const double *pa
             for (count r = 0; r < rows; r += ROWS)
                 tile_of(smaller(ROWS, rows - r), dim, x + (block + r) * dim, norms + r, pack, next, squares[0][r]);
             for (count p = 0; p < PACKS && j + p * COLUMNS < m; p++)
-                for (count r = 0; r < rows; r++)
-                    if (m - j - p * COLUMNS >= COLUMNS)
-                        use(block + r, COLUMNS, squares[p][r], state);
-                    else
-                        use(block + r, m - j - p * COLUMNS, squares[p][r], state);
+                if (m - j - p * COLUMNS >= COLUMNS)
+                    use(block, rows, COLUMNS, squares[p], state);
+                else
+                    use(block, rows, m - j - p * COLUMNS, squares[p], state);
         }
     }
 }
 
-/* The roots, each rounded as IEEE 754 says. */
-EACH lanes roots(lanes squares) {
+/* The roots, each rounded as IEEE 754 says, by the CPU's instruction or by multiply-adds. */
+EACH lanes roots(lanes squares, int by_instruction) {
     lanes found;
 #if defined(__AVX512F__)
-    /* The instruction for eight roots takes as long as some twenty multiply-adds. Here two of Newton's steps on √x and
+    /* The instruction for eight roots takes as long as some twenty multiply-adds, beside which it works. Here two of Newton's steps on √x and
      * 1/(2√x) go from 14 good bits to 53, and one on the exact remainder x − √x² rounds (P. Markstein, IBM J. Res. Dev. 34,
      * 1990). Zeros, and what might leave the range on the way, are left to the instruction. */
     enum { NOT_AT_LEAST = 25, NOT_AT_MOST = 22 };
     const lanes half = (lanes){0} + 0.5;
-    if (!(__builtin_ia32_cmppd512_mask(squares, (lanes){0} + 0x1p-900, NOT_AT_LEAST, -1, 4) |
+    if (!by_instruction && !(__builtin_ia32_cmppd512_mask(squares, (lanes){0} + 0x1p-900, NOT_AT_LEAST, -1, 4) |
           __builtin_ia32_cmppd512_mask(squares, (lanes){0} + 0x1p+900, NOT_AT_MOST, -1, 4))) {
         lanes inverse = __builtin_ia32_rsqrt14pd512_mask(squares, (lanes){0}, -1);
         lanes root = squares * inverse, half_inverse = half * inverse;
@@ -137,15 +144,17 @@ EACH lanes roots(lanes squares) {
     return found;
 }
 
-EACH void add_roots(count i, count here, const double *squares, void *state) {
-    (void)i;
+/* The instruction makes one root of so many, while multiply-adds make the others. */
+enum { BY_INSTRUCTION = 4 };
+
+EACH void add_roots(count first, count rows, count here, const double (*squares)[COLUMNS], void *state) {
+    (void)first;
     double *sums = state;
-    for (count first = 0; first < COLUMNS; first += LANES) {
-        lanes found = roots(load(squares + first));
-        if (here == COLUMNS)
-            *(lanes *)(sums + first) += found;
-        else
-            for (count c = first; c < smaller(here, first + LANES); c++) sums[c] += found[c - first];
+    for (count v = 0; v < COLUMNS; v += LANES) {
+        /* Apart from memory, since each sum waits for the one before. */
+        lanes sum = load(sums + v);
+        for (count r = 0; r < rows; r++) sum += roots(of_points(squares[r], v, here, 0.0), r % BY_INSTRUCTION == 0);
+        *(lanes *)(sums + v) = sum;
     }
 }
 
@@ -166,22 +175,17 @@ typedef struct {
     int64_t *nearer, *not_farther;
 } Counts;
 
-EACH void count_row(count i, count here, const double *squares, void *state) {
+EACH void count_rows(count first, count rows, count here, const double (*squares)[COLUMNS], void *state) {
     const Counts *counts = state;
-    int64_t *nearer = counts->nearer + COLUMNS * i, *not_farther = counts->not_farther + COLUMNS * i;
-    const lanes near = (lanes){0} + counts->near[i], far = (lanes){0} + counts->far[i];
-    for (count first = 0; first < COLUMNS; first += LANES) {
-        lanes some = load(squares + first);
-        /* A comparison gives −1 where it holds. */
-        whole_lanes is_nearer = some < near, is_not_farther = some <= far;
-        if (here == COLUMNS) {
-            *(whole_lanes *)(nearer + first) -= is_nearer;
-            *(whole_lanes *)(not_farther + first) -= is_not_farther;
-        } else
-            for (count c = first; c < smaller(here, first + LANES); c++) {
-                nearer[c] -= is_nearer[c - first];
-                not_farther[c] -= is_not_farther[c - first];
-            }
+    for (count r = 0; r < rows; r++) {
+        int64_t *nearer = counts->nearer + COLUMNS * (first + r), *not_farther = counts->not_farther + COLUMNS * (first + r);
+        const lanes near = (lanes){0} + counts->near[first + r], far = (lanes){0} + counts->far[first + r];
+        for (count v = 0; v < COLUMNS; v += LANES) {
+            lanes some = of_points(squares[r], v, here, __builtin_nan(""));
+            /* A comparison gives −1 where it holds, and never does with what is no number. */
+            *(whole_lanes *)(nearer + v) -= (whole_lanes)(some < near);
+            *(whole_lanes *)(not_farther + v) -= (whole_lanes)(some <= far);
+        }
     }
 }
 
@@ -190,16 +194,24 @@ EACH void count_row(count i, count here, const double *squares, void *state) {
 void distances_count(count n, count m, count dim, const double *x, const double *packed, const double *near,
                      const double *far, int64_t *nearer, int64_t *not_farther) {
     Counts counts = {near, far, nearer, not_farther};
-    use_all(n, m, dim, x, packed, count_row, &counts);
+    use_all(n, m, dim, x, packed, count_rows, &counts);
 }
 
-EACH void keep_nearest(count i, count here, const double *squares, void *state) {
-    double *nearest = (double *)state + 2 * COLUMNS * i, *second = nearest + COLUMNS;
-    SIDE_BY_SIDE for (count c = 0; c < here; c++) {
-        double farther = squares[c] < nearest[c] ? nearest[c] : squares[c];
-        nearest[c] = squares[c] < nearest[c] ? squares[c] : nearest[c];
-        second[c] = farther < second[c] ? farther : second[c];
-    }
+EACH lanes chosen(whole_lanes where, lanes there, lanes elsewhere) {
+    return (lanes)((where & (whole_lanes)there) | (~where & (whole_lanes)elsewhere));
+}
+
+EACH void keep_nearest(count first, count rows, count here, const double (*squares)[COLUMNS], void *state) {
+    for (count r = 0; r < rows; r++)
+        for (count v = 0; v < COLUMNS; v += LANES) {
+            double *to = (double *)state + 2 * COLUMNS * (first + r) + v;
+            lanes some = of_points(squares[r], v, here, __builtin_nan(""));
+            lanes nearest = load(to), second = load(to + COLUMNS);
+            whole_lanes is_nearer = (whole_lanes)(some < nearest);
+            lanes farther = chosen(is_nearer, nearest, some);
+            *(lanes *)to = chosen(is_nearer, some, nearest);
+            *(lanes *)(to + COLUMNS) = chosen((whole_lanes)(farther < second), farther, second);
+        }
 }
 
 /* For every i the smallest and the second smallest squared distance to the y_j of each place in a pack, so that these are
