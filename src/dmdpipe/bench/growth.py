@@ -181,6 +181,9 @@ def draw(table: pd.DataFrame) -> Figure:
             panel.loglog(value, seconds[-1] * (value / value[-1]) ** algorithm, "--", color=MUTED, linewidth=1)
             panel.loglog(value, seconds, "o-", color=BLUE)
             panel.set_title(f"{cost}\nexponent {exponent:.2f}, algorithm {algorithm:g}", fontsize=9.5)
+            shown = value[[0, len(value) // 2, -1]] if len(value) > 2 else value
+            panel.set_xticks(shown, [f"{each:,.0f}" for each in shown])
+            panel.set_xticks([], minor=True)
             panel.set_xlabel(axis)
             panel.set_ylabel("seconds")
         for panel in panels[len(groups) :]:
