@@ -30,6 +30,21 @@ typedef struct {
     float *noisy, *real, *fake, *gradient, *samples, *latent, *kept;
 } Room;
 
+/* A training: what its rounds read and change. The fake score's loss has a weight at each noise level; without an average, or
+ * weights, these are 0. */
+typedef struct {
+    const Network *student, *teacher, *fake;
+    const Latent *latent;
+    const Noising *at_generator, *at_fake;
+    const Matching *matching;
+    const float *weight;
+    const Flat *of_student, *of_fake;
+    float *average;
+    const Room *room;
+    count batch;
+    float share;
+} Training;
+
 /* Draw noise levels row [rows] and noise ε: noisy [rows × d] = x + σ·ε. */
 static void noise_samples(const Noising *n, count rows, count dim, const float *x, int64_t *row, float *noisy) {
     draw_integers(n->key, n->position, rows, n->first, (uint32_t)n->choices, row);
@@ -92,33 +107,33 @@ static float match(const Matching *m, count rows, count dim, const float *x, con
     return root_of_mean(squares, rows * dim);
 }
 
-/* Pack the weights of a round's networks, before the first round: from then on its steps do, for those that learn. */
-void dmd_begin(const Network *student, const Network *teacher, const Network *fake) {
-    pack_all(student->shape, student->layers, FORWARD | BACKWARD, student->panels);
-    pack_all(teacher->shape, teacher->layers, FORWARD, teacher->panels);
-    pack_all(fake->shape, fake->layers, FORWARD | BACKWARD, fake->panels);
+/* Pack the weights of the networks, before the first round: from then on its steps do, for those that learn. */
+void dmd_begin(const Training *t) {
+    pack_all(t->student->shape, t->student->layers, FORWARD | BACKWARD, t->student->panels);
+    pack_all(t->teacher->shape, t->teacher->layers, FORWARD, t->teacher->panels);
+    pack_all(t->fake->shape, t->fake->layers, FORWARD | BACKWARD, t->fake->panels);
 }
 
 /* Take a generator step on a batch; then the fake score's steps, the first on that batch if it is `shared`, each of the others
  * on one of its own. log: the root mean square of the gradient, the norm of the student's, and the fake score's last
  * loss, which is no number if it takes no step. */
-static void go_round(const Network *student, const Network *teacher, const Network *fake, const Latent *latent,
-                     const Noising *at_generator, const Noising *at_fake, const Matching *matching, const float *weight,
-                     const Flat *of_student, const Sizes *generator_sizes, const Flat *of_fake, const Sizes *fake_sizes,
-                     count fake_steps, count shared, count batch, const Room *room, double *log) {
-    const count dim = student->shape->dim, size = batch * dim, others = fake_steps - shared;
+static void go_round(const Training *t, const Sizes *generator_sizes, const Sizes *fake_sizes, count fake_steps, count shared,
+                     double *log) {
+    const Network *student = t->student, *fake = t->fake;
+    const Room *room = t->room;
+    const count batch = t->batch, dim = student->shape->dim, size = batch * dim, others = fake_steps - shared;
     float *x = room->samples;
-    draw_latent(latent, 1, size, room->latent);
+    draw_latent(t->latent, 1, size, room->latent);
     denoise_and_keep(student->shape, student->panels, student->given, batch, room->latent, x, room->kept);
-    noise_samples(at_generator, batch, dim, x, room->row, room->noisy);
-    denoise_at(teacher, room->row, batch, room->noisy, room->real);
+    noise_samples(t->at_generator, batch, dim, x, room->row, room->noisy);
+    denoise_at(t->teacher, room->row, batch, room->noisy, room->real);
     denoise_at(fake, room->row, batch, room->noisy, room->fake);
-    log[0] = match(matching, batch, dim, x, room->real, room->fake, room->gradient);
+    log[0] = match(t->matching, batch, dim, x, room->real, room->fake, room->gradient);
     pull_back(student->shape, student->panels, student->given, batch, room->gradient, room->kept, student->gradients,
               student->memory);
-    log[1] = step_by(student, of_student, generator_sizes, 1);
+    log[1] = step_by(student, t->of_student, generator_sizes, 1);
 
-    draw_latent(latent, others, size, room->latent);
+    draw_latent(t->latent, others, size, room->latent);
     denoise(student->shape, student->panels, student->given, others * batch, room->latent, x + size,
             student->memory);
     Conditions given = *fake->given;
@@ -126,23 +141,19 @@ static void go_round(const Network *student, const Network *teacher, const Netwo
     log[2] = __builtin_nan("");
     if (!shared) x += size;
     for (count step = 0; step < fake_steps; step++, x += size) {
-        noise_samples(at_fake, batch, dim, x, room->row, room->noisy);
-        log[2] = learn(fake, &given, weight, of_fake, fake_sizes + step, batch, room->noisy, x);
+        noise_samples(t->at_fake, batch, dim, x, room->row, room->noisy);
+        log[2] = learn(fake, &given, t->weight, t->of_fake, fake_sizes + step, batch, room->noisy, x);
     }
 }
 
 /* Go so many rounds, with fake_steps [rounds] steps of the fake score each; sizes and log stand one after the other. After each
  * generator step its average, if there is one, moves by a share of the way towards the student's parameters. */
-void dmd_rounds(const Network *student, const Network *teacher, const Network *fake, const Latent *latent,
-                const Noising *at_generator, const Noising *at_fake, const Matching *matching, const float *weight,
-                const Flat *of_student, const Flat *of_fake, float share, float *average, count batch, const Room *room,
-                count rounds, count shared, const Sizes *generator_sizes, const Sizes *fake_sizes,
+void dmd_rounds(const Training *t, count rounds, count shared, const Sizes *generator_sizes, const Sizes *fake_sizes,
                 const int64_t *fake_steps, double *log) {
     for (count i = 0; i < rounds; i++, log += 3) {
-        go_round(student, teacher, fake, latent, at_generator, at_fake, matching, weight, of_student, generator_sizes + i,
-                 of_fake, fake_sizes, fake_steps[i], shared, batch, room, log);
+        go_round(t, generator_sizes + i, fake_sizes, fake_steps[i], shared, log);
         fake_sizes += fake_steps[i];
-        if (average) average_with(of_student->size, of_student->all.values, share, average);
+        if (t->average) average_with(t->of_student->size, t->of_student->all.values, t->share, t->average);
     }
 }
 

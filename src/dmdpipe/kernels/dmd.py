@@ -97,6 +97,17 @@ class Logged(NamedTuple):
     fake_loss: float
 
 
+class _Training(ctypes.Structure):
+    """C's structure of the same name."""
+
+    _fields_ = (
+        *((name, MEMORY) for name in ("student", "teacher", "fake", "latent", "at_generator", "at_fake", "matching")),
+        *((name, MEMORY) for name in ("weight", "of_student", "of_fake", "average", "room")),
+        ("batch", SIZE),
+        ("share", ctypes.c_float),
+    )
+
+
 class CompiledRounds:
     """The rounds of one distillation. All that it is given is read and changed where it is, in every round, but for the
     networks' weights: those are read at the first call, and until the last one changed by nothing else.
@@ -159,23 +170,24 @@ class CompiledRounds:
         flats = [one.told_flat() for one in (student, fake)]
         if average is not None and (average.shape != (flats[0][4],) or average.dtype != torch.float32):
             raise ValueError(f"an average of {list(average.shape)} in {average.dtype}, of {flats[0][4]} parameters")
-        self._told = [
-            *(network.pointers for network in networks),
-            _mixed(latent.seed, latent.position.data_ptr(), float(level)),
-            at_generator.told(),
-            at_fake.told(),
-            (ctypes.c_float * len(matching))(*matching),
-            place(weight),
-            *flats,
-            share,
-            place(average),
-            batch,
-            structure(row.data_ptr(), *map(place, floats)),
-        ]
+        parts = {
+            "student": networks[0].pointers,
+            "teacher": networks[1].pointers,
+            "fake": networks[2].pointers,
+            "latent": _mixed(latent.seed, latent.position.data_ptr(), float(level)),
+            "at_generator": at_generator.told(),
+            "at_fake": at_fake.told(),
+            "matching": (ctypes.c_float * len(matching))(*matching),
+            "of_student": flats[0],
+            "of_fake": flats[1],
+            "room": structure(row.data_ptr(), *map(place, floats)),
+        }
+        places = {name: ctypes.addressof(part) for name, part in parts.items()}
+        self._told = _Training(**places, weight=place(weight), average=place(average), batch=batch, share=share)
         # C is told places in memory: what lies there must stay.
-        self._held = student, teacher, fake, latent, at_generator, at_fake, weight, average, row, floats, networks
-        told = *[MEMORY] * 10, ctypes.c_float, MEMORY, SIZE, MEMORY
-        self._call = function("dmd", "dmd_rounds", None, *told, SIZE, SIZE, *[MEMORY] * 4)
+        given = student, teacher, fake, latent, at_generator, at_fake, weight, average
+        self._held = given, parts, networks, row, floats
+        self._call = function("dmd", "dmd_rounds", None, MEMORY, SIZE, SIZE, *[MEMORY] * 4)
 
     def __call__(self, rounds: Sequence[Round], shared: bool) -> list[Logged]:
         """Go some rounds.
@@ -194,11 +206,12 @@ class CompiledRounds:
         if not all(shared <= count <= self.most for count in steps):
             raise ValueError(f"{steps} steps of the fake score, there may be {int(shared)} to {self.most}")
         if not self.begun:
-            function("dmd", "dmd_begin", None, *[MEMORY] * 3)(*self._told[:3])
+            function("dmd", "dmd_begin", None, MEMORY)(ctypes.byref(self._told))
             self.begun = True
         generators, fakes = [each.generator for each in rounds], [one for each in rounds for one in each.fakes]
         log = (ctypes.c_double * len(Logged._fields) * len(rounds))()
-        self._call(*self._told, len(rounds), shared, told_sizes(generators), told_sizes(fakes), structure(*steps), log)
+        changing = told_sizes(generators), told_sizes(fakes), structure(*steps)
+        self._call(ctypes.byref(self._told), len(rounds), shared, *changing, log)
         return [Logged(*each) for each in log]
 
 
