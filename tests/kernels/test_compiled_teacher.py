@@ -69,7 +69,7 @@ def test_a_gradient_is_clipped_as_its_exact_norm_says(share, size):
 
     other, plain, given = learned(None)
     other.kernel.denoising_loss(noisy, given, x, edm_weight(sigma))
-    clip = 0.5 * plain.step(0.01)
+    clip = share * plain.step(0.01)
     (one, own, given), (other, plain, _) = learned(clip), learned(clip)
     learner = Learner(one.kernel, given, own.flat())
     for _ in range(2):

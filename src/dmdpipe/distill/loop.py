@@ -103,7 +103,10 @@ def fakes() -> Any:
 
 
 def make_fake(spec: StudentSpec, teacher: Teacher, student: Any, batches: RandomBatches, device: torch.device) -> Any:
-    """Return D_fake(x, σ) as the recipe says: exact, of samples, a fresh network, or one that starts as the teacher."""
+    """Return D_fake(x, σ) as the recipe says: exact, of samples, a fresh network, or one that starts as the teacher.
+
+    None if it should start as a teacher that is no network.
+    """
     if spec.recipe.fake == "oracle":
         return import_module("dmdpipe.distill.oracle").LinearOracle(student.get_parameter("generator.matrix"))
     if spec.recipe.fake == "samples":
@@ -191,7 +194,10 @@ class Distillation:
         return [self._advance(step, *both) for step, both in zip(generator_steps, rates, strict=True)]
 
     def state(self) -> dict[str, Tensor]:
-        """Return all that ``advance`` changes in place, by name: a training with the same state goes on alike."""
+        """Return all that ``advance`` changes in place, by name: a training with the same state goes on alike.
+
+        An oracle is made from the student, and has to be refreshed after it.
+        """
         of_student = self.student_optimiser
         state = {"student": of_student.parameters.values, "evaluated": self.evaluated}
         state |= {f"student/{name}": tensor for name, tensor in of_student.state.items()}

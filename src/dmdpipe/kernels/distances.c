@@ -85,7 +85,8 @@ EACH void tile_of(count rows, count dim, const double *x, const double *norms, c
     }
 }
 
-/* What is done with the squared distances of some rows, from row `first` on, from `here` of the points in a pack. */
+/* What is done with the squared distances between a pack of points, `here` of them, and some rows, the first of them row
+ * `first` of x. */
 typedef void (*Use)(count first, count rows, count here, const double (*squares)[COLUMNS], void *state);
 
 /* Some of a pack's squared distances, from place v on; those of places without a point are `elsewhere`. */
@@ -123,7 +124,7 @@ EACH void use_all(count n, count m, count dim, const double *x, const double *pa
 EACH lanes roots(lanes squares, int by_instruction) {
     lanes found;
 #if defined(__AVX512F__)
-    /* The instruction for eight roots takes as long as some twenty multiply-adds, beside which it works. Here two of Newton's steps on √x and
+    /* The instruction for eight roots takes as long as some twenty multiply-adds. Here two of Newton's steps on √x and
      * 1/(2√x) go from 14 good bits to 53, and one on the exact remainder x − √x² rounds (P. Markstein, IBM J. Res. Dev. 34,
      * 1990). Zeros, and what might leave the range on the way, are left to the instruction. */
     enum { NOT_AT_LEAST = 25, NOT_AT_MOST = 22 };
@@ -144,7 +145,7 @@ EACH lanes roots(lanes squares, int by_instruction) {
     return found;
 }
 
-/* The instruction makes one root of so many, while multiply-adds make the others. */
+/* One vector of so many has its roots made by the instruction: the divider works while multiply-adds make the others. */
 enum { BY_INSTRUCTION = 4 };
 
 EACH void add_roots(count first, count rows, count here, const double (*squares)[COLUMNS], void *state) {
@@ -153,7 +154,7 @@ EACH void add_roots(count first, count rows, count here, const double (*squares)
     for (count v = 0; v < COLUMNS; v += LANES) {
         /* Apart from memory, since each sum waits for the one before. */
         lanes sum = load(sums + v);
-        for (count r = 0; r < rows; r++) sum += roots(of_points(squares[r], v, here, 0.0), r % BY_INSTRUCTION == 0);
+        for (count r = 0; r < rows; r++) sum += roots(of_points(squares[r], v, here, 0.0), r % BY_INSTRUCTION == BY_INSTRUCTION - 1);
         *(lanes *)(sums + v) = sum;
     }
 }
