@@ -15,10 +15,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
+from timeit import timeit
 
 from dmdpipe.figures.notebooks import run_notebook
 from dmdpipe.forking.server import fork_server
@@ -41,7 +41,10 @@ def main() -> None:
         notebooks = sorted(Path(copy).glob(PAGES))
         run_page(notebooks[0])  # the first one waits for the server's imports
         for notebook in notebooks:
-            turns = [(seconds(run_papermill, notebook), seconds(run_page, notebook)) for _ in range(options.turns)]
+            turns = [
+                [timeit(partial(run, notebook), number=1) for run in (run_papermill, run_page)]
+                for _ in range(options.turns)
+            ]
             alone, page = (median(column) for column in zip(*turns, strict=True))
             totals.append((alone, page))
             ratio = page / alone
@@ -61,13 +64,6 @@ def run_page(notebook: Path) -> None:
     source = notebook.with_name("source.ipynb")
     shutil.copy2(notebook, source)
     run_notebook(source, {}, notebook.parent)
-
-
-def seconds(run: Callable[[Path], object], notebook: Path) -> float:
-    """Return how long a call takes."""
-    started = time.perf_counter()
-    run(notebook)
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

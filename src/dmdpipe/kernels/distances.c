@@ -154,7 +154,8 @@ EACH void add_roots(count first, count rows, count here, const double (*squares)
     for (count v = 0; v < COLUMNS; v += LANES) {
         /* Apart from memory, since each sum waits for the one before. */
         lanes sum = load(sums + v);
-        for (count r = 0; r < rows; r++) sum += roots(of_points(squares[r], v, here, 0.0), r % BY_INSTRUCTION == BY_INSTRUCTION - 1);
+        for (count r = 0; r < rows; r++)
+            sum += roots(of_points(squares[r], v, here, 0.0), r % BY_INSTRUCTION == BY_INSTRUCTION - 1);
         *(lanes *)(sums + v) = sum;
     }
 }

@@ -97,6 +97,12 @@ class Logged(NamedTuple):
     fake_loss: float
 
 
+class _Latent(ctypes.Structure):
+    """C's structure of the same name."""
+
+    _fields_ = (("key", SIZE), ("position", MEMORY), ("level", ctypes.c_float))
+
+
 class _Training(ctypes.Structure):
     """C's structure of the same name."""
 
@@ -174,7 +180,7 @@ class CompiledRounds:
             "student": networks[0].pointers,
             "teacher": networks[1].pointers,
             "fake": networks[2].pointers,
-            "latent": _mixed(latent.seed, latent.position.data_ptr(), float(level)),
+            "latent": _Latent(latent.seed, latent.position.data_ptr(), level),
             "at_generator": at_generator.told(),
             "at_fake": at_fake.told(),
             "matching": (ctypes.c_float * len(matching))(*matching),
@@ -220,9 +226,3 @@ def _column(column: Tensor) -> int:
     if column.ndim != 2 or column.shape[1] != 1 or column.dtype != torch.float32 or not column.is_contiguous():
         raise ValueError(f"expected a column in float32, got {list(column.shape)} in {column.dtype}")
     return len(column)
-
-
-def _mixed(key: int, position: int, level: float) -> Any:
-    """Return C's structure of a stream and a level."""
-    bits = ctypes.c_uint32.from_buffer(ctypes.c_float(level)).value
-    return structure(key, position, bits)
